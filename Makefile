@@ -1,0 +1,55 @@
+# Everything a person runs. `make` or `make help` lists the targets.
+
+# Any Python >= 3.11; it only creates .venv, which every target then uses.
+PYTHON ?= python3
+# Handed to pip install. Without CUDA: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb)))
+BENCHMARKS := $(wildcard benchmarks/*.py)
+
+.PHONY: help setup demo test check notebooks figures bench clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create or update the environment in .venv
+	@echo "environment up to date: $$($(BIN)/python --version) in .venv, $$(cat $(STAMP))"
+
+demo: setup ## train, quantize, pack and score a small model on real text, and draw its figures
+	$(BIN)/golfcore notebook 00_quickstart
+
+test: setup ## run every test; those marked gpu are skipped where there is no CUDA
+	$(BIN)/python -m pytest
+
+check: setup ## lint, check the formatting, check the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: setup ## execute every notebook on the smallest preset
+	@set -e; for name in $(NOTEBOOKS); do echo "notebook $$name"; $(BIN)/golfcore notebook $$name -p preset smoke; done
+
+figures: setup ## draw every figure under figures/ again from its table
+	$(BIN)/golfcore figures
+
+bench: setup ## run every program under benchmarks/
+	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file; done
+
+clean: ## remove .venv and the tools' caches; results under papermill_runs/ always stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find golfcore tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +
+	@echo "kept: papermill_runs/ (results are yours to delete)"
+
+# constraints.txt pins torch, so that an upgrade (several GB where it brings CUDA) never comes in by accident.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make setup: expected \
+	Python 3.11 or newer, found $(PYTHON) = '$$($(PYTHON) --version 2>&1)'; name another: make setup PYTHON=python3.12" >&2; \
+	exit 1; }
+	@echo "environment: installing into .venv (once, a few minutes; torch is most of it)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[nb,dev]"
+	@$(BIN)/python -c 'import torch; print("torch", torch.__version__)' > $@.part && mv $@.part $@

@@ -1,0 +1,273 @@
+"""The packed model: one file that needs nothing beside it, and what counts against the size limit.
+
+    magic "GOLFCORE" | version u16 | header length u32 | file length u32 | header | payload | sha256 of all before
+
+Little-endian. The header is JSON under zlib: the configuration, the caller's `extra`, and for each stream of the
+payload its least symbol, its counts and its length in 32-bit words. Streams lie in the order of their names. A stream
+named like a matrix or table holds its codes; "scales" and "halves" hold all scales, and all tensors without codes, in
+the order of the parameter table, as the high and the low bytes of float16.
+
+Nothing of a file is trusted: sizes come from the parameter table, at most MAX_SCALARS are unpacked, nothing is run.
+"""
+
+import ast
+import hashlib
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golfcore import config, params
+from golfcore.config import Config
+from golfcore.errors import UserError
+from golfcore.files import canonical_json, write_bytes
+from golfcore.quant.codec import IntArray, Stream, decode, encode, join_halves, split_halves
+from golfcore.quant.stored import Coded, Entry, Quantized, dequantize_weights, entries
+from golfcore.weights import Weights
+
+MAGIC, VERSION = b"GOLFCORE", 1
+PREFIX = struct.Struct("<8sHII")
+DIGEST = hashlib.sha256().digest_size
+MAX_HEADER = 1 << 20  # bytes of JSON; exp101's has 23 thousand
+MAX_SCALARS = 1 << 28  # of a model; ten times exp101's
+PLANES = ("scales.high", "scales.low", "halves.high", "halves.low")
+READERS = ("golfcore.artifact", "golfcore.evals.protocols")  # what it takes to read and to score an artifact
+
+
+class Malformed(Exception):
+    """What was found in a file that is not a whole artifact; always turned into a UserError that names the file."""
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{path}: expected a golfcore artifact, found no readable file ({e.strerror})") from None
+    except Malformed as e:
+        raise UserError(f"{path}: expected a golfcore artifact, found {e}") from None
+
+
+def _require(holds: bool, found: str) -> None:
+    if not holds:
+        raise Malformed(found)
+
+
+# -- writing
+
+
+def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[str, Any] | None = None) -> int:
+    """Pack a quantized model with any JSON object; the size in bytes. Equal input gives equal bytes."""
+    streams = {name: encode(symbols) for name, symbols in sorted(_symbols(cfg, quantized).items())}
+    described = {name: [s.least, s.counts, len(s.words)] for name, s in streams.items()}
+    header = canonical_json({"config": config.to_dict(cfg), "extra": extra or {}, "streams": described}).encode()
+    if len(header) > MAX_HEADER:
+        raise UserError(f"{path}: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
+    packed = zlib.compress(header, 9)
+    payload = b"".join(s.words.astype("<u4").tobytes() for s in streams.values())
+    size = PREFIX.size + len(packed) + len(payload) + DIGEST
+    body = PREFIX.pack(MAGIC, VERSION, len(packed), size) + packed + payload
+    write_bytes(path, body + hashlib.sha256(body).digest())
+    return size
+
+
+def _symbols(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, IntArray]:
+    """The integers of each stream by its name."""
+    out: dict[str, IntArray] = {}
+    scales: list[Tensor] = [torch.empty(0, dtype=torch.float16)]
+    halves = list(scales)
+    for name in entries(cfg.model):
+        entry = quantized[name]
+        if isinstance(entry, Coded):
+            out[name] = entry.codes.numpy()
+            scales.append(entry.scale)
+        else:
+            halves.append(entry.flatten())
+    planes = (*split_halves(torch.cat(scales).numpy()), *split_halves(torch.cat(halves).numpy()))
+    return out | dict(zip(PLANES, planes, strict=True))
+
+
+# -- reading
+
+
+def read(path: Path) -> tuple[Config, Weights]:
+    """The configuration and the float32 weights, on the CPU. UserError: no file, no artifact, or not a whole one."""
+    cfg, quantized = read_quantized(path)
+    return cfg, dequantize_weights(cfg.model, quantized)
+
+
+def read_quantized(path: Path) -> tuple[Config, Quantized]:
+    """As `read`, but the codes and scales as they are stored."""
+    with _naming(path):
+        contents = _open(path)
+        return contents.cfg, _unpack(contents)
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What is in an artifact and what each part costs in bytes. Errors as `read`."""
+    with _naming(path):
+        contents = _open(path)
+    specs = entries(contents.cfg.model)
+    parts = {"header": contents.header_bytes, "matrix": 0, "table": 0, "scales": 0, "halves": 0}
+    for name, stream in contents.streams.items():
+        parts[specs[name].kind if name in specs else name.partition(".")[0]] += stream.words.nbytes
+    return {
+        "bytes": contents.size,
+        "version": VERSION,
+        "config": config.to_dict(contents.cfg),
+        "hash": contents.cfg.hash,
+        "extra": contents.extra,
+        "components": {**parts, "frame": PREFIX.size + DIGEST},
+        "streams": {name: stream.words.nbytes for name, stream in contents.streams.items()},
+    }
+
+
+class Contents(NamedTuple):
+    """A file whose frame and header are in order; the streams are not unpacked yet."""
+
+    cfg: Config
+    extra: dict[str, Any]
+    streams: dict[str, Stream]
+    header_bytes: int
+    size: int
+
+
+def _open(path: Path) -> Contents:
+    data, header_bytes = _frame(path)
+    header = _header(data[PREFIX.size : PREFIX.size + header_bytes])
+    cfg = config.from_dict(header["config"], str(path))
+    shapes = [p.shape for p in params.table(cfg.model)]
+    _require(all(n > 0 for shape in shapes for n in shape), "a model with an empty tensor")
+    _require(sum(map(math.prod, shapes)) <= MAX_SCALARS, f"a model of more than {MAX_SCALARS} weights")
+    streams = _streams(header["streams"], data[PREFIX.size + header_bytes : len(data) - DIGEST])
+    codable = {name for name, spec in entries(cfg.model).items() if spec.kind in ("matrix", "table")}
+    _require(set(PLANES) <= streams.keys() <= codable | set(PLANES), "streams of another model")
+    return Contents(cfg, header["extra"], streams, header_bytes, len(data))
+
+
+def _frame(path: Path) -> tuple[bytes, int]:
+    """All bytes of the file and the length of its header, after the checks that need no more than the frame."""
+    with path.open("rb") as f:
+        start = f.read(PREFIX.size)
+        _require(start[: len(MAGIC)] == MAGIC[: len(start)], "a file of another kind")
+        _require(len(start) == PREFIX.size, f"no more than its first {len(start)} bytes")
+        _, version, header_bytes, size = PREFIX.unpack(start)
+        _require(version == VERSION, f"version {version} where this program reads version {VERSION}")
+        actual = path.stat().st_size
+        _require(actual >= size, f"no more than {actual} of its {size} bytes")
+        _require(actual == size, f"{actual - size} bytes after its end")
+        data = start + f.read(size)
+    corrupt = hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]
+    _require(not corrupt, "one whose checksum does not match its contents")
+    _require(PREFIX.size + header_bytes + DIGEST <= size, "a header longer than the file")
+    return data, header_bytes
+
+
+def _header(packed: bytes) -> dict[str, Any]:
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(packed, MAX_HEADER)
+        header = json.loads(text)
+    except (zlib.error, ValueError, RecursionError):
+        raise Malformed("a header that does not parse") from None
+    whole = unpacker.eof and isinstance(header, dict) and header.keys() == {"config", "extra", "streams"}
+    _require(whole and all(isinstance(part, dict) for part in header.values()), "another header")
+    return header
+
+
+def _streams(described: dict[str, Any], payload: bytes) -> dict[str, Stream]:
+    streams, position = {}, 0
+    for name, description in sorted(described.items()):
+        try:
+            least, counts, n_words = description
+            numbers = [least, n_words, *counts]
+        except (TypeError, ValueError):
+            raise Malformed(f"no description of the stream {name}") from None
+        _require(all(type(n) is int for n in numbers) and min(n_words, *counts, 0) >= 0, f"no counts of {name}")
+        stop = position + 4 * n_words
+        _require(stop <= len(payload), f"a stream {name} longer than the file")
+        words = np.frombuffer(payload[position:stop], "<u4").astype(np.uint32)
+        streams[name], position = Stream(least, tuple(counts), words), stop
+    _require(position == len(payload), f"{len(payload) - position} bytes that no stream describes")
+    return streams
+
+
+def _unpack(contents: Contents) -> Quantized:
+    specs, streams = entries(contents.cfg.model), contents.streams
+    sizes = {name: math.prod(spec.shape) for name, spec in specs.items()}
+    n_scales = sum(spec.shape[0] for name, spec in specs.items() if name in streams)
+    n_halves = sum(size for name, size in sizes.items() if name not in streams)
+    planes = [
+        _decode(name, streams[name], n, 0) for name, n in zip(PLANES, 2 * [n_scales] + 2 * [n_halves], strict=True)
+    ]
+    scales = torch.from_numpy(join_halves(planes[0], planes[1]))
+    halves = torch.from_numpy(join_halves(planes[2], planes[3]))
+    out: Quantized = {}
+    for name, spec in specs.items():
+        if name in streams:
+            codes = torch.from_numpy(_decode(name, streams[name], sizes[name], -128).astype(np.int8))
+            out[name] = Coded(codes.view(spec.shape), scales[: spec.shape[0]])
+            scales = scales[spec.shape[0] :]
+        else:
+            out[name] = halves[: sizes[name]].view(spec.shape)
+            halves = halves[sizes[name] :]
+    return out
+
+
+def _decode(name: str, stream: Stream, size: int, lowest: int) -> IntArray:
+    """The `size` symbols of a stream, all within the 256 from `lowest` on."""
+    _require(sum(stream.counts) == size, f"{sum(stream.counts)} values of {name} where the model has {size}")
+    within = lowest <= stream.least and stream.least + len(stream.counts) <= lowest + 256
+    _require(within, f"values of {name} that do not fit a byte")
+    try:
+        return decode(stream)
+    except ValueError:
+        raise Malformed(f"a stream {name} that does not decode") from None
+
+
+# -- what counts against the limit
+
+
+def code_bytes() -> int:
+    """UTF-8 bytes of the package's modules that reading and scoring an artifact import, uncompressed."""
+    root = Path(__file__).parents[1]
+    return sum(len((root / file).read_bytes()) for file in sorted(closure(READERS)))
+
+
+def closure(names: tuple[str, ...]) -> set[str]:
+    """Source files, relative to the package's parent, that modules of the package import, directly or not."""
+    root = Path(__file__).parents[1]
+    found: set[str] = set()
+    queue = list(names)
+    while queue:
+        parts = queue.pop().split(".")
+        heads = [Path(*parts[:end]) for end in range(1, len(parts) + 1) if parts[0] == __package__]
+        for file in [f for head in heads for f in (head / "__init__.py", head.with_suffix(".py"))]:
+            if str(file) not in found and (root / file).is_file():
+                found.add(str(file))
+                queue += _imported(ast.parse((root / file).read_text()))
+    return found
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    """Dotted names that a module imports, also inside functions; of `from a import b` both a and a.b."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def fits(artifact_bytes: int, code_bytes: int, max_bytes: int) -> bool:
+    """Whether weights and code together stay within the limit."""
+    return artifact_bytes + code_bytes <= max_bytes

@@ -1,0 +1,163 @@
+"""The competition's FineWeb export from the Hugging Face hub: only whole, verified files get their final names."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+from tqdm import tqdm
+
+from golfcore.data.datasets import MANIFEST, read_manifest, write_manifest
+from golfcore.data.shards import shard_tokens
+from golfcore.errors import UserError
+from golfcore.files import read_json, sha256_file
+
+REPO = "willdepueoai/parameter-golf"
+DATASET = "fineweb10B_sp1024"
+REMOTE_ROOT = "datasets"  # the export's folder in the repository
+STAGING = ".download"
+ATTEMPTS = 3
+
+
+def download(
+    out: Path,
+    train_shards: int,
+    *,
+    dataset: str = DATASET,
+    repo: str = REPO,
+    revision: str = "main",
+    endpoint: str | None = None,
+) -> str:
+    """Download all validation shards, the first `train_shards` training shards and the tokenizer; return the commit.
+
+    The export's own manifest says what there is, and all files come from one commit. Each is fetched into a staging
+    folder, checked against the hub's hash and the shard format, and renamed into `out/datasets/<dataset>/` or
+    `out/tokenizers/`. A file already there is hashed and kept if it is right, so calling again finishes an
+    interrupted download or adds shards. Our `manifest.json` comes last.
+    UserError: huggingface_hub is missing; no such repository, revision, data set, or fewer shards; the network
+    fails; a file does not match its hash; `out` holds somebody else's manifest.
+    """
+    if (out / MANIFEST).exists() and not read_manifest(out):
+        raise UserError(f"{out / MANIFEST}: expected a manifest that golfcore wrote, found another one")
+    source = Source(_hub(), repo, revision, endpoint, out / STAGING)
+    source = replace(source, revision=source.facts(f"{REMOTE_ROOT}/{MANIFEST}")[0])
+    export = read_json(source.fetch(f"{REMOTE_ROOT}/{MANIFEST}"), "the export's manifest")
+    present = {path.name for path in (out / "datasets" / dataset).glob("fineweb_train_*.bin")}
+    files = export_files(export, dataset, train_shards, present)
+    hashes = {}
+    for local, name in tqdm(files.items(), desc="files", unit="file", disable=None):
+        source.install(f"{REMOTE_ROOT}/{name}", out / local)
+        hashes[local] = sha256_file(out / local)
+    facts = {"corpus": "download", "repo": repo, "commit": source.revision, "dataset": dataset}
+    write_manifest(out, hashes, sources=facts)
+    shutil.rmtree(source.staging)
+    return source.revision
+
+
+def export_files(export: Mapping, dataset: str, train_shards: int, present: set[str]) -> dict[str, str]:
+    """Local path -> path in the export, for the wanted files and the training shards already `present`.
+
+    UserError: the export has no such data set, fewer shards, or no SentencePiece tokenizer for it.
+    """
+    entries = {entry["name"]: entry for entry in export.get("datasets", [])}
+    if dataset not in entries:
+        raise UserError(f"dataset: expected one of {sorted(entries)}, found {dataset!r}")
+    stats = entries[dataset]["stats"]
+    if not 1 <= train_shards <= stats["files_train"]:
+        raise UserError(f"train_shards: expected 1 to {stats['files_train']} for {dataset}, found {train_shards}")
+    models = {entry["name"]: entry.get("model_path") for entry in export.get("tokenizers", [])}
+    model = models.get(entries[dataset].get("tokenizer_name"))
+    if not model:
+        raise UserError(f"dataset: expected one with a SentencePiece tokenizer, found {dataset!r} without")
+    names = [f"fineweb_val_{i:06d}.bin" for i in range(stats["files_val"])]
+    names += sorted({f"fineweb_train_{i:06d}.bin" for i in range(train_shards)} | present)
+    files = {f"datasets/{dataset}/{name}": f"datasets/{dataset}/{name}" for name in names}
+    return {f"tokenizers/{Path(model).name}": model, **files}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One revision of a dataset repository on the hub, and the folder where its files are staged."""
+
+    hub: ModuleType
+    repo: str
+    revision: str
+    endpoint: str | None  # None: the public hub
+    staging: Path
+
+    def facts(self, name: str) -> tuple[str, str]:
+        """The commit that the revision stands for now, and the hash of a file."""
+        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        with self._failures(name):
+            meta = self.hub.get_hf_file_metadata(self.hub.hf_hub_url(self.repo, name, **where))
+        return meta.commit_hash, meta.etag
+
+    def install(self, name: str, path: Path) -> None:
+        """Make `path` the verified content of a file. UserError: it cannot be had whole and right."""
+        if path.is_file() and _has_hash(path, self.facts(name)[1]):
+            return
+        staged = self.fetch(name)
+        if staged.suffix == ".bin":
+            shard_tokens(staged)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(path)
+
+    def fetch(self, name: str) -> Path:
+        """Download a file into the staging folder and check its hash. UserError: the network fails, or a wrong hash.
+
+        The hub's client continues a transfer that ends early; after a reset connection we start the file again.
+        """
+        _, expected = self.facts(name)
+        with self._failures(name):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    staged = Path(self._transfer(name))
+                    break
+                except self._transport_error as e:
+                    if attempt == ATTEMPTS or isinstance(e, self.hub.errors.HfHubHTTPError):
+                        raise
+        if not _has_hash(staged, expected):
+            staged.unlink()
+            raise UserError(f"{self.repo}/{name}: expected content of hash {expected}, found a damaged download")
+        return staged
+
+    def _transfer(self, name: str) -> str:
+        return self.hub.hf_hub_download(
+            self.repo, name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint,
+            local_dir=self.staging,
+        )  # fmt: skip
+
+    @property
+    def _transport_error(self) -> type[Exception]:
+        # The root of the errors of the HTTP library underneath, which differs between versions of the hub's client.
+        return self.hub.errors.HfHubHTTPError.__bases__[0]
+
+    @contextmanager
+    def _failures(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, self._transport_error, self.hub.errors.HFValidationError) as e:
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise UserError(f"{self.repo}/{name}: expected to download it, found {reason}") from None
+
+
+def _has_hash(path: Path, etag: str) -> bool:
+    """Whether a file has the hash that the hub gives as its etag: SHA-256 for large files, git's for small ones."""
+    if len(etag) == 64:
+        return sha256_file(path) == etag
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == etag
+
+
+def _hub() -> ModuleType:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise UserError(
+            "huggingface_hub: expected it installed (pip install golfcore[hub]), found it missing"
+        ) from None
+    return huggingface_hub

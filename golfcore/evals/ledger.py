@@ -1,0 +1,88 @@
+"""The only source of validation tokens for a protocol, and the only place where scores are kept.
+
+The ledger knows which targets were scored and which were trained on, and in which order: the legality of a result is
+what it saw, never what a protocol says of itself.
+"""
+
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Legality(StrEnum):
+    STATIC = "static"  # weights fixed before any validation token was read
+    SCORE_FIRST = "score-first"  # adapted only on targets already scored
+    TRAIN_FIRST = "train-first"  # some target was trained on before it was scored: not admissible
+
+
+class Ledger:
+    """`tokens` (total + 1,) ids. `rescore`: count repeated scores (a published quirk) instead of refusing them."""
+
+    def __init__(self, tokens: np.ndarray, rescore: bool = False) -> None:
+        self._tokens = np.asarray(tokens)
+        self._rescore = rescore
+        self.nats = np.full(self.total, np.nan, dtype=np.float32)  # first score of each target
+        self._trained = np.zeros(self.total, dtype=bool)
+        self.trained_unscored = 0  # targets trained on before they were scored
+        self.again: list[tuple[int, float]] = []  # (position, nats) of scores beyond the first
+
+    @property
+    def total(self) -> int:
+        return len(self._tokens) - 1
+
+    @property
+    def legality(self) -> Legality:
+        if self.trained_unscored:
+            return Legality.TRAIN_FIRST
+        return Legality.SCORE_FIRST if self._trained.any() else Legality.STATIC
+
+    def read(self, rows: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (n, seq_len) int64 of windows; short windows are padded with token 0 on the right."""
+        x = np.zeros((len(rows), seq_len), dtype=np.int64)
+        y = np.zeros_like(x)
+        for i, (start, stop, _) in enumerate(rows):
+            x[i, : stop - start] = self._tokens[start:stop]
+            y[i, : stop - start] = self._tokens[start + 1 : stop + 1]
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def record(self, rows: np.ndarray, nats: list[np.ndarray]) -> None:
+        """Enter the scores of windows: `nats[i]` for the positions [score_from, stop) of row i, final from now on."""
+        for (_, stop, score_from), values in zip(rows, nats, strict=True):
+            span = slice(score_from, stop)
+            fresh = np.isnan(self.nats[span])
+            if not fresh.all():
+                if not self._rescore:
+                    raise RuntimeError(f"positions {score_from} to {stop}: some were already scored")
+                self.again += [
+                    (score_from + int(i), float(values[i])) for i in np.flatnonzero(~fresh)
+                ]
+            self.nats[span] = np.where(fresh, values, self.nats[span])
+
+    def train(self, start: int, stop: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets ((stop - start)/seq_len, seq_len) of positions [start, stop) to adapt on."""
+        self.trained_unscored += int(np.isnan(self.nats[start:stop]).sum())
+        self._trained[start:stop] = True
+        span = torch.from_numpy(self._tokens[start : stop + 1].astype(np.int64))
+        return span[:-1].view(-1, seq_len), span[1:].view(-1, seq_len)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(previous, target) ids of every position, for byte accounting after scoring."""
+        return self._tokens[:-1], self._tokens[1:]
+
+    def state(self) -> dict[str, Tensor]:
+        """What a killed evaluation needs to go on."""
+        again = np.array(self.again, dtype=np.float64).reshape(-1, 2)
+        return {
+            "nats": torch.from_numpy(self.nats),
+            "trained": torch.from_numpy(self._trained),
+            "trained_unscored": torch.tensor(self.trained_unscored),
+            "again": torch.from_numpy(again),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.nats = state["nats"].numpy().copy()
+        self._trained = state["trained"].numpy().copy()
+        self.trained_unscored = int(state["trained_unscored"])
+        self.again = [(int(p), n) for p, n in state["again"].tolist()]

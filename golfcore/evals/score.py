@@ -1,0 +1,48 @@
+"""Per-target negative log-likelihood of windows, and bits per byte. The only scorer."""
+
+import numpy as np
+import torch
+
+from golfcore.config import ModelConfig
+from golfcore.data.tokens import Tables, target_bytes
+from golfcore.evals.ledger import Ledger
+from golfcore.model.attention import Compute
+from golfcore.model.forward import forward, nll
+from golfcore.weights import Weights
+
+
+@torch.no_grad()
+def score(
+    cfg: ModelConfig,
+    weights: Weights,
+    ledger: Ledger,
+    rows: np.ndarray,
+    seq_len: int,
+    batch: int,
+    tables: Tables | None,
+    compute: Compute,
+) -> list[np.ndarray]:
+    """Nats (float32) of the scored positions of each window, `batch` windows at a time; the ledger is not written.
+
+    Every window is padded to `seq_len` (causal, so padding changes nothing; the rotary base depends on the length).
+    """
+    device = weights.rest["tok_emb"].device
+    out: list[np.ndarray] = []
+    for at in range(0, len(rows), batch):
+        part = rows[at : at + batch]
+        x, y = (t.to(device) for t in ledger.read(part, seq_len))
+        first = int((part[:, 2] - part[:, 0]).min())  # logits before the earliest scored position are not needed
+        logits = forward(cfg, weights, x, tables, last=seq_len - first, compute=compute)
+        losses = nll(logits, y[:, first:]).cpu().numpy()
+        out += [losses[i, s - a - first : b - a - first] for i, (a, b, s) in enumerate(part)]
+    return out
+
+
+def bytes_of(tables: Tables, previous: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Bytes charged to each target, (n,) int64."""
+    as_ids = [torch.from_numpy(np.asarray(ids).astype(np.int64)) for ids in (previous, target)]
+    return target_bytes(tables, *as_ids).to(torch.int64).numpy()
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    return nats / (np.log(2.0) * n_bytes)

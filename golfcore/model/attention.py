@@ -1,0 +1,134 @@
+"""Attention: rotary angles, the backends (held equal by a test), exclusive self-attention, the key/value cache.
+
+Shapes: B batch, T time, H heads, K head width; q (B, Tq, H, K), k and v (B, Tk, Hkv, K), Tq <= Tk aligned at the end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from golfcore.config import ModelConfig
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax(q k / sqrt(K)) v, written out."""
+    groups = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    scores = torch.einsum("bqhk,bshk->bhqs", q, k) / q.shape[-1] ** 0.5
+    return torch.einsum("bhqs,bshk->bqhk", (scores + _causal(q, k)).softmax(-1), v)
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same through torch's fused kernels."""
+    square = q.shape[1] == k.shape[1]
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if square or q.shape[1] == 1 else _causal(q, k),
+        is_causal=square and q.shape[1] > 1,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return y.transpose(1, 2)
+
+
+def attend_fa3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same through FlashAttention-3, which takes half precision only and aligns the causal mask at the end."""
+    from flash_attn_interface import flash_attn_func
+
+    out = flash_attn_func(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True)
+    return (out[0] if isinstance(out, tuple) else out).to(q.dtype)
+
+
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """(Tq, Tk) additive mask: query i sees keys up to i + Tk - Tq."""
+    mask = q.new_zeros(q.shape[1], k.shape[1])
+    allowed = torch.ones_like(mask, dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+    return mask.masked_fill(~allowed, float("-inf"))
+
+
+class Compute(NamedTuple):
+    """How a forward is executed, as opposed to what it computes."""
+
+    dtype: torch.dtype = torch.float32  # of the activations
+    attend: Attend = attend_sdpa
+
+
+def choose_compute(device: torch.device, dtype: torch.dtype) -> Compute:
+    """FlashAttention-3 on CUDA in bfloat16 if it can be imported, torch's kernels otherwise."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        try:
+            import flash_attn_interface  # noqa: F401
+        except ImportError:
+            return Compute(dtype, attend_sdpa)
+        return Compute(dtype, attend_fa3)
+    return Compute(dtype, attend_sdpa)
+
+
+def rope_base(cfg: ModelConfig, length: int) -> float:
+    """The rotary base of a sequence of `length`: grows beyond `rope_ntk_len`, for all its positions (NTK rule)."""
+    if not cfg.rope_ntk_len or length <= cfg.rope_ntk_len:
+        return cfg.rope_base
+    d = cfg.rope_dims
+    return cfg.rope_base * (length / cfg.rope_ntk_len) ** (d / (d - 2))
+
+
+def rope_angles(cfg: ModelConfig, start: int, stop: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (stop - start, rope_dims/2) in float32 for positions start..stop-1 of a sequence of `length`.
+
+    Quirk `rope_angles = "bfloat16"`: up to `rope_ntk_len` the originals multiplied bfloat16 positions by bfloat16
+    frequencies, which merges neighbouring positions beyond 256.
+    """
+    halves = torch.arange(0, cfg.rope_dims, 2, dtype=torch.float32, device=device)
+    frequencies = rope_base(cfg, length) ** (-halves / cfg.rope_dims)
+    positions = torch.arange(start, stop, dtype=torch.float32, device=device)
+    if cfg.rope_angles == "bfloat16" and length <= cfg.rope_ntk_len:
+        positions, frequencies = positions.bfloat16(), frequencies.bfloat16()
+    angles = torch.outer(positions, frequencies).float()
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2 * cos.shape[-1] dims of (B, T, H, K), pairing dim a with dim a + half."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
+
+
+def exclude_self(y: Tensor, v: Tensor) -> Tensor:
+    """XSA (exp101): remove from each head's output its component along the same position's own value.
+
+    y (B, T, H, K), v (B, T, Hkv, K); float32 inside.
+    """
+    b, t, h, k = y.shape
+    grouped = y.float().view(b, t, v.shape[2], -1, k)
+    unit = F.normalize(v.float(), dim=-1).unsqueeze(3)
+    return (grouped - (grouped * unit).sum(-1, keepdim=True) * unit).view(b, t, h, k).to(y.dtype)
+
+
+class Cache:
+    """Keys, values and tokens of the positions so far, for a sequence whose final length is known.
+
+    The final length fixes the rotary base, so that cached and uncached logits are the same function.
+    """
+
+    def __init__(self, cfg: ModelConfig, batch: int, length: int, compute: Compute, device: torch.device) -> None:
+        shape = (cfg.n_layers, batch, length, cfg.n_kv_heads, cfg.head_dim)
+        self.keys = torch.zeros(shape, dtype=compute.dtype, device=device)
+        self.values = torch.zeros(shape, dtype=compute.dtype, device=device)
+        self.tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        self.length = length
+        self.filled = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this call's keys and values of `layer`; return those of all positions so far."""
+        stop = self.filled + k.shape[1]
+        self.keys[layer, :, self.filled : stop] = k
+        self.values[layer, :, self.filled : stop] = v
+        return self.keys[layer, :, :stop], self.values[layer, :, :stop]

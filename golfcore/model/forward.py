@@ -1,0 +1,144 @@
+"""The one forward pass. Training, evaluation, meta-learning, TTT, calibration and generation are calls of it.
+
+Shapes: B batch, T time, D width, V vocabulary, U blocks, L layers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from golfcore import params
+from golfcore.config import ModelConfig
+from golfcore.data.tokens import Tables
+from golfcore.model.attention import Cache, Compute, exclude_self, rope_angles, rotate
+from golfcore.model.embed import EMBED_REACH, Tap, embed, linear, rms, value_embedding
+from golfcore.weights import Weights, matrix, matrix_name
+
+init = params.init
+DEFAULT = Compute()
+
+
+def forward(
+    cfg: ModelConfig,
+    weights: Weights,
+    tokens: Tensor,
+    tables: Tables | None,
+    tap: Tap | None = None,
+    cache: Cache | None = None,
+    last: int | None = None,
+    compute: Compute = DEFAULT,
+) -> Tensor:
+    """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
+
+    `last`: only those of the last so many positions. `tap(name, x)` observes the input of every matrix and the output of every layer ("layer3"). With `cache`, `tokens`
+    continue the sequence it holds (the cache is extended in place). Nothing else is read or written.
+    """
+    start = cache.filled if cache else 0
+    length = cache.length if cache else tokens.shape[1]
+    x, ve = _inputs(cfg, weights, tokens, tables, tap, cache, compute)
+    rope = rope_angles(cfg, start, start + tokens.shape[1], length, tokens.device)
+    x0, stack = x, []
+    n_encoder = cfg.n_layers // 2
+    for i in range(cfg.n_layers):
+        if i >= n_encoder and stack:
+            x = x + weights.rest["skip"][i - n_encoder].to(x.dtype) * stack.pop()
+        x = layer(cfg, weights, i, x, x0, ve, rope, tap, cache, compute)
+        if i < n_encoder:
+            stack.append(x)
+    if cache:
+        cache.filled += tokens.shape[1]
+    if last is not None:
+        x = x[:, x.shape[1] - last :]
+    logits = linear(rms(x), weights.rest["tok_emb"], "head", tap).float()
+    return cfg.softcap * torch.tanh(logits / cfg.softcap)
+
+
+def _inputs(
+    cfg: ModelConfig,
+    weights: Weights,
+    tokens: Tensor,
+    tables: Tables | None,
+    tap: Tap | None,
+    cache: Cache | None,
+    compute: Compute,
+) -> tuple[Tensor, Tensor | None]:
+    """First residual stream (B, T, D) and value embedding, with the predecessors that the n-grams need."""
+    t = tokens.shape[1]
+    if cache:
+        cache.tokens[:, cache.filled : cache.filled + t] = tokens
+        tokens = cache.tokens[:, max(0, cache.filled - EMBED_REACH) : cache.filled + t]
+    x = embed(cfg, weights, tokens, tables, compute.dtype, tap)[:, -t:]
+    ve = value_embedding(cfg, weights, tokens[:, -t:], compute.dtype, tap)
+    return x, ve
+
+
+def layer(
+    cfg: ModelConfig,
+    weights: Weights,
+    i: int,
+    x: Tensor,
+    x0: Tensor,
+    ve: Tensor | None,
+    rope: tuple[Tensor, Tensor],
+    tap: Tap | None,
+    cache: Cache | None,
+    compute: Compute,
+) -> Tensor:
+    """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale. (B, T, D) -> same."""
+    rest, c = weights.rest, (i + 1) ** -0.5 if cfg.ln_scale else 1.0
+    mix = rest["resid_mix"][i].to(x.dtype)
+    x = mix[0] * x + mix[1] * x0
+    x = x + rest["attn_scale"][i].to(x.dtype) * attention(cfg, weights, i, c * rms(x), ve, rope, tap, cache, compute)
+    x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(cfg, weights, cfg.blocks[i], c * rms(x), tap)
+    if tap is not None:
+        tap(f"layer{i}", x)
+    return x
+
+
+def attention(
+    cfg: ModelConfig,
+    weights: Weights,
+    i: int,
+    x: Tensor,
+    ve: Tensor | None,
+    rope: tuple[Tensor, Tensor],
+    tap: Tap | None,
+    cache: Cache | None,
+    compute: Compute,
+) -> Tensor:
+    """Causal grouped-query attention with QK norm, partial RoPE, per-head gain, value embedding and XSA."""
+    b, t, _ = x.shape
+    block = cfg.blocks[i]
+
+    def product(role: str, y: Tensor) -> Tensor:
+        return linear(y, matrix(weights.banks, role, block), matrix_name(role, block), tap)
+
+    q = product("query", x).view(b, t, cfg.n_heads, cfg.head_dim)
+    k = product("key", x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
+    v = product("value", x)
+    if ve is not None and i in cfg.ve_layers:
+        v = v + weights.rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * ve
+    v = v.view(b, t, cfg.n_kv_heads, cfg.head_dim)
+    q, k = rotate(rms(q), *rope), rotate(rms(k), *rope)
+    q = q * weights.rest["q_gain"][block].to(x.dtype)[:, None]
+    keys, values = cache.extend(i, k, v) if cache else (k, v)
+    y = compute.attend(q, keys, values)
+    if i >= cfg.n_layers - cfg.xsa_last_n:
+        y = exclude_self(y, v)
+    return product("out", y.reshape(b, t, -1))
+
+
+def mlp(cfg: ModelConfig, weights: Weights, block: int, x: Tensor, tap: Tap | None) -> Tensor:
+    """LeakyReLU(0.5)^2 (exp101's arithmetic), ReLU^2 (pr294, pr398), or SwiGLU (exp101's prose)."""
+    up = linear(x, matrix(weights.banks, "up", block), matrix_name("up", block), tap)
+    if cfg.mlp == "swiglu":
+        gate, value = up.chunk(2, dim=-1)
+        hidden = F.silu(gate) * value
+    else:
+        hidden = (F.leaky_relu(up, 0.5) if cfg.mlp == "leaky_relu2" else F.relu(up)).square()
+    return linear(hidden, matrix(weights.banks, "down", block), matrix_name("down", block), tap)
+
+
+def nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each target: (B, T, V), (B, T) -> (B, T) float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)

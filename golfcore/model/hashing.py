@@ -1,0 +1,44 @@
+"""Rows of the n-gram hash table (exp101; the plain mode is also pr294's and pr398's).
+
+    bigram  = (36313 t_p) xor (27191 t_{p-1})
+    trigram = bigram xor (51497 t_{p-2})
+
+in wrapping int32 arithmetic, reduced by a non-negative remainder. The last row is the sentinel of positions that have
+no predecessor. Split mode keeps one half of the other rows for tokens that start a word and one for the rest.
+"""
+
+import torch
+from torch import Tensor
+
+MULTIPLIERS = (36313, 27191, 51497)
+
+
+def bigram_rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool) -> Tensor:
+    """(..., T) token ids -> (..., T) int64 rows; `word_start` (V,) bool.
+
+    Without `word_start` the rows are shared even if `split`, as published.
+    """
+    return _rows(tokens, word_start, n_rows, split, order=2)
+
+
+def trigram_rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool) -> Tensor:
+    """As `bigram_rows`, with two predecessors (and two sentinel positions)."""
+    return _rows(tokens, word_start, n_rows, split, order=3)
+
+
+def _rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool, order: int) -> Tensor:
+    length, lead = tokens.shape[-1], order - 1
+    rows = torch.full(tokens.shape, n_rows - 1, dtype=torch.int64, device=tokens.device)
+    if length <= lead:
+        return rows
+    ids = tokens.to(torch.int32)
+    mixed = MULTIPLIERS[0] * ids[..., lead:]
+    for back in range(1, order):
+        mixed = mixed ^ (MULTIPLIERS[back] * ids[..., lead - back : length - back])
+    if split and word_start is not None:
+        half = (n_rows - 1) // 2
+        offset = torch.where(word_start[tokens[..., lead:]], 0, half)
+        rows[..., lead:] = mixed % half + offset
+    else:
+        rows[..., lead:] = (mixed % (n_rows - 1)).to(torch.int64)
+    return rows

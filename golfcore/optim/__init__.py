@@ -1,0 +1,1 @@
+"""The optimizers: Muon for the banks, AdamW for everything else."""

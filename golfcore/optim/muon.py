@@ -1,0 +1,104 @@
+"""Muon for stacks of matrices (Jordan et al., 2024; form and constants of exp101): momentum, then orthogonalisation."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from golfcore.runtime import world_size
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic that is steepest at 0; it overshoots 1 a little on purpose
+EPS = 1e-7
+
+
+def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Move every singular value of each (rows, cols) matrix in `g` (..., rows, cols) close to 1; returned in `dtype`.
+
+    With X = g / |g|_F, `steps` times: A = X X^T, X <- a X + (b A + c A A) X. Everything is computed in `dtype`. For
+    rectangular Gaussian matrices the results lie in about [0.68, 1.14]; zero matrices stay zero.
+    """
+    a, b, c = COEFFICIENTS
+    x = g.to(dtype)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:  # the smaller Gram matrix
+        x = x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x  # not baddbmm: in bfloat16 it would round elsewhere than exp101
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose update is orthogonalised matrix by matrix, with decoupled weight decay before it.
+
+        m <- momentum m + g;   u = g + momentum m;   W <- (1 - lr wd) W;   W <- W - lr sqrt(max(1, rows / cols)) NS(u)
+
+    Parameters have shape (..., rows, cols); each leading index is a matrix of its own. `dtype` is that of the momentum
+    buffer and of Newton-Schulz (exp101: bfloat16). Parameters without a gradient are skipped.
+
+    In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum, so that
+    any rank's state is the whole state, and orthogonalises its share of the matrices; the updates are then gathered.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        ns_steps: int = 5,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "dtype": dtype}
+        super().__init__(params, defaults)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if p.ndim < 2:
+                raise ValueError(f"Muon: expected parameters of shape (..., rows, cols), found {tuple(p.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            shares = [Share(self._nesterov(p, group), group["ns_steps"]) for p in params]
+            for p, share in zip(params, shares, strict=True):
+                rows, cols = p.shape[-2:]
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(share.result().to(p.dtype), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+
+    def _nesterov(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        assert p.grad is not None
+        g = p.grad.to(group["dtype"])
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(g)
+        m = state["momentum"].mul_(group["momentum"]).add_(g)
+        return torch.add(g, m, alpha=group["momentum"])  # rounds once, as the original's fused multiply-add
+
+
+class Share:
+    """Newton-Schulz of (..., rows, cols) with the matrices divided among the ranks; gathering begins at once."""
+
+    def __init__(self, u: Tensor, steps: int) -> None:
+        self.shape = u.shape
+        self.work: dist.Work | None = None
+        world = world_size()
+        if world == 1:
+            self.updates = newton_schulz(u, steps, u.dtype)
+            return
+        slots = u.reshape(-1, *u.shape[-2:])
+        share = -(-len(slots) // world)
+        slots = F.pad(slots, (0, 0, 0, 0, 0, share * world - len(slots)))  # every rank sends as much
+        first = dist.get_rank() * share
+        mine = newton_schulz(slots[first : first + share], steps, u.dtype).contiguous()
+        self.updates = torch.empty_like(slots)
+        self.work = dist.all_gather(list(self.updates.chunk(world)), mine, async_op=True)
+
+    def result(self) -> Tensor:
+        if self.work is None:
+            return self.updates
+        self.work.wait()
+        return self.updates.view(-1)[: self.shape.numel()].view(self.shape)

@@ -1,0 +1,167 @@
+"""The parameter table: for every tensor its shape, initial value, optimizer group and treatment in the artifact.
+
+Optimizers, freezing, quantization and export read this table; nothing matches substrings of names.
+Initial values follow exp101 (its model-level initialiser makes both small projections orthogonal).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from golfcore.config import ModelConfig
+from golfcore.weights import Weights, unflat
+
+Kind = Literal["matrix", "table", "projection", "control"]
+
+
+class Param(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    init: str  # "orthogonal", "zeros", "normal", "constant", "orthogonal_even", "identity_mix"
+    value: float  # standard deviation of "normal", value of "constant"
+    group: Literal["matrix", "table", "scalar"]  # Muon; AdamW at table_lr; AdamW at scalar_lr
+    kind: Kind  # how the artifact stores it: low-bit matrix, int8 table, else fp16
+    rows: Literal["slot", "block", "layer", ""] = ""  # what the first axis counts, if blocks can be frozen by it
+    exported: bool = True  # False: train-only, never in an artifact
+
+
+def table(cfg: ModelConfig) -> tuple[Param, ...]:
+    """One row for every tensor of the model, banks first."""
+    rows = [*_banks(cfg), *_controls(cfg), *_ngram(cfg), *_value_embedding(cfg)]
+    return tuple(rows)
+
+
+def mlp_shapes(cfg: ModelConfig) -> tuple[int, int]:
+    """(rows of up, columns of down). SwiGLU: two thirds of F twice, so 3hD = 2FD parameters either way."""
+    inner = 2 * cfg.mlp_hidden // 3
+    return (2 * inner, inner) if cfg.mlp == "swiglu" else (cfg.mlp_hidden, cfg.mlp_hidden)
+
+
+def _banks(c: ModelConfig) -> list[Param]:
+    u, d = c.n_blocks, c.dim
+    up, down = mlp_shapes(c)
+    return [
+        Param("qo", (2 * u, d, d), "orthogonal_even", 0, "matrix", "matrix", "slot"),
+        Param("kv", (2 * u, c.kv_dim, d), "orthogonal", 0, "matrix", "matrix", "slot"),
+        Param("up", (u, up, d), "orthogonal", 0, "matrix", "matrix", "block"),
+        Param("down", (u, d, down), "zeros", 0, "matrix", "matrix", "block"),
+    ]
+
+
+def _controls(c: ModelConfig) -> list[Param]:
+    n, d = c.n_layers, c.dim
+    rows = [
+        Param("tok_emb", (c.vocab_size, d), "normal", c.embed_init_std, "table", "table"),
+        Param("attn_scale", (n, d), "constant", 1, "scalar", "control", "layer"),
+        Param("mlp_scale", (n, d), "constant", 1, "scalar", "control", "layer"),
+        Param("resid_mix", (n, 2, d), "identity_mix", 0, "scalar", "control", "layer"),
+        Param("q_gain", (c.n_blocks, c.n_heads), "constant", c.q_gain_init, "scalar", "control", "block"),
+    ]
+    if c.n_skips:
+        rows.append(Param("skip", (c.n_skips, d), "constant", 1, "scalar", "control"))
+    if c.smear:
+        rows.append(Param("smear", (d,), "constant", 0, "scalar", "control"))
+    return rows
+
+
+def _ngram(c: ModelConfig) -> list[Param]:
+    rows = []
+    if c.bigram_rows:
+        rows.append(Param("bigram", (c.bigram_rows, c.bigram_dim), "zeros", 0, "table", "table"))
+        rows.append(Param("bigram_scale", (), "constant", 0.05, "scalar", "control"))
+        if c.bigram_dim != c.dim:
+            rows.append(Param("bigram_proj", (c.dim, c.bigram_dim), "orthogonal", 0, "scalar", "projection"))
+        if c.word_start_boost:
+            rows.append(Param("word_start_boost", (), "constant", 1, "scalar", "control"))
+    return rows
+
+
+def _value_embedding(c: ModelConfig) -> list[Param]:
+    rows = []
+    if c.ve_layers:
+        rows.append(Param("ve", (c.vocab_size, c.ve_dim), "normal", 0.01, "table", "table"))
+        rows.append(Param("ve_scale", (), "constant", 0.1, "scalar", "control"))
+        rows.append(Param("ve_layer_scale", (len(c.ve_layers),), "constant", 1, "scalar", "control"))
+        if c.ve_dim != c.kv_dim:
+            rows.append(Param("ve_proj", (c.kv_dim, c.ve_dim), "orthogonal", 0, "scalar", "projection"))
+    return rows
+
+
+def init(cfg: ModelConfig, seed: int) -> Weights:
+    """Initial weights in float32 on the CPU, rounded through `cfg.init_dtype` (the original cast everything once)."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {p.name: _initial(p, generator) for p in table(cfg)}
+    tensors["attn_scale"][0] = cfg.first_attn_scale
+    for row in cfg.frozen_skips:
+        tensors["skip"][row] = 0
+    rounding = getattr(torch, cfg.init_dtype)
+    return unflat({name: t.to(rounding).to(torch.float32) for name, t in tensors.items()})
+
+
+def _initial(p: Param, generator: torch.Generator) -> Tensor:
+    t = torch.zeros(p.shape)
+    if p.init == "normal":
+        t.normal_(0, p.value, generator=generator)
+    elif p.init == "constant":
+        t.fill_(p.value)
+    elif p.init == "identity_mix":
+        t[:, 0] = 1
+    elif p.init in ("orthogonal", "orthogonal_even"):
+        step = 2 if p.init == "orthogonal_even" else 1  # output matrices start at 0
+        for m in t[::step] if t.ndim == 3 else [t]:
+            torch.nn.init.orthogonal_(m, generator=generator)
+    elif p.init != "zeros":
+        raise ValueError(f"{p.name}: no initialiser {p.init!r}")
+    return t
+
+
+def frozen(cfg: ModelConfig, n_blocks: int, kinds: tuple[Kind, ...]) -> dict[str, Tensor]:
+    """For each tensor with rows that belong to the first `n_blocks` blocks, a bool mask over its first axis.
+
+    A layer's scales belong to the block the layer reads. Only tensors of the given kinds are masked; the published
+    TTT freeze masked "control" alone, because no bank's name contained the block's.
+    """
+    owner = {
+        "slot": [s // 2 for s in range(2 * cfg.n_blocks)],
+        "block": list(range(cfg.n_blocks)),
+        "layer": list(cfg.blocks),
+    }
+    if not n_blocks:
+        return {}
+    return {
+        p.name: torch.tensor([block < n_blocks for block in owner[p.rows]])
+        for p in table(cfg)
+        if p.rows and p.kind in kinds
+    }
+
+
+def frozen_count(cfg: ModelConfig, masks: dict[str, Tensor]) -> int:
+    """How many scalars the masks freeze."""
+    sizes = {p.name: torch.Size(p.shape).numel() // p.shape[0] for p in table(cfg) if p.name in masks}
+    return sum(int(mask.sum()) * sizes[name] for name, mask in masks.items())
+
+
+def mask_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """`tensor` with the masked rows of its first axis set to zero."""
+    if mask is None:
+        return tensor
+    return tensor * (~mask).to(tensor).view(-1, *[1] * (tensor.ndim - 1))
+
+
+def summary(cfg: ModelConfig) -> dict[str, object]:
+    """Counts by optimizer group and by storage kind, as `golfcore params` prints them."""
+    rows = table(cfg)
+    sizes = {p.name: torch.Size(p.shape).numel() for p in rows}
+
+    def total(**want: object) -> int:
+        return sum(sizes[p.name] for p in rows if all(getattr(p, k) == v for k, v in want.items()))
+
+    return {
+        "total": total(),
+        "exported": total(exported=True),
+        "adaptable": total(exported=True),
+        "groups": {g: total(group=g) for g in ("matrix", "table", "scalar")},
+        "kinds": {k: total(kind=k) for k in ("matrix", "table", "projection", "control")},
+        "tensors": {p.name: list(p.shape) for p in rows},
+    }

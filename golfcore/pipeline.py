@@ -1,0 +1,290 @@
+"""One run, from a configuration to its numbers: train, quantize and pack, choose TTT settings, evaluate, report.
+
+Every stage leaves its files in the run folder and is skipped when they are there, whole and made from the same inputs;
+a run killed at any moment goes on with the same command.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from golfcore import artifact, files, params, runtime
+from golfcore.baselines import fit_bigram
+from golfcore.config import Config, override
+from golfcore.data.corpus import pydocs
+from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_tokens
+from golfcore.data.tokens import load_tables
+from golfcore.errors import UserError
+from golfcore.evals import result as results
+from golfcore.evals.protocols import evaluate
+from golfcore.evals.score import bits_per_byte, bytes_of
+from golfcore.model.attention import choose_compute
+from golfcore.quant.calibrate import collect, self_generated
+from golfcore.quant.policy import coverage, quantize_weights
+from golfcore.progress import bar
+from golfcore.records import RunFolder, find_run, open_run
+from golfcore.runtime import Runtime
+from golfcore.train.loop import train
+from golfcore.weights import Weights, flat, to_device, unflat
+
+FLOAT, ARTIFACT, RESULTS = "weights.safetensors", "artifact.golf", "results.json"
+MEASURES = {  # name of the measure -> (weights, protocol); a, b and c of every table
+    "float": (FLOAT, "static"),
+    "static": (ARTIFACT, "static"),
+    "sliding": (ARTIFACT, "sliding"),
+    "ttt": (ARTIFACT, "ttt"),
+}
+
+
+def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
+    """The dataset of a configuration: its folder, or the embedded corpus (built into the cache when it is not there)."""
+    if cfg.data.path:
+        return open_dataset(cfg.data.path)
+    folder, built = pydocs(runtime.cache_dir(), cfg.data.packages, cfg.model.vocab_size)
+    say(f"corpus: {'built' if built else 'reused'} {folder}")
+    return open_dataset(folder)
+
+
+def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFolder:
+    """All stages of `cfg` into the folder `out`; prints (through `say`) what was done and what was reused.
+
+    Raises UserError if `out` holds a run of another configuration or data, or anything else.
+    """
+    rt = runtime.start(cfg.run.dtype, cfg.run.seed)
+    try:
+        tell = say if rt.is_main else (lambda text: None)
+        if rt.is_main:
+            prepare_data(cfg, tell)
+        runtime.barrier()
+        dataset = prepare_data(cfg, lambda text: None)
+        folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
+        runtime.barrier()
+        _Stages(cfg, folder, dataset, rt, tell).all()
+        return folder
+    finally:
+        runtime.stop()
+
+
+class _Stages:
+    def __init__(
+        self, cfg: Config, folder: RunFolder, dataset: Dataset, rt: Runtime, say: Callable[[str], object]
+    ) -> None:
+        self.cfg, self.run, self.dataset, self.rt, self.say = cfg, folder, dataset, rt, say
+        self.compute = choose_compute(rt.device, rt.dtype)
+        self.tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
+        self.stream = train_stream(dataset, cfg.model.vocab_size, cfg.data.reserve_tokens)
+        every = val_tokens(dataset, cfg.model.vocab_size)
+        self.val = every[: cfg.data.val_tokens + 1] if cfg.data.val_tokens else every
+        if len(self.val) < 2:
+            raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
+
+    def all(self) -> None:
+        base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
+        self.stage("train", base, [FLOAT], self.train)
+        trained = base | {"weights": self.sha(FLOAT)}
+        self.stage("quantize", trained, [ARTIFACT], self.quantize)
+        packed = trained | {"artifact": self.sha(ARTIFACT)}
+        self.stage("choose_ttt", packed, ["ttt.json"], self.choose_ttt)
+        for name, (weights, protocol) in MEASURES.items():
+            inputs = base | {"weights": self.sha(weights), "ttt": self.sha("ttt.json")}
+            self.stage(f"eval-{name}", inputs, [f"eval/{name}.json", f"eval/{name}.npy"], lambda n=name: self.measure(n))
+        self.stage("baseline", base, ["baseline.json"], self.baseline)
+        if self.rt.is_main:
+            report = self.report()
+            files.write_json(self.run.file(RESULTS), report)
+            self.say(table(report))
+        runtime.barrier()
+
+    def stage(self, name: str, inputs: dict, outputs: list[str], work: Callable[[], None]) -> None:
+        """Do `work` on all ranks unless it is done; what it writes, it writes on the first."""
+        done = self.run.finished(name, inputs)
+        runtime.barrier()
+        if done:
+            self.say(f"{name}: reused")
+            return
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+        if self.rt.is_main:
+            self.run.finish(name, inputs, outputs, seconds)
+        runtime.barrier()
+        self.say(f"{name}: done in {seconds:.1f} s")
+
+    def sha(self, name: str) -> str:
+        return files.sha256_file(self.run.file(name))
+
+    # -- the stages
+    def train(self) -> None:
+        per_token = float(bytes_of(self.tables, self.val[:-1], self.val[1:]).mean())
+        weights = train(self.cfg, self.run, self.stream, self.val, self.tables, self.rt, per_token)
+        if self.rt.is_main:
+            with files.atomic_path(self.run.file(FLOAT)) as part:
+                save_file({k: v.cpu().contiguous() for k, v in flat(weights).items()}, part)
+
+    def quantize(self) -> None:
+        """Calibrate on self-generated text, round, pack. One rank does it; the result is the same on any."""
+        if not self.rt.is_main:
+            return
+        c, q = self.cfg, self.cfg.quant
+        weights, tables = self.load(FLOAT), self.tables
+        with bar(-(-q.calib_seqs // q.calib_batch) * (q.calib_len - 1), "calibration text", "tok") as progress:
+            tokens = self_generated(c, weights, tables, c.run.seed, self.compute, progress.update)
+        with bar(q.calib_seqs, "hessians", "seq") as progress:
+            hessians = collect(
+                c.model, weights, tokens, tables, q.damping, batch=q.calib_batch, compute=self.compute, progress=progress.update
+            )
+        with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
+            quantized = quantize_weights(c, weights, hessians, progress.update)
+        artifact.write(self.run.file(ARTIFACT), c, quantized)
+        stored = coverage(c, quantized)
+        for kind, done in stored.items():
+            note = "" if done else "none of that kind"
+            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values", note)
+
+    def choose_ttt(self) -> None:
+        """The TTT rate, chosen on training text that was kept out of training; never on validation text."""
+        candidates, rows = self.cfg.ttt.lr_candidates, []
+        if candidates:
+            dev, weights = self.stream.tail(self.cfg.data.reserve_tokens), self.load(ARTIFACT)
+            for lr in candidates:
+                trial = replace(self.cfg, ttt=replace(self.cfg.ttt, lr=lr))
+                found = evaluate("ttt", trial, weights, dev, self.tables, runtime=self.rt, label=f"ttt lr {lr:g}")
+                rows.append({"lr": lr, "bpb": found.bpb, "tokens": found.tokens})
+        chosen = min(rows, key=lambda r: r["bpb"])["lr"] if rows else self.cfg.ttt.lr
+        if self.rt.is_main:
+            files.write_json(self.run.file("ttt.json"), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows})
+
+    def measure(self, name: str) -> None:
+        weights, protocol = MEASURES[name]
+        lr = files.read_json(self.run.file("ttt.json"), "the chosen TTT settings")["lr"]
+        found = evaluate(
+            protocol,
+            replace(self.cfg, ttt=replace(self.cfg.ttt, lr=lr)),
+            self.load(weights),
+            self.val,
+            self.tables,
+            runtime=self.rt,
+            resume=self.run.file(f"eval/{name}.part"),
+            source=self.source | {"weights": self.sha(weights), "weights_file": weights},
+            label=name,
+        )
+        if self.rt.is_main:
+            results.save(found, self.run.file(f"eval/{name}.json"))
+            for feature, count in found.coverage.items():
+                self.run.cover(feature, count, count, "values" if "steps" not in feature else "steps", "none" if not count else "")
+
+    def baseline(self) -> None:
+        """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
+        if not self.rt.is_main:
+            return
+        train_ids = self.stream.read(0, self.stream.length)
+        nats = fit_bigram(train_ids, self.cfg.model.vocab_size).nats(self.val)
+        n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
+        files.write_json(
+            self.run.file("baseline.json"),
+            {"bpb": bits_per_byte(float(nats.sum()), n_bytes), "fitted_on_tokens": len(train_ids), "model": "bigram, Witten-Bell"},
+        )
+
+    # -- what they need
+    @cached_property
+    def source(self) -> dict:
+        c = self.cfg
+        return {"run": self.run.id, "config": c.hash, "preset": c.name, "seed": c.run.seed, "data": self.dataset.data_hash}
+
+    def load(self, name: str) -> Weights:
+        path = self.run.file(name)
+        weights = artifact.read(path)[1] if name == ARTIFACT else unflat(load_file(path))
+        return to_device(weights, self.rt.device)
+
+    def report(self) -> dict:
+        """The numbers of the run, each with its source."""
+        rows = {}
+        for name, (weights, protocol) in MEASURES.items():
+            r = results.load(self.run.file(f"eval/{name}.json"))
+            rows[name] = {
+                "protocol": protocol,
+                "weights": weights,
+                "bpb": r.bpb,
+                "loss": r.loss,
+                "tokens": r.tokens,
+                "bytes": r.bytes,
+                "repeats": r.repeats,
+                "legality": str(r.legality),
+                "seconds": r.seconds,
+            }
+        size, code = self.run.file(ARTIFACT).stat().st_size, artifact.code_bytes()
+        bpb = {name: row["bpb"] for name, row in rows.items()}
+        return {
+            "source": self.source,
+            "measures": rows,
+            "context_gain": bpb["sliding"] - bpb["static"],
+            "ttt_gain": bpb["ttt"] - bpb["sliding"],
+            "ttt": files.read_json(self.run.file("ttt.json"), "the chosen TTT settings"),
+            "baseline": files.read_json(self.run.file("baseline.json"), "the baseline"),
+            "artifact": {
+                "bytes": size,
+                "code_bytes": code,
+                "total": size + code,
+                "max_bytes": self.cfg.quant.max_bytes,
+                "fits": size + code <= self.cfg.quant.max_bytes,
+            },
+        }
+
+
+def table(report: dict) -> str:
+    """The report as text: the three numbers side by side, the gains, the baseline and the bytes."""
+    labels = {
+        "float": "    float weights, windows that do not overlap",
+        "static": "(a) artifact, windows that do not overlap",
+        "sliding": "(b) artifact, sliding window",
+        "ttt": "(c) artifact, sliding window + TTT",
+    }
+    s, a = report["source"], report["artifact"]
+    lines = [f"run {s['run']}: preset {s['preset']}, config {s['config']}, seed {s['seed']}, data {s['data'][:12]}", ""]
+    lines.append(f"{'':50}{'bpb':>9}  {'legality':<12}{'targets':>11}{'seconds':>9}")
+    for name, row in report["measures"].items():
+        lines.append(
+            f"{labels[name]:50}{row['bpb']:9.4f}  {row['legality']:<12}{row['tokens']:>11,}{row['seconds']:>9.1f}"
+        )
+    lines += [
+        f"{'    interpolated bigram of the training text':50}{report['baseline']['bpb']:9.4f}",
+        "",
+        f"context gain b - a: {report['context_gain']:+.4f}    adaptation gain c - b: {report['ttt_gain']:+.4f}"
+        f"    (TTT rate {report['ttt']['lr']:g})",
+        f"bytes: artifact {a['bytes']:,} + code {a['code_bytes']:,} = {a['total']:,} of {a['max_bytes']:,}"
+        f" ({'fits' if a['fits'] else 'TOO LARGE'})",
+    ]
+    return "\n".join(lines)
+
+
+def default_out(cfg: Config) -> Path:
+    return Path("papermill_runs") / f"{cfg.name}-{cfg.hash[:8]}"
+
+
+def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
+    """Score a run folder's artifact, or an artifact file, under a protocol; `changes` override data, eval and ttt values.
+
+    Nothing is written. Returns the result as plain values. UserError: neither a run nor an artifact, an unknown protocol,
+    or a change to what the weights were trained with.
+    """
+    path = target / ARTIFACT if target.is_dir() else target
+    if target.is_dir():
+        find_run(target)
+    stored, weights = artifact.read(path)
+    for dotted in changes:
+        if dotted.split(".")[0] not in ("data", "eval", "ttt", "run"):
+            raise UserError(f"override {dotted!r}: expected a data, eval, ttt or run value, the weights are what they are")
+    cfg = override(stored, changes, str(path))
+    rt = runtime.start(cfg.run.dtype, cfg.run.seed)
+    dataset = prepare_data(cfg, lambda text: None)
+    val = val_tokens(dataset, cfg.model.vocab_size)
+    tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
+    source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash}
+    limited = val[: cfg.data.val_tokens + 1] if cfg.data.val_tokens else val
+    found = evaluate(protocol, cfg, to_device(weights, rt.device), limited, tables, runtime=rt, source=source)
+    return results.as_dict(found)

@@ -1,0 +1,102 @@
+"""What GPTQ needs to know about a model's inputs: text it writes itself, and the Hessians of its matrices on it.
+
+exp101's procedure: no training data enters the artifact's rounding.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from golfcore.config import Config, ModelConfig
+from golfcore.data.tokens import Tables
+from golfcore.model.attention import Compute
+from golfcore.model.forward import DEFAULT, forward
+from golfcore.model.generate import generate
+from golfcore.weights import Weights, matrices
+
+PROJECTIONS = ("bigram_proj", "ve_proj")
+
+
+class HessianTap:
+    """A tap that sums X^T X (C, C) of the inputs X (..., C) of the named matrices, in float32 on their device."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.sums: dict[str, Tensor | None] = dict.fromkeys(names)
+        self._input: Tensor | None = None
+        self._gram: Tensor | None = None
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        if name not in self.sums:
+            return
+        if self._gram is None or x is not self._input:  # query, key and value read one tensor: one product for three
+            rows = x.detach().flatten(0, -2).float()
+            self._input, self._gram = x, rows.T @ rows
+        total = self.sums[name]
+        self.sums[name] = self._gram.clone() if total is None else total.add_(self._gram)
+
+    def hessians(self, n_sequences: int, damping: float) -> dict[str, Tensor]:
+        """H = sum / n_sequences + damping * max(mean diagonal, 1e-6) * I of each matrix (exp101).
+
+        Raises RuntimeError if a matrix was never used.
+        """
+        out = {}
+        for name, total in self.sums.items():
+            if total is None:
+                raise RuntimeError(f"no input of {name} was seen in calibration")
+            h = total / n_sequences
+            h.diagonal().add_(damping * h.diagonal().mean().clamp(min=1e-6))
+            out[name] = h
+        return out
+
+
+def self_generated(
+    cfg: Config,
+    weights: Weights,
+    tables: Tables | None,
+    seed: int,
+    compute: Compute = DEFAULT,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """(quant.calib_seqs, quant.calib_len) ids sampled from the model, each from a uniformly drawn first token.
+
+    On the weights' device, with one generator. `progress` is called with 1 after each token of a batch of sequences.
+    """
+    q, device = cfg.quant, weights.rest["tok_emb"].device
+    generator = torch.Generator(device).manual_seed(seed)
+    batches = []
+    for start in range(0, q.calib_seqs, q.calib_batch):
+        batch = min(q.calib_batch, q.calib_seqs - start)
+        first = torch.randint(cfg.model.vocab_size, (batch, 1), generator=generator, device=device)
+        batches.append(
+            generate(cfg.model, weights, first, q.calib_len, tables, generator, q.temperature, compute, progress)
+        )
+    return torch.cat(batches)
+
+
+@torch.no_grad()
+def collect(
+    cfg: ModelConfig,
+    weights: Weights,
+    sequences: Tensor,
+    tables: Tables | None,
+    damping: float,
+    *,
+    projections: bool = False,
+    batch: int = 8,
+    compute: Compute = DEFAULT,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Tensor]:
+    """Hessian (C, C) of every bank matrix, and if asked of the small projections, over `sequences` (N, T) of ids.
+
+    The last token of each is no input. `progress` is called with the sequences done in each batch.
+    """
+    names = [name for name, _ in matrices(weights)]
+    if projections:
+        names += [name for name in PROJECTIONS if name in weights.rest]
+    tap = HessianTap(names)
+    for part in sequences[:, :-1].split(batch):
+        forward(cfg, weights, part, tables, tap=tap, compute=compute)
+        if progress:
+            progress(len(part))
+    return tap.hessians(len(sequences), damping)

@@ -1,0 +1,55 @@
+"""What an artifact holds of a model: codes with scales, or float16; and the float32 weights that come of it."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from golfcore import params
+from golfcore.config import ModelConfig
+from golfcore.params import Kind
+from golfcore.quant.grid import dequantize
+from golfcore.weights import ROLES, Banks, Weights, matrix_name, slot, unflat
+
+
+class Coded(NamedTuple):
+    codes: Tensor  # (rows, columns) int8
+    scale: Tensor  # (rows,) float16
+
+
+Entry = Coded | Tensor  # a tensor is float16
+Quantized = dict[str, Entry]  # by the names of `entries`
+
+
+class Spec(NamedTuple):
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+def entries(cfg: ModelConfig) -> dict[str, Spec]:
+    """Name, shape and kind of everything that is exported; the banks as the matrices they are stacks of."""
+    out = {}
+    for p in params.table(cfg):
+        if p.name in Banks._fields:
+            roles = [role for role, (bank, _, _) in ROLES.items() if bank == p.name]
+            for block in range(cfg.n_blocks):
+                out.update({matrix_name(role, block): Spec(p.shape[1:], p.kind) for role in roles})
+        elif p.exported:
+            out[p.name] = Spec(p.shape, p.kind)
+    return out
+
+
+def restore(entry: Entry) -> Tensor:
+    return dequantize(*entry) if isinstance(entry, Coded) else entry.float()
+
+
+def dequantize_weights(cfg: ModelConfig, quantized: Mapping[str, Entry]) -> Weights:
+    """float32 weights in the shapes of the parameter table, train-only tensors left out."""
+    tensors = {name: restore(entry) for name, entry in quantized.items()}
+    for bank in Banks._fields:
+        names = sorted(
+            (slot(r, b)[1], matrix_name(r, b)) for r in ROLES for b in range(cfg.n_blocks) if ROLES[r][0] == bank
+        )
+        tensors[bank] = torch.stack([tensors.pop(name) for _, name in names])
+    return unflat(tensors)

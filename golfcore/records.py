@@ -1,0 +1,131 @@
+"""A run folder: its configuration, metrics, coverage report, and the stages that are done.
+
+    config.json    the configuration, preset name, data hash: what a resume must match
+    metrics.jsonl  rows of training and events, each with its step
+    coverage.json  what every switched-on feature really touched
+    stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds
+    results.json   the numbers of the tables, each with its source
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from golfcore import files
+from golfcore.config import Config, from_dict, to_dict
+from golfcore.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def config(self) -> Config:
+        where = self.file("config.json")
+        return from_dict(files.read_json(where, "a run's configuration")["config"], str(where))
+
+    def data_hash(self) -> str:
+        return files.read_json(self.file("config.json"), "a run's configuration")["data_hash"]
+
+    # -- metrics: rows of {"step": ..., "kind": ...}
+    def log(self, row: Mapping[str, Any]) -> None:
+        files.append_jsonl(self.file("metrics.jsonl"), [dict(row)])
+
+    def metrics(self, kind: str | None = None) -> list[dict]:
+        rows = files.read_jsonl(self.file("metrics.jsonl"))
+        return [r for r in rows if kind is None or r["kind"] == kind]
+
+    def rewind(self, step: int) -> None:
+        """Drop rows after `step`: what a killed run logged beyond its last checkpoint is logged again."""
+        kept = [r for r in self.metrics() if r["step"] <= step]
+        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in kept))
+
+    # -- coverage: a switch that does nothing is an error
+    def cover(self, feature: str, done: int, of: int, unit: str, note: str = "") -> None:
+        """Record that `feature` touched `done` of `of` units. Zero without a `note` (a named quirk) fails the run."""
+        if done == 0 and not note:
+            raise RuntimeError(f"{feature} is switched on but touched 0 of {of:,} {unit}")
+        report = self.coverage()
+        report[feature] = {"done": done, "of": of, "unit": unit, "note": note}
+        files.write_json(self.file("coverage.json"), report)
+
+    def coverage(self) -> dict[str, dict]:
+        path = self.file("coverage.json")
+        return files.read_json(path, "a coverage report") if path.exists() else {}
+
+    # -- stages
+    def finished(self, stage: str, inputs: Mapping[str, object]) -> bool:
+        """Whether the stage's outputs are here, whole, and made from the same inputs."""
+        marker = self.file(f"stages/{stage}.json")
+        if not marker.exists():
+            return False
+        past = files.read_json(marker, "a stage record")
+        return past["inputs"] == _key(inputs) and all(self._whole(n, sha) for n, sha in past["outputs"].items())
+
+    def finish(self, stage: str, inputs: Mapping[str, object], outputs: list[str], seconds: float) -> None:
+        """Declare the stage done. `outputs` are names of files within the folder."""
+        shas = {name: files.sha256_file(self.file(name)) for name in outputs}
+        record = {"inputs": _key(inputs), "outputs": shas, "seconds": seconds}
+        files.write_json(self.file(f"stages/{stage}.json"), record)
+
+    def stages(self) -> dict[str, dict]:
+        """Records of the stages done: hash of inputs, outputs with hashes, seconds."""
+        found = sorted(self.file("stages").glob("*.json"))
+        return {path.stem: files.read_json(path, "a stage record") for path in found}
+
+    def _whole(self, name: str, sha: str) -> bool:
+        return self.file(name).exists() and files.sha256_file(self.file(name)) == sha
+
+
+def _key(inputs: Mapping[str, object]) -> str:
+    return files.sha256_text(files.canonical_json(dict(inputs)))
+
+
+def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[str, object]) -> RunFolder:
+    """Create a run folder, or open one made with the same configuration and data (UserError if it was another)."""
+    run, wanted = RunFolder(path), {"config": to_dict(config), "data_hash": data_hash}
+    where = run.file("config.json")
+    if where.exists():
+        found = files.read_json(where, "a run's configuration")
+        theirs = from_dict(found["config"], str(where))
+        if theirs.hash != config.hash:
+            raise UserError(
+                f"{path}: expected a run of configuration {config.hash} ({config.name}), found {theirs.hash} "
+                f"({theirs.name}; {differences(theirs, config)}); choose another --out"
+            )
+        if found["data_hash"] != data_hash:
+            raise UserError(f"{path}: expected a run on data {data_hash[:12]}, found {found['data_hash'][:12]}")
+        return run
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path}: expected a run folder or an empty one, found other files; choose another --out")
+    files.write_json(run.file("env.json"), dict(environment))
+    files.write_json(where, wanted)
+    return run
+
+
+def find_run(path: Path) -> RunFolder:
+    """The run folder at `path` (UserError if it is none)."""
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: expected a run folder, found no config.json in it")
+    return RunFolder(path)
+
+
+def differences(a: Config, b: Config, most: int = 3) -> str:
+    """The first few fields in which two configurations differ, as "section.key 1 -> 2"."""
+    x, y = to_dict(a), to_dict(b)
+    rows = [
+        f"{section}.{key} {x[section][key]} -> {y[section][key]}"
+        for section in x
+        if section != "name"
+        for key in x[section]
+        if x[section][key] != y[section][key]
+    ]
+    return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")

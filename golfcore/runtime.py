@@ -1,0 +1,131 @@
+"""Where a run runs: device, compute dtype, ranks and seeds. The only module that reads the environment."""
+
+import os
+import platform
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from golfcore.errors import UserError
+
+
+class Runtime(NamedTuple):
+    device: torch.device
+    rank: int  # 0 <= rank < world
+    world: int  # processes that train together
+    local_rank: int  # number of this process on its machine, and of its GPU
+    dtype: torch.dtype  # compute dtype
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
+    """Choose device and dtype, join the other processes of a `torchrun`, seed every generator.
+
+    All ranks get the same seed, so that they draw the same initial weights. "auto" is bfloat16 on CUDA and float32
+    elsewhere. float32 on CUDA stays full float32; bfloat16 runs let their remaining float32 products use TF32, as the
+    originals did. Runs on CPU repeat bit for bit; on CUDA some gradients are summed in no fixed order.
+
+    Raises UserError if the torchrun variables are incomplete or no integers.
+    """
+    rank, world, local_rank = _ranks()
+    cuda = torch.cuda.is_available()
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK: expected less than the {torch.cuda.device_count()} visible GPUs, found {local_rank}"
+        )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    name = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high" if name == "bfloat16" else "highest")
+    if world > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", rank=rank, world_size=world)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return Runtime(device, rank, world, local_rank, getattr(torch, name))
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
+def _ranks() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun sets them; (0, 1, 0) without it."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1, 0
+    values = []
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        text = os.environ.get(key)
+        if text is None or not text.isdecimal():
+            raise UserError(f"{key}: expected an integer beside WORLD_SIZE, as torchrun sets them, found {text!r}")
+        values.append(int(text))
+    return values[0], values[1], values[2]
+
+
+def world_size() -> int:
+    """Processes that train together; 1 unless a process group is running."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the ranks, in its own dtype; one message for each dtype."""
+    world = world_size()
+    if world == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for t in tensors:
+        by_dtype.setdefault(t.dtype, []).append(t)
+    for same in by_dtype.values():
+        message = torch.cat([t.reshape(-1) for t in same])
+        dist.all_reduce(message)
+        message /= world
+        for t, mean in zip(same, message.split([t.numel() for t in same]), strict=True):
+            t.copy_(mean.view_as(t))
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum of `x` over the ranks; `x` itself is left alone, and returned if there is one rank."""
+    if world_size() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def cache_dir() -> Path:
+    """Folder for what can be rebuilt: golfcore/ below GOLFCORE_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("GOLFCORE_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "golfcore"
+
+
+def describe() -> dict[str, object]:
+    """What a run record says about the machine; plain JSON values."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,158 @@
+"""The training loop: clock, validation, checkpoints, progress, stop and resume."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from golfcore import average, params
+from golfcore.config import Config
+from golfcore.data.stream import TokenStream
+from golfcore.data.tokens import Tables
+from golfcore.evals.protocols import evaluate
+from golfcore.model.attention import Compute, choose_compute
+from golfcore.progress import bar
+from golfcore.records import RunFolder
+from golfcore.runtime import Runtime, all_reduce_mean_, barrier
+from golfcore.train import state as states
+from golfcore.train.state import TrainState
+from golfcore.train.step import Diverged, Report, loss_function, train_step
+from golfcore.weights import Weights, detach
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def train(
+    cfg: Config,
+    run: RunFolder,
+    stream: TokenStream,
+    val: np.ndarray,
+    tables: Tables,
+    runtime: Runtime,
+    bytes_per_token: float,
+) -> Weights:
+    """Train to the end of the schedule, from the run's checkpoint if it has one; returns the averaged weights.
+
+    A run killed at any moment goes on from its last checkpoint to the same bits (CPU). Raises Diverged on NaN or Inf;
+    the last good state stays in the checkpoint.
+    """
+    compute = choose_compute(runtime.device, runtime.dtype)
+    state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
+    checkpoint = run.file(CHECKPOINT)
+    if checkpoint.exists():
+        state = states.load(state, cfg, checkpoint)
+    if runtime.rank == 0:
+        run.rewind(state.step)
+    stream.position = state.position
+    loop = _Loop(cfg, run, state, stream, val, tables, runtime, compute, bytes_per_token)
+    loop.go()
+    return average.result(cfg.average, state.averaged, state.weights)
+
+
+class _Loop:
+    def __init__(
+        self,
+        cfg: Config,
+        run: RunFolder,
+        state: TrainState,
+        stream: TokenStream,
+        val: np.ndarray,
+        tables: Tables,
+        runtime: Runtime,
+        compute: Compute,
+        bytes_per_token: float,
+    ) -> None:
+        self.cfg, self.run, self.state, self.stream, self.val = cfg, run, state, stream, val
+        self.tables = type(tables)(*(None if t is None else t.to(runtime.device) for t in tables))
+        self.runtime, self.compute, self.bits = runtime, compute, 1 / (np.log(2) * bytes_per_token)
+        self.loss_fn = loss_function(cfg, self.tables, compute, compiled=runtime.device.type == "cuda")
+
+    def go(self) -> None:
+        c, s = self.cfg, self.state
+        self._warm_up()
+        with bar(c.schedule.iterations * c.optim.batch_tokens, "train", "tok", s.step * c.optim.batch_tokens) as progress:
+            while s.step < c.schedule.iterations and not s.stopped:
+                if c.run.val_every and s.step % c.run.val_every == 0:
+                    self._validate()
+                report = self._step()
+                progress.update(c.optim.batch_tokens)
+                progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
+                if s.step % c.run.checkpoint_every == 0:
+                    self._checkpoint()
+        self._cover()
+        self._validate()
+        self._checkpoint()
+
+    def _step(self) -> Report:
+        s, began = self.state, time.perf_counter()
+        try:
+            report = train_step(
+                self.cfg, s, self.stream, self.loss_fn, self.tables, self.compute, self.runtime, s.elapsed
+            )
+        except Diverged as e:
+            kept = self.run.file(CHECKPOINT)
+            where = f"the last good state is in {kept}" if kept.exists() else "no checkpoint had been written yet"
+            raise Diverged(f"{e}; {where}") from None
+        s.elapsed += time.perf_counter() - began
+        cap = self.cfg.schedule.max_seconds
+        if cap > 0:
+            clock = torch.tensor(s.elapsed, dtype=torch.float64, device=self.runtime.device)
+            all_reduce_mean_([clock])  # all ranks stop at the same step
+            s.elapsed = float(clock)
+            s.stopped = s.elapsed >= cap
+        self._log(report)
+        return report
+
+    def _log(self, r: Report) -> None:
+        s, c = self.state, self.cfg
+        if self.runtime.rank != 0:
+            return
+        for started, event in ((r.qat_started, "qat"), (r.warmdown_started, "warmdown"), (s.stopped, "cap")):
+            if started:
+                self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
+        if s.step <= 10 or s.step % c.run.log_every == 0 or r.meta_loss is not None:
+            row = {"kind": "train", "step": s.step, "loss": r.loss, "scale": r.scale, "momentum": r.momentum}
+            row |= {"grad_norm": r.grad_norm, "elapsed": s.elapsed, "tokens": s.position, "bpb": r.loss * self.bits}
+            self.run.log(row if r.meta_loss is None else {**row, "meta_loss": r.meta_loss})
+
+    def _validate(self) -> None:
+        """Non-overlapping bits per byte of the raw weights; not on the training clock."""
+        s = self.state
+        if any(r["step"] == s.step for r in self.run.metrics("val")):
+            return
+        result = evaluate(
+            "static", self.cfg, detach(s.weights), self.val, self.tables, runtime=self.runtime, label=f"val @{s.step}"
+        )
+        if self.runtime.rank == 0:
+            self.run.log({"kind": "val", "step": s.step, "loss": result.loss, "bpb": result.bpb, "elapsed": s.elapsed})
+
+    def _checkpoint(self) -> None:
+        if self.runtime.rank == 0:
+            states.save(self.state, self.run.file(CHECKPOINT))
+        barrier()
+
+    def _warm_up(self) -> None:
+        """Compile before the clock starts: one forward and backward that changes nothing."""
+        if self.runtime.device.type != "cuda":
+            return
+        c = self.cfg
+        rows = c.optim.batch_tokens // (c.optim.grad_accum * c.data.seq_len)
+        x = torch.zeros(rows, c.data.seq_len, dtype=torch.int64, device=self.runtime.device)
+        self.loss_fn(self.state.weights, x, x).backward()
+        self.state.optimizers.zero_grad()
+
+    def _cover(self) -> None:
+        """What every switched-on feature did, into the run record."""
+        if self.runtime.rank != 0:
+            return
+        c, s, n = self.cfg, self.state, params.summary(self.cfg.model)["kinds"]["matrix"]
+        if c.optim.qat != "none":
+            inert = "published: announced, but no bank matrix passes through it" if c.optim.qat == "inert" else ""
+            done = n if s.qat and c.optim.qat == "matrices" else 0
+            self.run.cover("qat", done, n, "matrix weights", inert)
+        if c.meta.enabled:
+            calls = len([r for r in self.run.metrics("train") if "meta_loss" in r])
+            self.run.cover("meta", calls, s.step, "steps")
+        if c.average.kind != "none":
+            self.run.cover(c.average.kind, s.averaged.taken, s.step, "steps")

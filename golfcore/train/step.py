@@ -1,0 +1,122 @@
+"""One optimizer step: micro-batches, meta gradient, schedule, clipping, update, averaging (exp101's order)."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from golfcore import average, schedule
+from golfcore.config import Config
+from golfcore.data.stream import TokenStream
+from golfcore.data.tokens import Tables
+from golfcore.errors import UserError
+from golfcore.meta import meta_gradients
+from golfcore.model.attention import Compute
+from golfcore.model.forward import forward, nll
+from golfcore.optim import build
+from golfcore.quant.grid import fake_quant, qat_grid
+from golfcore.runtime import Runtime, all_reduce_mean_
+from golfcore.schedule import Clock
+from golfcore.train.state import TrainState
+from golfcore.weights import Weights, flat, map_matrices
+
+Loss = Callable[[Weights, Tensor, Tensor], Tensor]
+
+
+class Diverged(UserError):
+    """The loss or a gradient is not finite."""
+
+
+class Report(NamedTuple):
+    """What a step did, for the metrics file."""
+
+    loss: float  # nats a token, over all ranks and micro-batches
+    scale: float  # LR multiplier
+    momentum: float
+    grad_norm: float  # before clipping
+    meta_loss: float | None  # outer loss after the inner step, on meta steps
+    qat_started: bool
+    warmdown_started: bool
+
+
+def loss_function(cfg: Config, tables: Tables, compute: Compute, compiled: bool) -> Loss:
+    """Mean next-token loss of a batch; one graph for own, fake-quantized and adapted weights."""
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return nll(forward(cfg.model, weights, x, tables, compute=compute), y).mean()
+
+    return torch.compile(loss, dynamic=False) if compiled else loss
+
+
+def fake_quantized(cfg: Config, weights: Weights) -> Weights:
+    """Late QAT as it should have been: every bank matrix through the artifact's grid, straight-through gradients."""
+    grid = qat_grid(cfg.quant)
+    return map_matrices(lambda name, m: fake_quant(m, grid), weights)
+
+
+def train_step(
+    cfg: Config,
+    state: TrainState,
+    stream: TokenStream,
+    loss_fn: Loss,
+    tables: Tables,
+    compute: Compute,
+    runtime: Runtime,
+    elapsed: float,
+) -> Report:
+    """Advance `state` by one step. `elapsed`: seconds of training so far. Raises Diverged before any update."""
+    o = cfg.optim
+    scale = schedule.lr_scale(cfg.schedule, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
+    qat_started = o.qat != "none" and not state.qat and scale < o.qat_scale
+    state.qat = state.qat or qat_started
+    n_micro = o.grad_accum // runtime.world
+    rows = o.batch_tokens // (o.grad_accum * cfg.data.seq_len)
+    state.optimizers.zero_grad()
+    total = torch.zeros((), device=runtime.device)
+    for _ in range(n_micro):
+        x, y = (t.to(runtime.device) for t in stream.batch(rows, cfg.data.seq_len, runtime.rank, runtime.world))
+        seen = fake_quantized(cfg, state.weights) if state.qat and o.qat == "matrices" else state.weights
+        loss = loss_fn(seen, x, y)
+        (loss / n_micro).backward()
+        total += loss.detach() / n_micro
+    meta_loss = _meta(cfg, state, x, y, scale, n_micro, tables, compute)
+    grads = [t.grad for t in flat(state.weights).values() if t.grad is not None]
+    all_reduce_mean_([total, *grads])
+    average_loss = float(total)
+    triggered = state.adaptive.triggered
+    state.adaptive = schedule.update_adaptive(cfg.schedule, state.adaptive, state.step, elapsed * 1000, average_loss)
+    momentum = schedule.momentum(o, state.step)
+    build.mask_frozen_skips(cfg.model, state.weights)
+    norm = float(build.clip_(state.weights, o.grad_clip))
+    if not (math.isfinite(average_loss) and math.isfinite(norm)):
+        raise Diverged(f"step {state.step}: expected a finite loss and gradient, found loss {average_loss}, norm {norm}")
+    state.optimizers.step(scale, momentum)
+    state.step += 1
+    state.position = stream.position
+    state.averaged = average.update(cfg.average, state.averaged, state.weights, state.step, scale)
+    return Report(
+        average_loss,
+        scale,
+        momentum,
+        norm,
+        meta_loss,
+        qat_started,
+        triggered is None and state.adaptive.triggered is not None,
+    )
+
+
+def _meta(
+    cfg: Config, state: TrainState, x: Tensor, y: Tensor, scale: float, n_micro: int, tables: Tables, compute: Compute
+) -> float | None:
+    """Add the weighted meta gradient of the last micro-batch to the main one, when it is due."""
+    m = cfg.meta
+    if not (m.enabled and state.step % m.every == 0 and scale > m.min_scale):
+        return None
+    loss, gradients = meta_gradients(cfg.model, m, state.weights, x, y, tables, compute)
+    theirs = flat(gradients)
+    for name, tensor in flat(state.weights).items():
+        addition = theirs[name] * (m.loss_weight / n_micro)
+        tensor.grad = addition if tensor.grad is None else tensor.grad + addition
+    return float(loss)

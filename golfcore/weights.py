@@ -1,0 +1,96 @@
+"""Weights as a value: four banks of matrices stacked by block, and everything else by name.
+
+Shapes: U unique blocks, D width, H heads, Hkv key/value heads, K head width, F hidden width.
+Block u owns the pair of slots 2u, 2u+1 of `qo` (query, output) and `kv` (key, value).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Banks(NamedTuple):
+    qo: Tensor  # (2U, D, D)      even: query, odd: output
+    kv: Tensor  # (2U, Hkv*K, D)  even: key, odd: value
+    up: Tensor  # (U, F, D)       SwiGLU: (U, 2h, D), gate rows first
+    down: Tensor  # (U, D, F)     SwiGLU: (U, D, h)
+
+
+class Weights(NamedTuple):
+    banks: Banks
+    rest: dict[str, Tensor]  # names and shapes: golfcore.params.table
+
+
+ROLES: dict[str, tuple[str, int, int]] = {  # role -> bank, slots a block, slot within the block
+    "query": ("qo", 2, 0),
+    "out": ("qo", 2, 1),
+    "key": ("kv", 2, 0),
+    "value": ("kv", 2, 1),
+    "up": ("up", 1, 0),
+    "down": ("down", 1, 0),
+}
+
+
+def flat(weights: Weights) -> dict[str, Tensor]:
+    """Every tensor by name, the banks first. The inverse of `unflat`."""
+    return {**weights.banks._asdict(), **weights.rest}
+
+
+def unflat(tensors: Mapping[str, Tensor]) -> Weights:
+    rest = dict(tensors)
+    return Weights(Banks(*(rest.pop(name) for name in Banks._fields)), rest)
+
+
+def tree_map(fn: Callable[..., Tensor], *trees: Weights) -> Weights:
+    """`fn` over corresponding tensors of trees with the same names."""
+    flats = [flat(t) for t in trees]
+    return unflat({name: fn(*(f[name] for f in flats)) for name in flats[0]})
+
+
+def slot(role: str, block: int) -> tuple[str, int]:
+    """Bank name and slot index of a block's matrix."""
+    bank, per_block, offset = ROLES[role]
+    return bank, per_block * block + offset
+
+
+def matrix(banks: Banks, role: str, block: int) -> Tensor:
+    """The (rows, columns) view that block `block` uses as `role`; applied as x @ W.T."""
+    bank, index = slot(role, block)
+    return getattr(banks, bank)[index]
+
+
+def matrix_name(role: str, block: int) -> str:
+    return f"block{block}.{role}"
+
+
+def matrices(weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """(name, view) of every bank matrix, block by block."""
+    for block in range(len(weights.banks.up)):
+        for role in ROLES:
+            yield matrix_name(role, block), matrix(weights.banks, role, block)
+
+
+def map_matrices(fn: Callable[[str, Tensor], Tensor], weights: Weights) -> Weights:
+    """Replace every bank matrix by `fn(name, matrix)`; differentiable."""
+    new = {name: fn(name, m) for name, m in matrices(weights)}
+    n_blocks = len(weights.banks.up)
+    stacks: dict[str, list[Tensor]] = {
+        bank: [new[matrix_name(r, b)] for b in range(n_blocks) for r in ROLES if ROLES[r][0] == bank]
+        for bank in Banks._fields
+    }
+    return weights._replace(banks=Banks(*(torch.stack(stacks[bank]) for bank in Banks._fields)))
+
+
+def detach(weights: Weights) -> Weights:
+    """A float32 copy that shares nothing with `weights` and has no gradient history."""
+    return tree_map(lambda t: t.detach().to(torch.float32, copy=True), weights)
+
+
+def to_device(weights: Weights, device: torch.device | str) -> Weights:
+    return tree_map(lambda t: t.to(device), weights)
+
+
+def count(weights: Weights) -> int:
+    return sum(t.numel() for t in flat(weights).values())

@@ -1,0 +1,343 @@
+"""Laws of the tree: who may import whom, how large things get, what is forbidden, and that its lists agree."""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import golfcore
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "golfcore"
+
+# By level, the units (modules and packages right below golfcore/). A unit imports only from levels below its own, and
+# from its own except on SIBLINGS. A new unit is entered here, on the lowest level that its imports allow.
+LEVELS = [
+    "__init__ errors files schema config records runtime progress presets",
+    "weights params data",
+    "model",
+    "optim schedule average meta quant",
+    "artifact evals",
+    "train",
+    "pipeline sweep submission interop cli analysis baselines",
+    "plots notebook",
+    "__main__",
+]
+SIBLINGS = 3  # the level whose units do not import one another
+MAX_MODULE_LINES = 350
+MAX_FUNCTION_LINES = 70
+OPTIONAL_BACKENDS = {"flash_attn_interface"}  # FlashAttention-3: built on the box, on no package index
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PICKLING_TORCH = {"torch.load", "torch.save", "torch.package"}
+ENVIRONMENT = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+ENVIRONMENT_ONLY = {"python", "pip", "make", "cxx-compiler"}  # conda packages that pyproject.toml cannot name
+CONDA_NAMES = {"matplotlib-base": "matplotlib"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name below golfcore ("model.forward"; packages as "model.__init__")."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): ast.parse(p.read_text(), str(p)) for p in paths}
+
+
+def unit(module: str) -> str:
+    return module.split(".")[0]
+
+
+def level(unit: str) -> int:
+    found = [number for number, units in enumerate(LEVELS) if unit in units.split()]
+    assert len(found) == 1, f"golfcore/{unit}: expected on one level of LEVELS in {__file__}, found on {found}"
+    return found[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    target: str  # absolute dotted name, with the imported name: "golfcore.model.forward.init"
+    line: int
+    lazy: bool  # inside a function
+
+
+def imports(module: str) -> Iterator[Import]:
+    """All imports of a module, relative ones made absolute."""
+    package = ["golfcore", *module.split(".")[:-1]]
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (Import(f"{prefix}.{alias.name}", node.lineno, lazy) for alias in node.names)
+        inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    yield from walk(modules()[module], False)
+
+
+def resolve(target: str) -> str | None:
+    """The module below golfcore that is imported, or that an imported name is in; None for other packages."""
+    top, _, name = target.partition(".")
+    if top != "golfcore":
+        return None
+    parent = name.rpartition(".")[0]
+    candidates = [c.lstrip(".") for c in (name, f"{name}.__init__", parent, f"{parent}.__init__")]
+    found = [c for c in candidates if c in modules()]
+    assert found, f"{target} is imported and is no module of golfcore"
+    return found[0]
+
+
+def dotted(node: ast.AST) -> str:
+    """ "torch.load" for the expression torch.load; "" for what is not a chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def lawful(problems: list[str]) -> None:
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_imports_go_down_the_levels():
+    problems = []
+    for module in modules():
+        own = level(unit(module))
+        for imp in imports(module):
+            target = resolve(imp.target)
+            if target is None or unit(target) == unit(module) or (unit(module) == "cli" and imp.lazy):
+                continue
+            other = level(unit(target))
+            if other > own or other == own == SIBLINGS:
+                problems.append(f"{module}:{imp.line} (level {own}) imports {target} (level {other})")
+    lawful(problems)
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {m: {t for i in imports(m) if (t := resolve(i.target)) and t != m} for m in modules()}
+    while leaves := {m for m, targets in graph.items() if not targets & graph.keys()}:
+        graph = {m: targets for m, targets in graph.items() if m not in leaves}
+    lawful([f"{m} is in a ring of imports with {sorted(targets & graph.keys())}" for m, targets in graph.items()])
+
+
+def test_figures_are_drawn_only_in_plots_and_without_torch():
+    problems = []
+    for module in modules():
+        for imp in imports(module):
+            top = imp.target.split(".")[0]
+            if top == "matplotlib" and unit(module) != "plots":
+                problems.append(f"{module}:{imp.line} imports matplotlib; only plots/ draws")
+            if top == "torch" and unit(module) == "plots":
+                problems.append(f"{module}:{imp.line} imports torch; plots draw tables")
+    lawful(problems)
+
+
+def test_start_up_imports_nothing_heavy():
+    level_0 = "golfcore.cli, golfcore.config, golfcore.errors, golfcore.files, golfcore.records"
+    code = f"import sys, {level_0}; print(sorted({{'torch', 'matplotlib', 'papermill'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout.strip(), found.stderr) == ("[]", "")
+
+
+def test_third_parties_are_declared_and_extras_are_lazy():
+    """`golfcore run` needs only the core: an extra is imported inside functions, but for the notebook driver."""
+    core, extras = declared("core"), declared("nb", "hub", "cluster") | OPTIONAL_BACKENDS
+    problems = []
+    for module in modules():
+        for imp in imports(module):
+            top = imp.target.split(".")[0]
+            if top in sys.stdlib_module_names or top == "golfcore" or top in core:
+                continue
+            if top not in extras:
+                problems.append(f"{module}:{imp.line} imports {top}, which pyproject.toml does not declare")
+            elif not imp.lazy and module != "notebook":
+                problems.append(
+                    f"{module}:{imp.line} imports {top}, an extra, at the top: import it inside the function"
+                )
+    lawful(problems)
+
+
+def test_modules_and_functions_stay_small():
+    problems = []
+    for module, tree in modules().items():
+        lines = max((node.end_lineno or 0 for node in tree.body), default=0)
+        if lines > MAX_MODULE_LINES:
+            problems.append(f"{module}: {lines} lines, at most {MAX_MODULE_LINES}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    problems.append(f"{module}.{node.name}: {length} lines, at most {MAX_FUNCTION_LINES}")
+    lawful(problems)
+
+
+def test_only_runtime_reads_the_environment():
+    problems = []
+    for module in modules().keys() - {"runtime"}:
+        for node in ast.walk(modules()[module]):
+            if isinstance(node, ast.Attribute) and dotted(node).removeprefix("os.") in ENVIRONMENT:
+                problems.append(f"{module}:{node.lineno} uses {dotted(node)}; only runtime.py does")
+        for imp in imports(module):
+            if imp.target.removeprefix("os.") in ENVIRONMENT:
+                problems.append(f"{module}:{imp.line} imports {imp.target}; only runtime.py does")
+    lawful(problems)
+
+
+def test_nothing_we_load_can_run_code():
+    problems = []
+    for module, tree in modules().items():
+        for imp in imports(module):
+            if imp.target.split(".")[0] in UNPICKLERS or imp.target in PICKLING_TORCH:
+                problems.append(f"{module}:{imp.line} imports {imp.target}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and dotted(node) in PICKLING_TORCH:
+                problems.append(f"{module}:{node.lineno} uses {dotted(node)}, which pickles")
+            elif isinstance(node, ast.Call) and dotted(node.func) in {"eval", "exec"}:
+                problems.append(f"{module}:{node.lineno} calls {dotted(node.func)}")
+            elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+                problems.append(f"{module}:{node.lineno} allow_pickle={ast.unparse(node.value)}")
+    lawful(problems)
+
+
+def test_no_file_names_a_machine():
+    globs = "* .ci/* golfcore/**/* tests/*.py benchmarks/* notebooks/* figures/* papermill_runs/*.md".split()
+    suffixes = {".py", ".toml", ".md", ".txt", ".yml", ".ipynb", ".csv", ".json", ".svg", ""}
+    machine = re.compile(r"(?<![\w.])/(work|root|tmp|home)/|\.\./shared")
+    problems = []
+    for path in sorted({p for g in globs for p in ROOT.glob(g) if p.is_file() and p.suffix in suffixes}):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if found := machine.search(line):
+                problems.append(f"{path.relative_to(ROOT)}:{number} names {found.group()}")
+    lawful(problems)
+
+
+def sections(cls: type) -> set[type]:
+    """The dataclass and every dataclass that its fields hold, at any depth (also inside unions and tuples)."""
+    found, queue = {cls}, [*typing.get_type_hints(cls).values()]
+    while queue:
+        hint = queue.pop()
+        queue += typing.get_args(hint)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in found:
+            found.add(hint)
+            queue += typing.get_type_hints(hint).values()
+    return found
+
+
+def test_every_config_field_is_read_somewhere():
+    from golfcore.config import Config
+
+    read = {
+        node.attr
+        for module in modules().keys() - {"config", "schema"}
+        for node in ast.walk(modules()[module])
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    fields = {(cls.__name__, field.name) for cls in sections(Config) for field in dataclasses.fields(cls)}
+    lawful([f"{cls}.{name} is read nowhere outside config" for cls, name in sorted(fields) if name not in read])
+
+
+def test_notebooks_are_committed_clean_with_one_cell_of_parameters():
+    problems = []
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        dirty = [c for c in cells if c.get("outputs") or c.get("execution_count") is not None]
+        if len(tagged) != 1 or tagged[0]["cell_type"] != "code":
+            problems.append(f"{path.name}: expected one code cell tagged parameters, found {len(tagged)} tagged")
+        if dirty:
+            problems.append(f"{path.name}: {len(dirty)} cells carry outputs or execution counts")
+        if not re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem):
+            problems.append(f"{path.name}: expected a name like 00_quickstart.ipynb")
+    lawful(problems)
+
+
+def test_the_list_of_notebooks_is_the_folder():
+    listed = re.findall(r"^- `(\w+)`", (ROOT / "notebooks/README.md").read_text(), re.MULTILINE)
+    assert listed == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@cache
+def pyproject() -> dict[str, typing.Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(group: str) -> list[Requirement]:
+    """The requirements of "core" or of an extra."""
+    lines = pyproject()["dependencies"] if group == "core" else pyproject()["optional-dependencies"][group]
+    return [Requirement(line) for line in lines]
+
+
+def declared(*groups: str) -> set[str]:
+    return {r.name for group in groups for r in requirements(group)}
+
+
+@cache
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    """All but the cluster's, which `make setup` does not install."""
+    problems = []
+    for requirement in [r for group in ("core", "nb", "hub", "dev") for r in requirements(group)]:
+        pin = pins().get(canonicalize_name(requirement.name))
+        if pin is None or pin not in requirement.specifier:
+            problems.append(f"constraints.txt: expected a version for {requirement}, found {pin}")
+    lawful(problems)
+
+
+def test_environment_yml_agrees_with_pyproject():
+    spec = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in spec["dependencies"] if isinstance(d, str)]
+    pip = [line for d in spec["dependencies"] if isinstance(d, dict) for line in d["pip"]]
+    names = {d: re.split("[=<>]", d)[0] for d in conda + pip if d != "-e ."}
+    known = {CONDA_NAMES.get(name, name) for name in names.values()}
+    everything = declared("core", "nb", "hub", "cluster", "dev")
+    assert spec["channels"] == ["conda-forge"]
+    assert {"-e .", f"torch=={pins()['torch']}"} <= set(pip)
+    assert known >= declared("core", "nb") | ENVIRONMENT_ONLY
+    assert known <= everything | ENVIRONMENT_ONLY
+    python = next(d.split("=")[1] for d in conda if d.startswith("python="))
+    assert python in SpecifierSet(pyproject()["requires-python"])
+
+
+def test_the_changelog_knows_the_version():
+    assert f"\n## {golfcore.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_top_level_is_laid_out():
+    files = "README.md LICENSE CHANGELOG.md Makefile pyproject.toml constraints.txt environment.yml .gitignore .ci/run"
+    readmes = "figures/README.md notebooks/README.md papermill_runs/README.md"
+    missing = [name for name in f"{files} {readmes}".split() if not (ROOT / name).is_file()]
+    missing += [name for name in ("golfcore/presets", "tests", "benchmarks") if not (ROOT / name).is_dir()]
+    assert not missing
+
+
+def test_make_explains_every_target():
+    targets = set(re.findall(r"^([a-z]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets == set("help setup demo test check notebooks figures bench clean".split())
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in helped.splitlines() if line.startswith("  make ")} == targets
+
+
+def test_ci_runs_what_the_readme_says():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert {"make check", "make test"} <= set(script.read_text().splitlines())
+    assert "make test" in (ROOT / "README.md").read_text()

@@ -1,0 +1,114 @@
+"""Laws of the runtime: one process by default, ranks under torchrun, seeds, and where caches go."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from golfcore import runtime
+from golfcore.errors import UserError
+
+CUDA = torch.cuda.is_available()
+RANK = """
+import json, sys, torch
+from golfcore import runtime
+r = runtime.start("float32", 3)
+drawn = torch.rand(2, device=r.device).tolist()
+tensors = [torch.full((2, 3), float(r.rank)), torch.full((), 4.0 * r.rank), torch.tensor([1.0, r.rank]).bfloat16()]
+runtime.all_reduce_mean_(tensors)
+mine = torch.tensor([1.0, 10.0 * r.rank], dtype=torch.float64)
+total = runtime.all_reduce_sum(mine)
+runtime.barrier()
+world = runtime.world_size()
+runtime.stop()
+found = dict(rank=r.rank, world=r.world, local_rank=r.local_rank, main=r.is_main, size=world, after=runtime.world_size(),
+             means=[t.tolist() for t in tensors], dtypes=[str(t.dtype) for t in tensors], total=total.tolist(),
+             mine=mine.tolist(), drawn=drawn)
+open(f"{sys.argv[1]}/{r.rank}.json", "w").write(json.dumps(found))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(key, raising=False)
+
+
+def test_two_ranks_of_torchrun_reduce_over_both(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, script, tmp_path], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in (0, 1)]
+    for r, found in enumerate(ranks):
+        assert (found["rank"], found["local_rank"], found["main"]) == (r, r, r == 0)
+        assert (found["world"], found["size"], found["after"]) == (2, 2, 1)
+        assert found["means"] == [[[0.5] * 3] * 2, 2.0, [1.0, 0.5]]
+        assert found["dtypes"] == ["torch.float32", "torch.float32", "torch.bfloat16"]
+        assert found["total"] == [2.0, 10.0]
+        assert found["mine"] == [1.0, 10.0 * r]
+    assert ranks[0]["drawn"] == ranks[1]["drawn"]
+
+
+def test_one_process_reduces_over_itself():
+    x = torch.tensor([1.0, 2.0])
+    runtime.all_reduce_mean_([x])
+    assert runtime.all_reduce_sum(x).tolist() == [1.0, 2.0]
+    runtime.barrier()
+    runtime.stop()
+    assert runtime.world_size() == 1
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_a_single_process_is_rank_0_of_1(dtype):
+    found = runtime.start(dtype, 1)
+    assert (found.rank, found.world, found.local_rank, found.is_main) == (0, 1, 0, True)
+    assert found.device.type == ("cuda" if CUDA else "cpu")
+    expected = {"auto": torch.bfloat16 if CUDA else torch.float32}.get(dtype) or getattr(torch, dtype)
+    assert found.dtype == expected
+
+
+def test_the_seed_decides_every_generator():
+    def draw(seed: int) -> tuple[float, float, float]:
+        runtime.start("float32", seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draw(5) == draw(5)
+    assert all(a != b for a, b in zip(draw(5), draw(6), strict=True))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "1"}],
+)
+def test_incomplete_torchrun_variables_are_a_users_mistake(given, monkeypatch):
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="as torchrun sets them"):
+        runtime.start("auto", 1)
+
+
+def test_caches_go_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("GOLFCORE_CACHE", "a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "b")
+    assert runtime.cache_dir() == Path("a/golfcore")
+    monkeypatch.delenv("GOLFCORE_CACHE")
+    assert runtime.cache_dir() == Path("b/golfcore")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert runtime.cache_dir() == Path.home() / ".cache/golfcore"
+
+
+def test_the_description_is_plain_json_and_names_the_versions():
+    found = runtime.describe()
+    assert json.loads(json.dumps(found)) == found
+    assert found["torch"] == torch.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["device"] and found["cpus"] and found["platform"]

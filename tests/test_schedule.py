@@ -1,0 +1,323 @@
+"""Laws of schedules and averages, and the recorded cases g."""
+
+import json
+import math
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from golfcore import average
+from golfcore.config import AverageConfig, ModelConfig, OptimConfig, ScheduleConfig
+from golfcore.errors import UserError
+from golfcore.params import init
+from golfcore.schedule import Adaptive, Clock, cyclic_momentum, lr_scale, momentum, update_adaptive
+from golfcore.weights import Weights, flat, tree_map, unflat
+
+GOLDEN = np.load(Path(__file__).parent / "golden/g_schedules.npz")
+META = json.loads(str(GOLDEN["meta"]))
+RUNS = sorted(META["runs"])  # "iters" has no wall-clock cap, "runsh" has
+TOLERANCE = 1e-6
+
+
+def recorded_config(run: str, shape: str = "cosine", clock: str = "wall") -> ScheduleConfig:
+    given = META["runs"][run]["cfg"]
+    return ScheduleConfig(
+        clock=clock,
+        shape=shape,
+        iterations=given["iterations"],
+        max_seconds=given["max_wallclock_seconds"],
+        warmdown_steps=given["warmdown_iters"],
+        guard_steps=given["warmup_steps"] + 5,
+        adaptive=True,
+        adaptive_ema=META["cfg"]["adaptive"]["ema"],
+        adaptive_threshold=META["cfg"]["adaptive"]["threshold"],
+        adaptive_min_steps=given.get("min_steps", META["cfg"]["adaptive"]["min_steps"]),
+    )
+
+
+def recorded_clocks(run: str) -> list[tuple[int, float]]:
+    return [(int(s), float(e)) for s, e in zip(GOLDEN[f"lr/{run}/step"], GOLDEN[f"lr/{run}/elapsed_ms"], strict=True)]
+
+
+def recorded_trigger(run: str) -> Adaptive:
+    """Feed the recorded losses, every 100 steps, to our trigger."""
+    cfg, state = recorded_config(run), Adaptive()
+    for i, loss in enumerate(GOLDEN[f"lr/{run}/loss_at_100s"]):
+        elapsed = 100 * i * META["cfg"]["step_ms"] * (1 + 0.1 * math.sin(100 * i / 50))
+        state = update_adaptive(cfg, state, 100 * i, elapsed, float(loss))
+    return state
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_multiplier_without_trigger_is_as_recorded(run):
+    ours = [lr_scale(recorded_config(run), Clock(s, e)) for s, e in recorded_clocks(run)]
+    np.testing.assert_allclose(ours, GOLDEN[f"lr/{run}/no_trigger"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_trigger_and_multiplier_after_it_are_as_recorded(run):
+    step, time = META["runs"][run]["trigger_step_ms"]
+    fired = recorded_trigger(run).triggered
+    assert fired == pytest.approx(time, abs=1e-6)
+    clocks = [Clock(s, e, fired if s > step else None) for s, e in recorded_clocks(run)]
+    ours = [lr_scale(recorded_config(run), clock) for clock in clocks]
+    np.testing.assert_allclose(ours, GOLDEN[f"lr/{run}/with_trigger"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("system", ["pr398", "pr294seed", "pr294v2"])
+def test_linear_multiplier_is_as_recorded(system, run):
+    ours = [lr_scale(recorded_config(run, "linear"), Clock(s, e)) for s, e in recorded_clocks(run)]
+    np.testing.assert_allclose(ours, GOLDEN[f"lr_{system}/{run}"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_momentum_is_as_recorded(run):
+    cfg = OptimConfig(momentum=0.99, momentum_start=0.92, momentum_steps=1500)
+    steps = [s for s, _ in recorded_clocks(run)]
+    np.testing.assert_allclose(
+        [momentum(cfg, s) for s in steps], GOLDEN[f"mom/{run}/noncyclic"], rtol=0, atol=TOLERANCE
+    )
+    cyclic = [cyclic_momentum(s) if s >= cfg.momentum_steps else momentum(cfg, s) for s in steps]
+    np.testing.assert_allclose(cyclic, GOLDEN[f"mom/{run}/cyclic"], rtol=0, atol=TOLERANCE)
+
+
+def test_no_recorded_output_is_left_out():
+    compared = {f"lr/{run}/{kind}" for run in RUNS for kind in ("no_trigger", "with_trigger")}
+    compared |= {f"mom/{run}/{kind}" for run in RUNS for kind in ("cyclic", "noncyclic")}
+    compared |= {f"lr_{system}/{run}" for run in RUNS for system in ("pr398", "pr294seed", "pr294v2")}
+    compared |= {"ema/ema_after_step", "ema/decay_eff"}
+    inputs = {f"lr/{run}/{kind}" for run in RUNS for kind in ("step", "elapsed_ms", "loss_at_100s")}
+    assert set(GOLDEN.files) == compared | inputs | {"ema/params", "meta"}
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_the_step_clock_reads_nothing_but_the_step(shape, cap):
+    """A cap in seconds may stop such a run; it does not move its schedule."""
+    cfg = ScheduleConfig(clock="steps", shape=shape, iterations=1000, warmdown_steps=200, max_seconds=cap)
+    plain = ScheduleConfig(clock="wall", shape=shape, iterations=1000, warmdown_steps=200)
+    for step in range(0, 1001, 50):
+        expected = lr_scale(plain, Clock(step, 684.0 * step))  # without a cap, elapsed time cancels
+        assert lr_scale(cfg, Clock(step, 1.0)) == lr_scale(cfg, Clock(step, 1e9)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("clock", ["steps", "wall"])
+@pytest.mark.parametrize("p, scale", [(0, 1), (0.5, 0.5), (2 / 3, 0.25), (0.70483, 0.2), (1, 0)])
+def test_cosine_milestones(clock, p, scale):
+    cfg = ScheduleConfig(clock=clock, iterations=200_000, warmdown_steps=100_000, max_seconds=200)
+    step = 100_000 + round(100_000 * p)  # at 1 ms a step the cap is at the last iteration
+    assert lr_scale(cfg, Clock(step, float(step))) == pytest.approx(scale, abs=1e-5)
+
+
+@given(
+    st.sampled_from(["steps", "wall"]),
+    st.sampled_from(["cosine", "linear"]),
+    st.integers(0, 400),
+    st.floats(0, 1e6),
+    st.one_of(st.none(), st.floats(0, 400)),
+    st.sampled_from([0, 1, 100, 500]),
+)
+def test_multiplier_is_a_fraction(clock, shape, step, elapsed, triggered, warmdown):
+    cfg = ScheduleConfig(clock=clock, shape=shape, iterations=300, max_seconds=60, warmdown_steps=warmdown)
+    assert 0 <= lr_scale(cfg, Clock(step, elapsed, triggered)) <= 1
+
+
+@pytest.mark.parametrize("clock", ["steps", "wall"])
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_multiplier_never_rises_and_ends_at_zero(clock, shape):
+    cfg = ScheduleConfig(clock=clock, shape=shape, iterations=300, max_seconds=3, warmdown_steps=100)
+    scales = [lr_scale(cfg, Clock(s, 10.0 * s)) for s in range(300)]
+    assert scales == sorted(scales, reverse=True)
+    assert scales[:200] == [1.0] * 200
+    assert 0 < scales[-1] <= 0.0101
+
+
+def test_a_trigger_starts_either_shape_at_once_on_either_clock():
+    for shape in ("cosine", "linear"):
+        wall = ScheduleConfig(clock="wall", shape=shape, max_seconds=10, warmdown_steps=10, guard_steps=0)
+        assert [lr_scale(wall, Clock(50, e, 5000.0)) for e in (5000, 7500, 10_000)] == pytest.approx([1, 0.5, 0])
+        steps = ScheduleConfig(shape=shape, iterations=1000, warmdown_steps=10, guard_steps=0)
+        assert [lr_scale(steps, Clock(s, 0.0, 50.0)) for s in (50, 55, 60)] == pytest.approx([1, 0.5, 0])
+
+
+def test_the_guard_holds_the_cosine_at_one():
+    cfg = ScheduleConfig(iterations=40, warmdown_steps=40, guard_steps=25)
+    assert lr_scale(cfg, Clock(24, 0.0)) == 1 > lr_scale(cfg, Clock(25, 0.0))
+
+
+def test_adaptive_fires_when_the_loss_is_less_than_its_margin_below_the_mean():
+    """Falls of the mean are (1 - 0.99) (mean - loss), so the threshold 0.0005 is a loss 0.05 below the mean."""
+    cfg = ScheduleConfig(adaptive=True)
+    first = update_adaptive(cfg, Adaptive(), 2000, 7.0, 3.0)
+    assert first == Adaptive(3.0, None)
+    assert update_adaptive(cfg, first, 2100, 8.0, 2.94) == Adaptive(pytest.approx(2.9994), None)
+    assert update_adaptive(cfg, first, 2100, 8.0, 2.96) == Adaptive(pytest.approx(2.9996), 2100.0)
+
+
+def test_adaptive_records_the_time_of_its_clock_and_fires_once():
+    wall = ScheduleConfig(adaptive=True, clock="wall", max_seconds=60)
+    fired = update_adaptive(wall, Adaptive(3.0), 2100, 8.0, 3.0)
+    assert fired.triggered == 8.0
+    assert update_adaptive(wall, fired, 2200, 9.0, 9.0) == fired
+
+
+def test_adaptive_looks_only_when_due():
+    cfg = ScheduleConfig(adaptive=True)
+    for step in (1900, 1999, 2001, 2150):
+        assert update_adaptive(cfg, Adaptive(3.0), step, 0.0, 3.0) == Adaptive(3.0)
+    assert update_adaptive(ScheduleConfig(adaptive=False), Adaptive(3.0), 2100, 0.0, 3.0) == Adaptive(3.0)
+
+
+def test_adaptive_survives_json():
+    state = update_adaptive(ScheduleConfig(adaptive=True), Adaptive(1 / 3), 2100, 0.1, 0.7)
+    assert Adaptive(**json.loads(json.dumps(state._asdict()))) == state
+
+
+def test_momentum_without_a_warm_up_is_constant():
+    assert momentum(OptimConfig(momentum_steps=0), 0) == 0.99
+
+
+MODEL = ModelConfig(
+    vocab_size=8, dim=8, n_heads=2, n_kv_heads=1, mlp_hidden=8, blocks=(0, 1), rope_dims=2, bigram_rows=4, bigram_dim=4
+)
+
+
+def walk(n: int) -> list[Weights]:
+    """Weights after 0, 1, .. n steps of a random walk."""
+    generator = torch.Generator().manual_seed(5)
+    path = [init(MODEL, 1)]
+    for _ in range(n):
+        path.append(tree_map(lambda t: t + torch.randn(t.shape, generator=generator), path[-1]))
+    return path
+
+
+def averaged(cfg: AverageConfig, path: list[Weights], scales: list[float]) -> average.Average:
+    state = average.start(cfg, path[0])
+    for step, (weights, scale) in enumerate(zip(path[1:], scales, strict=True), 1):
+        state = average.update(cfg, state, weights, step, scale)
+    return state
+
+
+def close(a: Weights, b: Weights) -> None:
+    tree_map(lambda x, y: torch.testing.assert_close(x, y, rtol=0, atol=1e-5) or x, a, b)
+
+
+def test_ema_is_as_recorded():
+    given = META["cfg"]["ema"]
+    cfg = AverageConfig("ema", decay=given["decay"], every=given["every"])
+    assert cfg.decay**cfg.every == pytest.approx(float(GOLDEN["ema/decay_eff"]), abs=TOLERANCE)
+    names = ("qo", "kv", "up", "down", "tok_emb")  # the same recorded row as every tensor
+    rows = [unflat({name: torch.from_numpy(row) for name in names}) for row in GOLDEN["ema/params"]]
+    state = average.start(cfg, rows[0])
+    for step, recorded in enumerate(GOLDEN["ema/ema_after_step"], 1):
+        state = average.update(cfg, state, rows[step], step, 1.0)
+        for tensor in flat(state.copies[0]).values():
+            np.testing.assert_allclose(tensor.numpy(), recorded, rtol=0, atol=TOLERANCE)
+
+
+def test_swa_is_the_mean_of_the_late_snapshots():
+    path, scales = walk(12), [1 - step / 12 for step in range(1, 13)]
+    cfg = AverageConfig("swa", every=2, start_scale=0.5)
+    late = [path[s] for s in (8, 10, 12)]  # at step 6 the multiplier is 0.5: not below
+    close(average.result(cfg, averaged(cfg, path, scales), path[-1]), tree_map(lambda *t: sum(t) / 3, *late))
+
+
+def test_lawa_is_the_mean_of_the_last_snapshots():
+    path = walk(12)
+    cfg = AverageConfig("lawa", every=2, keep=3)
+    last = [path[s] for s in (8, 10, 12)]
+    close(average.result(cfg, averaged(cfg, path, [1.0] * 12), path[-1]), tree_map(lambda *t: sum(t) / 3, *last))
+
+
+KINDS = [
+    AverageConfig("none"),
+    AverageConfig("ema", decay=0.9, every=2),
+    AverageConfig("swa", every=2, start_scale=0.9),
+    AverageConfig("lawa", every=2, keep=2),
+]
+
+
+@pytest.mark.parametrize("cfg", KINDS, ids=lambda cfg: cfg.kind)
+def test_averages_share_nothing_with_the_weights(cfg):
+    leaves = tree_map(lambda t: t.clone().requires_grad_(), walk(1)[1])
+    state = average.start(cfg, leaves)
+    for step in (2, 4, 6):
+        state = average.update(cfg, state, leaves, step, 0.5)
+    before = average.result(cfg, state, leaves)
+    again = average.result(cfg, state, leaves)
+    with torch.no_grad():
+        tree_map(lambda t: t.zero_(), leaves)
+    tree_map(lambda t: t.fill_(7), again)
+    after = average.result(cfg, state, leaves) if cfg.kind != "none" else before
+    for x, y in zip(flat(before).values(), flat(after).values(), strict=True):
+        assert x.dtype == torch.float32 and not x.requires_grad
+        assert torch.equal(x, y)
+    assert flat(before)["tok_emb"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("cfg", KINDS, ids=lambda cfg: cfg.kind)
+def test_averages_of_bfloat16_weights_are_float32(cfg):
+    """EMA steps of 0.2% would be lost in bfloat16."""
+    low = tree_map(lambda t: t.to(torch.bfloat16), walk(1)[1])
+    state = average.update(cfg, average.start(cfg, low), low, 2, 0.5)
+    for tensor in flat(average.result(cfg, state, low)).values():
+        assert tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cfg", KINDS, ids=lambda cfg: cfg.kind)
+@pytest.mark.parametrize("stop", [0, 1, 4, 9])
+def test_averages_resume_bit_for_bit(cfg, stop):
+    path = walk(10)
+    state = average.start(cfg, path[0])
+    for step in range(11):
+        if step:
+            state = average.update(cfg, state, path[step], step, 0.5)
+        if step == stop:
+            saved = {name: t.clone() for name, t in average.state_tensors(state).items()}
+            state = average.load(cfg, saved, path[step])
+    whole = averaged(cfg, path, [0.5] * 10)
+    assert state.taken == whole.taken
+    ours, theirs = (flat(average.result(cfg, s, path[-1])) for s in (state, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("cfg", KINDS[1:], ids=lambda cfg: cfg.kind)
+def test_an_average_of_nothing_is_an_error(cfg):
+    weights = walk(0)[0]
+    state = average.start(cfg, weights)
+    for step, scale in ((1, 0.5), (3, 0.5), *(((2, 1.0),) if cfg.kind == "swa" else ())):
+        state = average.update(cfg, state, weights, step, scale)
+    (text,) = average.coverage(cfg, state).values()
+    assert text.startswith("0 ") and text.endswith(", not applied")
+    with pytest.raises(RuntimeError, match=f"average.kind {cfg.kind}: expected at least one update"):
+        average.result(cfg, state, weights)
+
+
+def test_coverage_counts_what_is_in_the_average():
+    path = walk(10)
+    texts = [average.coverage(cfg, averaged(cfg, path, [0.5] * 10)) for cfg in KINDS]
+    assert texts == [
+        {},
+        {"ema": "5 updates, applied"},
+        {"swa": "5 snapshots, applied"},
+        {"lawa": "2 snapshots, applied"},
+    ]
+
+
+def test_a_saved_average_that_does_not_fit_is_refused():
+    path = walk(4)
+    ema = AverageConfig("ema", every=2)
+    saved = average.state_tensors(averaged(ema, path, [0.5] * 4))
+    for wrong, named in [
+        ({k: v for k, v in saved.items() if k != "taken"}, "taken"),
+        ({k: v for k, v in saved.items() if k != "0/up"}, "0/up"),
+        ({**saved, "1/up": saved["0/up"]}, "1/up"),
+        ({**saved, "0/up": saved["0/up"][:1]}, "0/up"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            average.load(ema, wrong, path[0])
