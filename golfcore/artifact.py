@@ -130,6 +130,13 @@ def info(path: Path) -> dict[str, Any]:
     }
 
 
+def as_text(found: dict[str, Any]) -> str:
+    """`info` for people: bytes of each part, their share, and the total."""
+    parts = {**found["components"], "total": found["bytes"]}
+    lines = [f"{name:<10}{n:>14,}{n / found['bytes']:>8.1%}" for name, n in parts.items()]
+    return "\n".join([f"{found['config']['name']} ({found['hash']}), bytes", *lines])
+
+
 class Contents(NamedTuple):
     """A file whose frame and header are in order; the streams are not unpacked yet."""
 
@@ -205,11 +212,7 @@ def _unpack(contents: Contents) -> Quantized:
     sizes = {name: math.prod(spec.shape) for name, spec in specs.items()}
     n_scales = sum(spec.shape[0] for name, spec in specs.items() if name in streams)
     n_halves = sum(size for name, size in sizes.items() if name not in streams)
-    planes = [
-        _decode(name, streams[name], n, 0) for name, n in zip(PLANES, 2 * [n_scales] + 2 * [n_halves], strict=True)
-    ]
-    scales = torch.from_numpy(join_halves(planes[0], planes[1]))
-    halves = torch.from_numpy(join_halves(planes[2], planes[3]))
+    scales, halves = _halves(streams, "scales", n_scales), _halves(streams, "halves", n_halves)
     out: Quantized = {}
     for name, spec in specs.items():
         if name in streams:
@@ -220,6 +223,12 @@ def _unpack(contents: Contents) -> Quantized:
             out[name] = halves[: sizes[name]].view(spec.shape)
             halves = halves[sizes[name] :]
     return out
+
+
+def _halves(streams: Mapping[str, Stream], kind: str, size: int) -> Tensor:
+    """(size,) float16 from its two planes."""
+    high, low = (_decode(name, streams[name], size, 0) for name in (f"{kind}.high", f"{kind}.low"))
+    return torch.from_numpy(join_halves(high, low))
 
 
 def _decode(name: str, stream: Stream, size: int, lowest: int) -> IntArray:
@@ -237,24 +246,24 @@ def _decode(name: str, stream: Stream, size: int, lowest: int) -> IntArray:
 
 
 def code_bytes() -> int:
-    """UTF-8 bytes of the package's modules that reading and scoring an artifact import, uncompressed."""
+    """UTF-8 bytes of the package's modules that reading and scoring an artifact takes, uncompressed."""
     root = Path(__file__).parents[1]
-    return sum(len((root / file).read_bytes()) for file in sorted(closure(READERS)))
+    return sum((root / file).stat().st_size for file in reader_files())
 
 
-def closure(names: tuple[str, ...]) -> set[str]:
-    """Source files, relative to the package's parent, that modules of the package import, directly or not."""
+def reader_files() -> list[Path]:
+    """The modules that READERS import from this package, directly or not, relative to the package's parent."""
     root = Path(__file__).parents[1]
-    found: set[str] = set()
-    queue = list(names)
+    found: set[Path] = set()
+    queue = list(READERS)
     while queue:
         parts = queue.pop().split(".")
         heads = [Path(*parts[:end]) for end in range(1, len(parts) + 1) if parts[0] == __package__]
         for file in [f for head in heads for f in (head / "__init__.py", head.with_suffix(".py"))]:
-            if str(file) not in found and (root / file).is_file():
-                found.add(str(file))
+            if file not in found and (root / file).is_file():
+                found.add(file)
                 queue += _imported(ast.parse((root / file).read_text()))
-    return found
+    return sorted(found)
 
 
 def _imported(tree: ast.Module) -> list[str]:

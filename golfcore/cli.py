@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from golfcore import __version__, config
 from golfcore.errors import UserError
@@ -44,10 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def _add(commands: Commands, name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+def _add(
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=command)
     return parser
@@ -84,19 +87,25 @@ def _model_commands(commands: Commands) -> None:
     p.add_argument("folder", type=Path, nargs="?", default=Path("papermill_runs"))
     p.add_argument("--json", action="store_true")
 
-    artifact = commands.add_parser("artifact", help="look into an artifact").add_subparsers(required=True, metavar="ACTION")
+    artifact = commands.add_parser("artifact", help="look into an artifact").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     p = _add(artifact, "info", artifact_info, "bytes by component, and the configuration inside")
     p.add_argument("file", type=Path)
     p.add_argument("--json", action="store_true")
 
 
 def _data_commands(commands: Commands) -> None:
-    data = commands.add_parser("data", help="make, fetch or inspect a dataset").add_subparsers(required=True, metavar="ACTION")
+    data = commands.add_parser("data", help="make, fetch or inspect a dataset").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     p = _add(data, "build", data_build, "a folder of .txt, .md or .jsonl becomes tokenizer + shards")
     p.add_argument("folder", type=Path)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--vocab-size", type=int, default=1024)
-    p.add_argument("--tokenizer", type=Path, metavar="FILE", help="use this SentencePiece model instead of training one")
+    p.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="use this SentencePiece model instead of training one"
+    )
 
     p = _add(data, "download", data_download, "the competition's FineWeb export, resumable, hashes checked")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -114,7 +123,9 @@ def _notebook_commands(commands: Commands) -> None:
     p.add_argument("--out", type=Path, default=Path("papermill_runs"), metavar="DIR")
 
     p = _add(commands, "figures", figures, "draw a run's figures beside their tables")
-    p.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="default: the newest finished run in papermill_runs")
+    p.add_argument(
+        "runs", type=Path, nargs="*", metavar="RUN", help="default: the newest finished run in papermill_runs"
+    )
     p.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
 
 

@@ -51,17 +51,22 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def parse_json(text: str) -> dict:
+    """The object that `text` spells. ValueError if it spells none."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
 def read_json(path: Path, what: str) -> dict:
     """The JSON object in `path`; `what` names it in the error."""
     try:
-        value = json.loads(path.read_text())
+        return parse_json(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: expected {what}, found no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: expected {what} as JSON, found text that does not parse ({e})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected {what} as a JSON object, found a {type(value).__name__}")
-    return value
+    except ValueError as e:
+        raise UserError(f"{path}: expected {what} as a JSON object, found text that does not parse ({e})") from None
 
 
 def sha256_text(text: str) -> str:

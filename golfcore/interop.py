@@ -1,7 +1,7 @@
 """Reading the original systems: their constructor keywords and state dicts, and back for comparison.
 
-Families: "exp101" (also exp105a, exp106, exp107: banks), "pr398" and "pr294v2" (one matrix a layer), "pr294seed" (shared
-blocks, scales per application). Bank order differs: the originals keep all queries, then all outputs.
+Families: "exp101" (also exp105a, exp106, exp107: banks), "pr398" and "pr294v2" (one matrix a layer), "pr294seed"
+(shared blocks, scales per application). Bank order differs: the originals keep all queries, then all outputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,15 @@ PER_LAYER = {  # ours -> the original's name in its block, and as a per-applicat
     "mlp_scale": ("blocks.{}.mlp_scale", "iter_mlp_scales.{}"),
     "resid_mix": ("blocks.{}.resid_mix", "iter_resid_mixes.{}"),
 }
-ABSENT = ("mtp_num_heads", "dtg", "dtg_enabled", "gated_attention", "value_residual", "memory_tokens", "num_memory_tokens")
+ABSENT = (
+    "mtp_num_heads",
+    "dtg",
+    "dtg_enabled",
+    "gated_attention",
+    "value_residual",
+    "memory_tokens",
+    "num_memory_tokens",
+)
 IGNORED = ("mtp_loss_weight", "tied_embed_init_std", "num_layers", "num_unique_blocks", "train_seq_len")
 
 
@@ -66,7 +74,9 @@ def reference_config(
     kw = {"poscond": bool(poscond), "trigram": bool(trigram), **kw}
     for name in ABSENT:
         if kw.pop(name, 0):
-            raise UserError(f"reference keyword {name!r}: used by none of the five systems, so golfcore has no such part")
+            raise UserError(
+                f"reference keyword {name!r}: used by none of the five systems, so golfcore has no such part"
+            )
     if not kw.pop("tie_embeddings", True):
         raise UserError("reference keyword 'tie_embeddings': expected true, golfcore's head is tied")
     dim, layers = kw.pop("model_dim"), kw["num_layers"]
@@ -110,9 +120,11 @@ def reference_config(
 
 
 def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weights:
-    """Our weights (float32) from an original state dict. Raises UserError for a tensor missing, left over or misshapen."""
+    """Our weights (float32) from an original state dict. UserError for a tensor missing, left over or misshapen."""
     known = _layout(model_cfg, set(state))
-    left = sorted(n for n in set(state) - {name for names in known.values() for name, _ in names} if "meta_sgd" not in n)
+    left = sorted(
+        n for n in set(state) - {name for names in known.values() for name, _ in names} if "meta_sgd" not in n
+    )
     if left:
         raise UserError(f"reference state: tensor {left[0]!r} has no place in this configuration")
     tensors = {}
@@ -130,9 +142,7 @@ def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weigh
     return unflat(tensors)
 
 
-def to_reference(
-    weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
+def to_reference(weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Values by the original's tensor names and shapes, whatever the weights hold: parameters or gradients."""
     known, ours = _layout(model_cfg, set(shapes)), flat(weights)
     out: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ Optimizers, freezing, quantization and export read this table; nothing matches s
 Initial values follow exp101 (its model-level initialiser makes both small projections orthogonal).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def mask_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return tensor * (~mask).to(tensor).view(-1, *[1] * (tensor.ndim - 1))
 
 
-def summary(cfg: ModelConfig) -> dict[str, object]:
+def summary(cfg: ModelConfig) -> dict[str, Any]:
     """Counts by optimizer group and by storage kind, as `golfcore params` prints them."""
     rows = table(cfg)
     sizes = {p.name: torch.Size(p.shape).numel() for p in rows}

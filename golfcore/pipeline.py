@@ -7,13 +7,11 @@ a run killed at any moment goes on with the same command.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from safetensors.torch import load_file, save_file
-
-from golfcore import artifact, files, params, runtime
+from golfcore import artifact, files, params, runtime, tensors
 from golfcore.baselines import fit_bigram
 from golfcore.config import Config, override
 from golfcore.data.corpus import pydocs
@@ -24,9 +22,9 @@ from golfcore.evals import result as results
 from golfcore.evals.protocols import evaluate
 from golfcore.evals.score import bits_per_byte, bytes_of
 from golfcore.model.attention import choose_compute
+from golfcore.progress import bar
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.policy import coverage, quantize_weights
-from golfcore.progress import bar
 from golfcore.records import RunFolder, find_run, open_run
 from golfcore.runtime import Runtime
 from golfcore.train.loop import train
@@ -42,7 +40,7 @@ MEASURES = {  # name of the measure -> (weights, protocol); a, b and c of every 
 
 
 def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
-    """The dataset of a configuration: its folder, or the embedded corpus (built into the cache when it is not there)."""
+    """The dataset of a configuration: its folder, or the embedded corpus, built into the cache if it is not there."""
     if cfg.data.path:
         return open_dataset(cfg.data.path)
     folder, built = pydocs(runtime.cache_dir(), cfg.data.packages, cfg.model.vocab_size)
@@ -90,9 +88,9 @@ class _Stages:
         self.stage("quantize", trained, [ARTIFACT], self.quantize)
         packed = trained | {"artifact": self.sha(ARTIFACT)}
         self.stage("choose_ttt", packed, ["ttt.json"], self.choose_ttt)
-        for name, (weights, protocol) in MEASURES.items():
+        for name, (weights, _) in MEASURES.items():
             inputs = base | {"weights": self.sha(weights), "ttt": self.sha("ttt.json")}
-            self.stage(f"eval-{name}", inputs, [f"eval/{name}.json", f"eval/{name}.npy"], lambda n=name: self.measure(n))
+            self.stage(f"eval-{name}", inputs, [f"eval/{name}.json", f"eval/{name}.npy"], partial(self.measure, name))
         self.stage("baseline", base, ["baseline.json"], self.baseline)
         if self.rt.is_main:
             report = self.report()
@@ -123,20 +121,26 @@ class _Stages:
         per_token = float(bytes_of(self.tables, self.val[:-1], self.val[1:]).mean())
         weights = train(self.cfg, self.run, self.stream, self.val, self.tables, self.rt, per_token)
         if self.rt.is_main:
-            with files.atomic_path(self.run.file(FLOAT)) as part:
-                save_file({k: v.cpu().contiguous() for k, v in flat(weights).items()}, part)
+            tensors.save(self.run.file(FLOAT), flat(weights), self.source)
 
     def quantize(self) -> None:
         """Calibrate on self-generated text, round, pack. One rank does it; the result is the same on any."""
         if not self.rt.is_main:
             return
         c, q = self.cfg, self.cfg.quant
-        weights, tables = self.load(FLOAT), self.tables
+        weights, tables = self.load(FLOAT), self.tables.to(self.rt.device)
         with bar(-(-q.calib_seqs // q.calib_batch) * (q.calib_len - 1), "calibration text", "tok") as progress:
             tokens = self_generated(c, weights, tables, c.run.seed, self.compute, progress.update)
         with bar(q.calib_seqs, "hessians", "seq") as progress:
             hessians = collect(
-                c.model, weights, tokens, tables, q.damping, batch=q.calib_batch, compute=self.compute, progress=progress.update
+                c.model,
+                weights,
+                tokens,
+                tables,
+                q.damping,
+                batch=q.calib_batch,
+                compute=self.compute,
+                progress=progress.update,
             )
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update)
@@ -157,7 +161,9 @@ class _Stages:
                 rows.append({"lr": lr, "bpb": found.bpb, "tokens": found.tokens})
         chosen = min(rows, key=lambda r: r["bpb"])["lr"] if rows else self.cfg.ttt.lr
         if self.rt.is_main:
-            files.write_json(self.run.file("ttt.json"), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows})
+            files.write_json(
+                self.run.file("ttt.json"), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows}
+            )
 
     def measure(self, name: str) -> None:
         weights, protocol = MEASURES[name]
@@ -176,7 +182,9 @@ class _Stages:
         if self.rt.is_main:
             results.save(found, self.run.file(f"eval/{name}.json"))
             for feature, count in found.coverage.items():
-                self.run.cover(feature, count, count, "values" if "steps" not in feature else "steps", "none" if not count else "")
+                self.run.cover(
+                    feature, count, count, "values" if "steps" not in feature else "steps", "none" if not count else ""
+                )
 
     def baseline(self) -> None:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
@@ -187,23 +195,33 @@ class _Stages:
         n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
         files.write_json(
             self.run.file("baseline.json"),
-            {"bpb": bits_per_byte(float(nats.sum()), n_bytes), "fitted_on_tokens": len(train_ids), "model": "bigram, Witten-Bell"},
+            {
+                "bpb": bits_per_byte(float(nats.sum()), n_bytes),
+                "fitted_on_tokens": len(train_ids),
+                "model": "bigram, Witten-Bell",
+            },
         )
 
     # -- what they need
     @cached_property
     def source(self) -> dict:
         c = self.cfg
-        return {"run": self.run.id, "config": c.hash, "preset": c.name, "seed": c.run.seed, "data": self.dataset.data_hash}
+        return {
+            "run": self.run.id,
+            "config": c.hash,
+            "preset": c.name,
+            "seed": c.run.seed,
+            "data": self.dataset.data_hash,
+        }
 
     def load(self, name: str) -> Weights:
         path = self.run.file(name)
-        weights = artifact.read(path)[1] if name == ARTIFACT else unflat(load_file(path))
+        weights = artifact.read(path)[1] if name == ARTIFACT else unflat(tensors.load(path, "trained weights")[0])
         return to_device(weights, self.rt.device)
 
     def report(self) -> dict:
         """The numbers of the run, each with its source."""
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for name, (weights, protocol) in MEASURES.items():
             r = results.load(self.run.file(f"eval/{name}.json"))
             rows[name] = {
@@ -267,10 +285,10 @@ def default_out(cfg: Config) -> Path:
 
 
 def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
-    """Score a run folder's artifact, or an artifact file, under a protocol; `changes` override data, eval and ttt values.
+    """Score a run folder's artifact, or an artifact file, under a protocol.
 
-    Nothing is written. Returns the result as plain values. UserError: neither a run nor an artifact, an unknown protocol,
-    or a change to what the weights were trained with.
+    `changes` override data, eval, ttt and run values. Nothing is written; the result comes as plain values. UserError:
+    neither a run nor an artifact, an unknown protocol, or a change to what the weights were trained with.
     """
     path = target / ARTIFACT if target.is_dir() else target
     if target.is_dir():
@@ -278,7 +296,9 @@ def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> d
     stored, weights = artifact.read(path)
     for dotted in changes:
         if dotted.split(".")[0] not in ("data", "eval", "ttt", "run"):
-            raise UserError(f"override {dotted!r}: expected a data, eval, ttt or run value, the weights are what they are")
+            raise UserError(
+                f"override {dotted!r}: expected a data, eval, ttt or run value, the weights are what they are"
+            )
     cfg = override(stored, changes, str(path))
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     dataset = prepare_data(cfg, lambda text: None)

@@ -1,10 +1,10 @@
 """A run folder: its configuration, metrics, coverage report, and the stages that are done.
 
-    config.json    the configuration, preset name, data hash: what a resume must match
-    metrics.jsonl  rows of training and events, each with its step
-    coverage.json  what every switched-on feature really touched
-    stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds
-    results.json   the numbers of the tables, each with its source
+config.json    the configuration, preset name, data hash: what a resume must match
+metrics.jsonl  rows of training and events, each with its step
+coverage.json  what every switched-on feature really touched
+stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds
+results.json   the numbers of the tables, each with its source
 """
 
 from collections.abc import Mapping

@@ -61,6 +61,16 @@ def matrix(banks: Banks, role: str, block: int) -> Tensor:
     return getattr(banks, bank)[index]
 
 
+def unbound(weights: Weights) -> Weights:
+    """The same with every stack as a tuple of its slices, indexed as before.
+
+    One `unbind` has one backward; indexing a stack instead makes a stack of zeros for the gradient of every slice.
+    """
+    stacked = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "ve_layer_scale")
+    rest = {name: t.unbind() if name in stacked else t for name, t in weights.rest.items()}
+    return Weights(Banks(*(bank.unbind() for bank in weights.banks)), rest)  # type: ignore[arg-type]
+
+
 def matrix_name(role: str, block: int) -> str:
     return f"block{block}.{role}"
 

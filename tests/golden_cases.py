@@ -4,19 +4,42 @@ A case function takes (meta, arrays) and returns (outputs compared, list of thos
 """
 
 import hashlib
+import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore.config import ModelConfig
+from golfcore import average, schedule
+from golfcore.config import (
+    AverageConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    MetaConfig,
+    ModelConfig,
+    OptimConfig,
+    QuantConfig,
+    ScheduleConfig,
+    TTTConfig,
+)
 from golfcore.data.tokens import Tables
-from golfcore.interop import from_reference, reference_config, to_reference
+from golfcore.evals.protocols import evaluate
+from golfcore.interop import from_reference, matrix_names, reference_config, to_reference
+from golfcore.meta import meta_gradients
 from golfcore.model.attention import Compute, attend_sdpa
 from golfcore.model.forward import forward, nll
 from golfcore.model.hashing import bigram_rows, trigram_rows
-from golfcore.weights import Weights, tree_map
+from golfcore.optim.muon import Muon, newton_schulz
+from golfcore.quant.calibrate import collect
+from golfcore.quant.gptq import solve
+from golfcore.quant.grid import Grid, matrix_grid, round_to_nearest, table_grid
+from golfcore.quant.policy import quantize_weights
+from golfcore.quant.stored import dequantize_weights
+from golfcore.weights import Banks, Weights, flat, matrices, tree_map
 
 Arrays = dict[str, np.ndarray]
 Outcome = tuple[int, list[str]] | None
@@ -101,7 +124,8 @@ def family(meta: dict) -> str:
 
 def model(meta: dict, arrays: Arrays) -> tuple[ModelConfig, Weights]:
     cfg = meta["cfg"]
-    config = reference_config(family(meta), cfg["kw"], poscond=cfg.get("poscond"), trigram=cfg.get("trigram"))
+    kw = cfg["kw"] if "kw" in cfg else meta["model_kw"]
+    config = reference_config(family(meta), kw, poscond=cfg.get("poscond"), trigram=cfg.get("trigram"))
     state = {name: torch.from_numpy(value) for name, value in state_of(meta, arrays).items()}
     return config, from_reference(state, config)
 
@@ -113,8 +137,6 @@ def state_of(meta: dict, arrays: Arrays) -> Arrays:
 
 
 def generated(state: dict) -> Arrays:
-    import re
-
     rng = np.random.default_rng(state["seed"])
     out = {}
     for name, shape in state["param_order"]:
@@ -185,5 +207,299 @@ def grad_of(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
-CASES: dict[str, Callable[[dict, Arrays], Outcome]] = {"a": case_a, "b": case_b}
-LATER = {"e": "meta-learning", "h": "weight-space analysis"}
+# -- c: Newton-Schulz and Muon
+
+
+def case_c(meta: dict, arrays: Arrays) -> Outcome:
+    """bf16 keys are held to the rounding that differs between libraries, fp32 keys to the arithmetic."""
+    check = Check(arrays)
+    for spec, prefix in [*((s, "ns") for s in meta["ns"]), *((s, "ns2d_pr398") for s in meta["ns2d"])]:
+        key = f"{prefix}/{spec['name']}"
+        g = torch.from_numpy(arrays[f"{key}/in"])
+        for name, dtype, tolerance in (("bf16_as_f32", torch.bfloat16, 6e-2), ("fp32_internal", torch.float32, 2e-4)):
+            found = newton_schulz(g, spec["steps"], dtype).float()
+            target = f"{key}/out_ref_{name}" if dtype == torch.bfloat16 else f"{key}/out_{name}"
+            check.relative_norm(target, found, tolerance)
+    for spec, prefix in [*((s, "muon") for s in meta["muon"]), *((s, "muon2d_pr398") for s in meta["muon2d"])]:
+        for variant, dtype, tolerance in (("bf16", torch.bfloat16, 6e-2), ("fp32", torch.float32, 2e-4)):
+            three_steps(check, spec, f"{prefix}/{spec['name']}", variant, dtype, tolerance)
+    return check.outcome
+
+
+def three_steps(check: Check, spec: dict, key: str, variant: str, dtype: torch.dtype, tolerance: float) -> None:
+    p = torch.from_numpy(check.arrays[f"{key}/in/p0"].copy()).requires_grad_()
+    muon = Muon([p], spec["lr"][0], spec["momentum"][0], spec["wd"], spec["steps"], dtype)
+    for step, (lr, momentum) in enumerate(zip(spec["lr"], spec["momentum"], strict=True)):
+        p.grad = torch.from_numpy(check.arrays[f"{key}/in/grad{step}"])
+        muon.param_groups[0].update(lr=lr, momentum=momentum)
+        muon.step()
+        check.relative_norm(f"{key}/out_{variant}/p{step + 1}", p, tolerance)
+        (buffer,) = (t for t in muon.state[p].values() if isinstance(t, Tensor))
+        check.relative_norm(f"{key}/out_{variant}/mom{step + 1}", buffer, tolerance)
+
+
+# -- d: quantizers, Hessians, a whole model through them
+
+INT6 = QuantConfig(floor=True, clip_score="mse", stored_scale_codes=False, damp_twice=True, fp16_max_numel=65_536)
+PLAIN = {  # output name -> grid
+    "int6": matrix_grid(INT6),
+    "int8": table_grid(INT6),
+    "pr398_int6": Grid(31, -32, (1.0,), floor=True),
+    "pr294v2_int5": Grid(15, -16, (1.0,), floor=True),
+}
+
+
+def case_d(meta: dict, arrays: Arrays) -> Outcome:
+    check = Check(arrays)
+    for spec in meta.get("gptq", []):
+        key = f"gptq/{spec['name']}"
+        w, h = (torch.from_numpy(arrays[f"{key}/in/{n}"]) for n in ("weight", "hessian"))
+        codes, scale = solve(w, h, matrix_grid(INT6), block=spec["block"], damping=INT6.damping, score="mse")
+        solved(check, key + "/out/q", key + "/out/scale_f16", w, h, codes, scale)
+        plain(check, key + "/out/rtn_q", key + "/out/rtn_scale_f16", *round_to_nearest(w, matrix_grid(INT6)))
+    for spec in meta.get("perrow", []):
+        w = torch.from_numpy(arrays[f"perrow/{spec['name']}/in/weight"])
+        for name, grid in PLAIN.items():
+            base = f"perrow/{spec['name']}/out/{name}"
+            if base + "_q" in arrays:
+                scale_key = next(k for k in (base + "_scale_f16", base + "_scale") if k in arrays)
+                plain(check, base + "_q", scale_key, *round_to_nearest(w, grid))
+    if shapes_of(arrays, "hessian/"):
+        (whole_model if shapes_of(arrays, "quant/") else hessians)(check, meta, arrays)
+    return check.outcome
+
+
+def plain(check: Check, codes_key: str, scale_key: str, codes: Tensor, scale: Tensor) -> None:
+    """Plain rounding: only exact ties may differ."""
+    want = check.arrays[codes_key].astype(int)
+    apart = np.abs(want - codes.numpy().astype(int))
+    fraction = float((apart > 0).mean())
+    check.note(fraction <= 2e-4 and apart.max(initial=0) <= 1, f"{codes_key}: {fraction:.2e} of symbols differ")
+    scales(check, scale_key, scale)
+
+
+def solved(check: Check, codes_key: str, scale_key: str, w: Tensor, h: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """GPTQ: the symbols, and the objective it minimises."""
+    want = check.arrays[codes_key].astype(int)
+    apart = np.abs(want - codes.numpy().astype(int))
+    reference = weighted_error(w, want, check.arrays[scale_key], h)
+    ratio = weighted_error(w, codes.numpy(), scale.numpy(), h) / reference
+    fraction = float((apart > 0).mean())
+    good = fraction <= 1e-2 and apart.max(initial=0) <= 2 and ratio <= 1.01
+    check.note(good, f"{codes_key}: {fraction:.2e} of symbols differ by up to {apart.max()}, error ratio {ratio:.4f}")
+    scales(check, scale_key, scale)
+
+
+def weighted_error(w: Tensor, codes: np.ndarray, scale: np.ndarray, h: Tensor) -> float:
+    e = w.double().numpy() - codes * scale.astype(np.float64)[:, None]
+    return float(((e @ h.double().numpy()) * e).sum())
+
+
+def scales(check: Check, key: str, scale: Tensor) -> None:
+    want = check.arrays[key]
+    same = np.atleast_1d(scale.numpy().astype(want.dtype) == want) if want.dtype == np.float16 else None
+    if same is None:
+        check.close(key, scale, 1e-5 * max(1.0, float(np.abs(want).max())))
+    else:
+        check.note(float((~same).mean()) <= 1e-3, f"{key}: {int((~same).sum())} scales differ")
+
+
+def hessians(check: Check, meta: dict, arrays: Arrays) -> None:
+    config, weights = model(meta, arrays)
+    tokens = torch.from_numpy(arrays[next(k for k in arrays if k.startswith("in/") and "tokens" in k)].astype(np.int64))
+    found = collect(config, weights, tokens, tables_of(arrays, config.vocab_size), 0.01, projections=True)
+    theirs = {original: found[ours] for ours, original in matrix_names(config).items() if ours in found}
+    compare_tensors(check, "hessian/", theirs, lambda top: 1e-4 * top)
+
+
+def whole_model(check: Check, meta: dict, arrays: Arrays) -> None:
+    """Quantize with the given Hessians, dequantize, score: the published rules from end to end."""
+    config, weights = model(meta, arrays)
+    names = matrix_names(config)
+    found = {o: torch.from_numpy(arrays[f"hessian/{t}"]) for o, t in names.items() if f"hessian/{t}" in arrays}
+    hess = {name: found.get(name, torch.eye(m.shape[1])) for name, m in matrices(weights)}
+    quantized = quantize_weights(Config(model=config, quant=INT6), weights, hess)
+    masters = {name: (m, hess[name]) for name, m in matrices(weights)}
+    for ours, theirs in names.items():
+        key = f"quant/{theirs}"
+        if key + ".q" in arrays:
+            solved(check, key + ".q", key + ".scale", *masters[ours], *quantized[ours])
+    for ours, theirs in (
+        ("tok_emb", "tok_emb.weight"),
+        ("bigram", "bigram.embed.weight"),
+        ("ve", "ve_shared.embed.weight"),
+    ):
+        if f"quant/{theirs}.q" in arrays:
+            plain(check, f"quant/{theirs}.q", f"quant/{theirs}.scale", *quantized[ours])
+    back = dequantize_weights(config, quantized)
+    ours = to_reference(back, config, shapes_of(arrays, "deq/"))
+    for name in ours:
+        want = arrays[f"deq/{name}"]
+        apart = np.abs(want - ours[name].numpy()) > 1e-6 * np.abs(want).max()
+        check.note(float(apart.mean()) <= 1e-2, f"deq/{name}: {apart.mean():.2e} of values differ")
+    tokens = torch.from_numpy(arrays["in/calib_tokens"][:2].astype(np.int64))
+    for key, used in (("out/loss_before", weights), ("out/loss_after", back)):
+        if key in arrays:
+            tables = tables_of(arrays, config.vocab_size)
+            loss = nll(forward(config, used, tokens[:, :-1], tables), tokens[:, 1:]).mean()
+            check.close(key, loss, (1e-5 if used is weights else 2e-3) * max(1.0, float(arrays[key])))
+
+
+# -- e: the gradient after a meta step (exp101's objective)
+
+
+def case_e(meta: dict, arrays: Arrays) -> Outcome:
+    cfg, args = meta["cfg"], meta["cfg"]["args"]
+    if args.get("meta_ttt_split", "seq") != "seq" or args.get("meta_ttt_delta_weight") or args.get("meta_sgd_enabled"):
+        return None
+    check = Check(arrays)
+    config, weights = model(meta, arrays)
+    leaves = tree_map(lambda t: t.requires_grad_(), weights)
+    tables = tables_of(arrays, config.vocab_size)
+    tokens = torch.from_numpy(arrays["in/tokens"].astype(np.int64))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    meta_cfg = MetaConfig(
+        enabled=True,
+        inner_lr=args["meta_ttt_inner_lr"],
+        loss_weight=args["meta_ttt_loss_weight"],
+        freeze_blocks=args["meta_ttt_freeze_blocks"],
+    )
+    if cfg["prior"]:
+        (nll(forward(config, leaves, x, tables), y).mean() * cfg["grad_scale"]).backward()
+    loss, gradients = meta_gradients(config, meta_cfg, leaves, x, y, tables)
+    weight = meta_cfg.loss_weight * cfg["grad_scale"]
+    together = tree_map(lambda leaf, g: grad_of(leaf) + weight * g, leaves, gradients)
+    check.close("out/returned_loss", loss, 1e-5 * max(1.0, float(arrays["out/returned_loss"])))
+    found = to_reference(together, config, shapes_of(arrays, "grad/"))
+    compare_tensors(check, "grad/", found, lambda top: 1e-3 * top + 1e-9)
+    return check.outcome
+
+
+# -- f: evaluation and score-first adaptation
+
+
+def case_f(meta: dict, arrays: Arrays) -> Outcome:
+    if "out/ttt_val_loss_bpb" not in arrays:
+        return None  # train-then-score
+    check, cfg, args = Check(arrays), meta["cfg"], meta["cfg"]["args"]
+    config, weights = model(meta, arrays)
+    tables = tables_of(arrays, config.vocab_size)
+    whole = Config(
+        model=config,
+        data=DataConfig(seq_len=args["train_seq_len"]),
+        eval=EvalConfig(stride=cfg["stride"], batch_seqs=args["eval_batch_seqs"], tail="published"),
+        ttt=TTTConfig(
+            chunk_tokens=args["ttt_chunk_tokens"],
+            epochs=args["ttt_epochs"],
+            lr=args["ttt_lr"],
+            momentum=args["ttt_momentum"],
+            batch_seqs=args["ttt_batch_seqs"],
+            clip=args["ttt_grad_clip"],
+            freeze_blocks=args["ttt_freeze_blocks"],
+            freeze="scalars",
+        ),
+    )
+    tokens = arrays["in/val_tokens"]
+    for key, protocol in (("eval_val", "static"), ("sliding_epochs0", "sliding"), ("ttt", "ttt")):
+        if f"out/{key}_loss_bpb" in arrays or f"out/{key}_val_loss_bpb" in arrays:
+            name = f"out/{key}_loss_bpb" if f"out/{key}_loss_bpb" in arrays else f"out/{key}_val_loss_bpb"
+            result = evaluate(protocol, whole, weights, tokens, tables)
+            want = arrays[name]
+            check.close(name, np.array([result.loss, result.bpb]), 1e-5 * max(1.0, float(np.abs(want).max())))
+    steps = [loss for chunk in result.chunks for loss in chunk["adapt_losses"]]
+    check.close("out/adapt_losses", np.array(steps), 1e-5 * max(1.0, float(arrays["out/adapt_losses"].max())))
+    adapted = to_reference(result.adapted, config, shapes_of(arrays, "final/"))
+    compare_tensors(check, "final/", adapted, lambda top: 5e-5)
+    return check.outcome
+
+
+# -- g: schedules and the EMA
+
+
+def case_g(meta: dict, arrays: Arrays) -> Outcome:
+    check, cfg = Check(arrays), meta["cfg"]
+    for spec in cfg["exp101"]:
+        schedules(check, cfg, spec, meta["runs"][spec["name"]])
+    ema = cfg["ema"]
+    average_cfg = AverageConfig(kind="ema", decay=ema["decay"], every=ema["every"])
+    path = torch.from_numpy(arrays["ema/params"])
+
+    def as_weights(row: Tensor) -> Weights:
+        return Weights(Banks(*(row[i : i + 1] for i in range(4))), {"rest": row[4:]})
+
+    state = average.start(average_cfg, as_weights(path[0]))
+    found = []
+    for step in range(1, len(path)):
+        state = average.update(average_cfg, state, as_weights(path[step]), step, 1.0)
+        found.append(torch.cat(list(flat(state.copies[0]).values())))
+    check.close("ema/ema_after_step", torch.stack(found), 1e-6)
+    check.close("ema/decay_eff", np.float64(ema["decay"] ** ema["every"]), 1e-6)
+    return check.outcome
+
+
+def schedules(check: Check, cfg: dict, spec: dict, run: dict) -> None:
+    name, arrays, adaptive = spec["name"], check.arrays, cfg["adaptive"]
+    cap = spec["max_wallclock_seconds"]
+    cosine = ScheduleConfig(
+        clock="wall",
+        iterations=spec["iterations"],
+        max_seconds=cap,
+        warmdown_steps=spec["warmdown_iters"],
+        guard_steps=spec["warmup_steps"] + 5,
+        adaptive=True,
+        adaptive_ema=adaptive["ema"],
+        adaptive_threshold=adaptive["threshold"],
+        adaptive_min_steps=spec.get("min_steps", adaptive["min_steps"]),
+    )
+    linear = replace(cosine, shape="linear", adaptive=False)
+    state = schedule.Adaptive()
+    z = np.random.default_rng(adaptive["loss_seed"]).standard_normal(spec["iterations"] + 1)
+    fired: dict[int, float] = {}
+    for s in range(0, spec["iterations"] + 1):
+        loss = 2 + 5 * math.exp(-s / 80) - 2e-5 * s + 0.05 * z[s]
+        elapsed = s * cfg["step_ms"] * (1 + 0.1 * math.sin(s / 50))
+        before = state.triggered
+        state = schedule.update_adaptive(cosine, state, s, elapsed, loss)
+        if before is None and state.triggered is not None:
+            fired[s] = state.triggered
+    (step, when), (want_step, want_when) = next(iter(fired.items())), run["trigger_step_ms"]
+    check.note(step == want_step and abs(when - want_when) < 1e-3, f"{name}: trigger at {step}, {when}")
+    steps, elapsed_ms = arrays[f"lr/{name}/step"], arrays[f"lr/{name}/elapsed_ms"]
+
+    def curve(c: ScheduleConfig, triggered: float | None) -> np.ndarray:
+        clocks = [
+            schedule.Clock(int(s), float(e), triggered if triggered is None or s > want_step else None)
+            for s, e in zip(steps, elapsed_ms, strict=True)
+        ]
+        return np.array([schedule.lr_scale(c, clock) for clock in clocks])
+
+    check.close(f"lr/{name}/no_trigger", curve(cosine, None), 1e-6)
+    check.close(f"lr/{name}/with_trigger", curve(cosine, want_when), 1e-6)
+    for system in ("pr398", "pr294seed", "pr294v2"):
+        if f"lr_{system}/{name}" in arrays:
+            check.close(f"lr_{system}/{name}", curve(linear, None), 1e-6)
+    m = cfg["momentum"]
+    optim = OptimConfig(momentum=m["end"], momentum_start=m["start"], momentum_steps=m["warmup"])
+    flat_momentum = [schedule.momentum(optim, int(s)) for s in steps]
+    check.close(f"mom/{name}/noncyclic", np.array(flat_momentum), 1e-6)
+    cyclic = [
+        schedule.cyclic_momentum(int(s), m["cyc_min"], m["cyc_max"], m["period"]) if s >= m["warmup"] else plain_value
+        for s, plain_value in zip(steps, flat_momentum, strict=True)
+    ]
+    check.close(f"mom/{name}/cyclic", np.array(cyclic), 1e-6)
+
+
+CASES: dict[str, Callable[[dict, Arrays], Outcome]] = {
+    "a": case_a,
+    "b": case_b,
+    "c": case_c,
+    "d": case_d,
+    "e": case_e,
+    "f": case_f,
+    "g": case_g,
+}
+LATER = {
+    "e": "batch split, delta loss and MetaSGD come with the meta-learning issue",
+    "f": "train-then-score comes with the protocols issue",
+    "h": "weight-space analysis comes with its notebook",
+}

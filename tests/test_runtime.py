@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +27,30 @@ total = runtime.all_reduce_sum(mine)
 runtime.barrier()
 world = runtime.world_size()
 runtime.stop()
-found = dict(rank=r.rank, world=r.world, local_rank=r.local_rank, main=r.is_main, size=world, after=runtime.world_size(),
-             means=[t.tolist() for t in tensors], dtypes=[str(t.dtype) for t in tensors], total=total.tolist(),
-             mine=mine.tolist(), drawn=drawn)
+found = dict(rank=r.rank, world=r.world, local_rank=r.local_rank, main=r.is_main, size=world, drawn=drawn,
+             after=runtime.world_size(), mine=mine.tolist(), total=total.tolist(),
+             means=[t.tolist() for t in tensors], dtypes=[str(t.dtype) for t in tensors])
 open(f"{sys.argv[1]}/{r.rank}.json", "w").write(json.dumps(found))
 """
 
 
 @pytest.fixture(autouse=True)
-def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No torchrun around the test, and no TF32 left behind by it."""
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(key, raising=False)
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
 
 
-def test_two_ranks_of_torchrun_reduce_over_both(tmp_path):
+def test_two_ranks_of_torchrun_reduce_over_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # two ranks also where there is one GPU
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, script, tmp_path], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([*torchrun, script, tmp_path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in (0, 1)]
     for r, found in enumerate(ranks):

@@ -292,21 +292,15 @@ def test_an_average_of_nothing_is_an_error(cfg):
     state = average.start(cfg, weights)
     for step, scale in ((1, 0.5), (3, 0.5), *(((2, 1.0),) if cfg.kind == "swa" else ())):
         state = average.update(cfg, state, weights, step, scale)
-    (text,) = average.coverage(cfg, state).values()
-    assert text.startswith("0 ") and text.endswith(", not applied")
+    assert state.taken == 0
     with pytest.raises(RuntimeError, match=f"average.kind {cfg.kind}: expected at least one update"):
         average.result(cfg, state, weights)
 
 
-def test_coverage_counts_what_is_in_the_average():
+def test_an_average_counts_what_it_took():
     path = walk(10)
-    texts = [average.coverage(cfg, averaged(cfg, path, [0.5] * 10)) for cfg in KINDS]
-    assert texts == [
-        {},
-        {"ema": "5 updates, applied"},
-        {"swa": "5 snapshots, applied"},
-        {"lawa": "2 snapshots, applied"},
-    ]
+    assert [averaged(cfg, path, [0.5] * 10).taken for cfg in KINDS] == [0, 5, 5, 5]
+    assert len(averaged(KINDS[-1], path, [0.5] * 10).copies) == KINDS[-1].keep
 
 
 def test_a_saved_average_that_does_not_fit_is_refused():

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-import torch
 from sentencepiece import SentencePieceProcessor
 from tqdm import tqdm
 
@@ -191,10 +190,10 @@ def _write_split(
     """Write the shards of one split and return its counts; `bytes` is what an evaluation charges for its tokens."""
     encoded = _encode(documents, load_tokenizer(model, vocab_size), bar)
     paths = []
-    for index, tokens in enumerate(_regroup(encoded, SHARD_TOKENS)):
+    for index, piece in enumerate(_regroup(encoded, SHARD_TOKENS)):
         paths.append(folder / f"{split}_{index:06d}.bin")
-        write_shard(paths[-1], tokens)
-    tokens = torch.from_numpy(np.concatenate([open_shard(path, vocab_size) for path in paths]))
+        write_shard(paths[-1], piece)
+    tokens = np.concatenate([open_shard(path, vocab_size) for path in paths])
     return {
         "documents": len(documents),
         "tokens": len(tokens),

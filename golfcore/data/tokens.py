@@ -9,6 +9,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
@@ -25,6 +26,9 @@ class Tables(NamedTuple):
     base_bytes: Tensor  # (V,) int16: bytes of the piece without its leading space
     word_start: Tensor | None  # (V,) bool: the piece begins with a space
     boundary: Tensor  # (V,) bool: control, unknown or unused; a space after it costs nothing
+
+    def to(self, device: torch.device | str) -> "Tables":
+        return Tables(*(t if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
 
 
 class TokenClass(IntEnum):
@@ -76,11 +80,11 @@ def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
     return tables.base_bytes[target].to(torch.int64) + space
 
 
-def count_bytes(tables: Tables, tokens: Tensor) -> int:
+def count_bytes(tables: Tables, tokens: np.ndarray) -> int:
     """Bytes of all targets in a text: tokens[1:], each after its predecessor. `tokens`: (N,), any integer type."""
     total = 0
     for start in range(0, len(tokens) - 1, COUNT_TOKENS):
-        piece = tokens[start : start + COUNT_TOKENS + 1].to(torch.int64)
+        piece = torch.from_numpy(tokens[start : start + COUNT_TOKENS + 1].astype(np.int64))
         total += int(target_bytes(tables, piece[:-1], piece[1:]).sum())
     return total
 

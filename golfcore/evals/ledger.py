@@ -55,9 +55,7 @@ class Ledger:
             if not fresh.all():
                 if not self._rescore:
                     raise RuntimeError(f"positions {score_from} to {stop}: some were already scored")
-                self.again += [
-                    (score_from + int(i), float(values[i])) for i in np.flatnonzero(~fresh)
-                ]
+                self.again += [(score_from + int(i), float(values[i])) for i in np.flatnonzero(~fresh)]
             self.nats[span] = np.where(fresh, values, self.nats[span])
 
     def train(self, start: int, stop: int, seq_len: int) -> tuple[Tensor, Tensor]:

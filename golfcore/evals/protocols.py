@@ -7,16 +7,14 @@ ttt      the same windows; after a chunk is scored, adapt on it (score-first; ex
 All three run the same loop: score a chunk, record it in the ledger, then perhaps adapt.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-from golfcore import files, params
+from golfcore import params, tensors
 from golfcore.config import Config
 from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
@@ -28,7 +26,7 @@ from golfcore.evals.windows import by_chunk, windows
 from golfcore.model.attention import Compute, choose_compute
 from golfcore.progress import bar
 from golfcore.runtime import Runtime, all_reduce_sum
-from golfcore.weights import Weights, count, flat, unflat
+from golfcore.weights import Weights, count, flat
 
 SAVE_EVERY_SECONDS = 20.0
 
@@ -97,7 +95,7 @@ class _Walk:
         compute: Compute,
         resume: Path | None,
     ) -> None:
-        self.cfg, self.plan, self.ledger, self.tables = cfg, chosen, ledger, tables
+        self.cfg, self.plan, self.ledger, self.tables = cfg, chosen, ledger, tables.to(runtime.device)
         self.runtime, self.compute, self.resume = runtime, compute, resume
         rows = windows(ledger.total, cfg.data.seq_len, chosen.stride, cfg.eval.tail)
         size = cfg.ttt.chunk_tokens
@@ -106,8 +104,9 @@ class _Walk:
         self.adapter = ttt.start(weights) if chosen.adapts else None
         self.weights = self.adapter.weights if self.adapter else weights
         self.masks = ttt.freeze_masks(cfg) if chosen.adapts else {}
-        self.chunk, self.seconds, self.losses = 0, 0.0, {}
-        self._n_bytes = bytes_of(tables, *ledger.pairs())
+        self.chunk, self.seconds = 0, 0.0
+        self.losses: dict[int, list[float]] = {}  # of every adaptation step, by chunk
+        self._n_bytes = bytes_of(tables.to("cpu"), *ledger.pairs())
         self._saved = time.perf_counter()
         if resume is not None and resume.exists():
             self._load(resume)
@@ -123,7 +122,7 @@ class _Walk:
         self.ledger.record(rows, self._scores(rows))
         last = self.chunk == len(self.chunks) - 1
         if self.adapter is not None and not last:
-            self._adapt()
+            self._adapt(self.adapter)
         self.chunk += 1
         self.seconds += time.perf_counter() - began
         if self.resume is not None and not last and time.perf_counter() - self._saved > SAVE_EVERY_SECONDS:
@@ -135,7 +134,14 @@ class _Walk:
         c, r = self.cfg, self.runtime
         edges = [len(rows) * k // r.world for k in (r.rank, r.rank + 1)]
         mine = score(
-            c.model, self.weights, self.ledger, rows[slice(*edges)], c.data.seq_len, c.eval.batch_seqs, self.tables, self.compute
+            c.model,
+            self.weights,
+            self.ledger,
+            rows[slice(*edges)],
+            c.data.seq_len,
+            c.eval.batch_seqs,
+            self.tables,
+            self.compute,
         )
         if r.world == 1:
             return mine
@@ -147,15 +153,13 @@ class _Walk:
         together = all_reduce_sum(everyone).to(torch.float32).cpu().numpy()
         return np.split(together, starts[1:-1])
 
-    def _adapt(self) -> None:
+    def _adapt(self, adapter: ttt.Adapter) -> None:
         c, t = self.cfg, self.cfg.data.seq_len
         begin = self.chunk * self.chunk_size
         n_rows = (min(begin + self.chunk_size, self.ledger.total) - begin) // t
         x, y = (z.to(self.runtime.device) for z in self.ledger.train(begin, begin + n_rows * t, t))
         lr = ttt.chunk_lr(c.ttt, self.chunk, len(self.chunks))
-        self.losses[self.chunk] = ttt.adapt(
-            c, self.adapter, x, y, lr, self.masks, self.tables, self.compute, self.runtime
-        )
+        self.losses[self.chunk] = ttt.adapt(c, adapter, x, y, lr, self.masks, self.tables, self.compute, self.runtime)
 
     def running_bpb(self) -> float:
         done = ~np.isnan(self.ledger.nats)
@@ -185,7 +189,7 @@ class _Walk:
         )
 
     def _rows(self) -> list[dict]:
-        """One row for each chunk of `ttt.chunk_tokens`, by position: the same spans for every protocol, so that they pair."""
+        """One row for each span of `ttt.chunk_tokens`, by position: the same for every protocol, so that they pair."""
         size, total, nats = self.cfg.ttt.chunk_tokens, self.ledger.total, self.ledger.nats
         rows = []
         for chunk, start in enumerate(range(0, total, size)):
@@ -212,31 +216,19 @@ class _Walk:
     # -- what a killed evaluation needs
     def _save(self, path: Path) -> None:
         if self.runtime.rank == 0:
-            tensors = {f"ledger/{k}": v for k, v in self.ledger.state().items()}
-            if self.adapter is not None:
-                for part, tree in self.adapter._asdict().items():
-                    tensors |= {f"{part}/{k}": v.detach().contiguous().cpu() for k, v in flat(tree).items()}
-            state = {"chunk": self.chunk, "seconds": self.seconds, "losses": self.losses}
-            with files.atomic_path(path) as part_path:
-                save_file(tensors, part_path, metadata={"state": files.canonical_json(state)})
+            values = tensors.under("ledger", self.ledger.state())
+            for name, tree in self.adapter._asdict().items() if self.adapter else ():
+                values |= tensors.under(name, flat(tree))
+            tensors.save(path, values, {"chunk": self.chunk, "seconds": self.seconds, "losses": self.losses})
         self._saved = time.perf_counter()
 
     def _load(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        tensors = load_file(path, device=str(self.runtime.device))
-        with safe_open(path, "pt") as f:
-            state = json.loads(f.metadata()["state"])
-        self.chunk, self.seconds = state["chunk"], state["seconds"]
-        self.losses = {int(k): v for k, v in state["losses"].items()}
-        self.ledger.restore({k.removeprefix("ledger/"): v.cpu() for k, v in tensors.items() if k.startswith("ledger/")})
-        if self.adapter is not None:
-            parts = {
-                part: unflat({k.removeprefix(f"{part}/"): v for k, v in tensors.items() if k.startswith(f"{part}/")})
-                for part in ttt.Adapter._fields
-            }
-            for part, tree in parts.items():
-                for name, tensor in flat(getattr(self.adapter, part)).items():
-                    tensor.data.copy_(flat(tree)[name])
-
-
+        values, plain = tensors.load(path, "an evaluation in progress")
+        self.chunk, self.seconds = plain["chunk"], plain["seconds"]
+        self.losses = {int(chunk): losses for chunk, losses in plain["losses"].items()}
+        self.ledger.restore(tensors.part(values, "ledger"))
+        with torch.no_grad():
+            for name, tree in self.adapter._asdict().items() if self.adapter else ():
+                saved = tensors.part(values, name)
+                for key, tensor in flat(tree).items():
+                    tensor.copy_(saved[key])

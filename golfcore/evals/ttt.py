@@ -95,7 +95,9 @@ def sgd_step(
 ) -> None:
     """Clip the joint norm of what adapts, then m <- mu m + g; w <- w - lr m (torch's SGD without dampening)."""
     grads = {n: params.mask_rows(g, masks[n].to(g.device)) if n in masks else g for n, g in grads.items()}
-    norm = torch.sqrt(sum((g.square().sum() for g in grads.values()), torch.zeros((), device=next(iter(grads.values())).device)))
+    norm = torch.sqrt(
+        sum((g.square().sum() for g in grads.values()), torch.zeros((), device=next(iter(grads.values())).device))
+    )
     scale = torch.clamp(clip / (norm + 1e-6), max=1.0)
     weights, buffers = flat(adapter.weights), flat(adapter.momentum)
     for name, g in grads.items():

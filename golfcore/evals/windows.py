@@ -1,7 +1,7 @@
 """Which positions a window sees and which of them it scores.
 
-Position p (0 <= p < total) is an input whose target is token p + 1. A row (start, stop, score_from) is a window over the
-positions [start, stop) that scores [score_from, stop).
+Position p (0 <= p < total) is an input whose target is token p + 1. A row (start, stop, score_from) is a window over
+the positions [start, stop) that scores [score_from, stop).
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.nd
     """(n, 3) int64 rows for a stream of `total` targets; stride = seq_len does not overlap.
 
     tail "exact": the last window is cut at the end and scores what is left, so every target is scored once.
-    tail "published" (exp101): every start that leaves at least one stride makes a window, and all windows cut at the end
-    score the same last stride again; a remainder shorter than a stride is dropped where windows do not overlap.
+    tail "published" (exp101): every start that leaves at least one stride makes a window, and all windows cut at the
+    end score the same last stride again; a remainder shorter than a stride is dropped where windows do not overlap.
     """
     if tail == "published":
         starts = np.arange(0, total, stride)

@@ -12,7 +12,7 @@ from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
 from golfcore.model.attention import Cache, Compute, exclude_self, rope_angles, rotate
 from golfcore.model.embed import EMBED_REACH, Tap, embed, linear, rms, value_embedding
-from golfcore.weights import Weights, matrix, matrix_name
+from golfcore.weights import Weights, matrix, matrix_name, unbound
 
 init = params.init
 DEFAULT = Compute()
@@ -30,14 +30,16 @@ def forward(
 ) -> Tensor:
     """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
 
-    `last`: only those of the last so many positions. `tap(name, x)` observes the input of every matrix and the output of every layer ("layer3"). With `cache`, `tokens`
-    continue the sequence it holds (the cache is extended in place). Nothing else is read or written.
+    `last`: only those of the last so many positions. `tap(name, x)` observes the input of every matrix and the output
+    of every layer ("layer3"). With `cache`, `tokens` continue the sequence it holds (the cache is extended in place).
+    Nothing else is read or written.
     """
+    weights = unbound(weights)
     start = cache.filled if cache else 0
     length = cache.length if cache else tokens.shape[1]
     x, ve = _inputs(cfg, weights, tokens, tables, tap, cache, compute)
     rope = rope_angles(cfg, start, start + tokens.shape[1], length, tokens.device)
-    x0, stack = x, []
+    x0, stack = x, list[Tensor]()
     n_encoder = cfg.n_layers // 2
     for i in range(cfg.n_layers):
         if i >= n_encoder and stack:

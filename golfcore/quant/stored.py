@@ -10,7 +10,7 @@ from golfcore import params
 from golfcore.config import ModelConfig
 from golfcore.params import Kind
 from golfcore.quant.grid import dequantize
-from golfcore.weights import ROLES, Banks, Weights, matrix_name, slot, unflat
+from golfcore.weights import ROLES, Banks, Weights, matrix_name, unflat
 
 
 class Coded(NamedTuple):
@@ -48,8 +48,6 @@ def dequantize_weights(cfg: ModelConfig, quantized: Mapping[str, Entry]) -> Weig
     """float32 weights in the shapes of the parameter table, train-only tensors left out."""
     tensors = {name: restore(entry) for name, entry in quantized.items()}
     for bank in Banks._fields:
-        names = sorted(
-            (slot(r, b)[1], matrix_name(r, b)) for r in ROLES for b in range(cfg.n_blocks) if ROLES[r][0] == bank
-        )
-        tensors[bank] = torch.stack([tensors.pop(name) for _, name in names])
+        names = [matrix_name(r, b) for b in range(cfg.n_blocks) for r in ROLES if ROLES[r][0] == bank]
+        tensors[bank] = torch.stack([tensors.pop(name) for name in names])
     return unflat(tensors)

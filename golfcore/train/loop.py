@@ -1,7 +1,6 @@
 """The training loop: clock, validation, checkpoints, progress, stop and resume."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,14 +63,16 @@ class _Loop:
         bytes_per_token: float,
     ) -> None:
         self.cfg, self.run, self.state, self.stream, self.val = cfg, run, state, stream, val
-        self.tables = type(tables)(*(None if t is None else t.to(runtime.device) for t in tables))
+        self.tables = tables.to(runtime.device)
         self.runtime, self.compute, self.bits = runtime, compute, 1 / (np.log(2) * bytes_per_token)
         self.loss_fn = loss_function(cfg, self.tables, compute, compiled=runtime.device.type == "cuda")
 
     def go(self) -> None:
         c, s = self.cfg, self.state
         self._warm_up()
-        with bar(c.schedule.iterations * c.optim.batch_tokens, "train", "tok", s.step * c.optim.batch_tokens) as progress:
+        with bar(
+            c.schedule.iterations * c.optim.batch_tokens, "train", "tok", s.step * c.optim.batch_tokens
+        ) as progress:
             while s.step < c.schedule.iterations and not s.stopped:
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()

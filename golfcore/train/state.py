@@ -1,20 +1,17 @@
 """Everything a training run is: saved whole, it goes on to the same bits."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from golfcore import average, files
+from golfcore import average, tensors
 from golfcore.config import Config
-from golfcore.errors import UserError
 from golfcore.optim import build
 from golfcore.schedule import Adaptive
 from golfcore.weights import Weights, flat
+
+PLAIN = ("step", "elapsed", "position", "qat", "stopped")
 
 
 @dataclass
@@ -37,42 +34,26 @@ def start(cfg: Config, initial: Weights, dtype: torch.dtype, device: torch.devic
 
 
 def save(state: TrainState, path: Path) -> None:
-    """One safetensors file, with the plain values in its metadata."""
-    tensors = {f"weights/{k}": v for k, v in flat(state.weights).items()}
-    tensors |= {f"optim/{k}": v for k, v in state.optimizers.state_tensors().items()}
-    tensors |= {f"average/{k}": v for k, v in average.state_tensors(state.averaged).items()}
-    plain = {
-        "adaptive": state.adaptive._asdict(),
-        "step": state.step,
-        "elapsed": state.elapsed,
-        "position": state.position,
-        "qat": state.qat,
-        "stopped": state.stopped,
+    """One file, whole or not at all."""
+    values = {
+        **tensors.under("weights", flat(state.weights)),
+        **tensors.under("optim", state.optimizers.state_tensors()),
+        **tensors.under("average", average.state_tensors(state.averaged)),
     }
-    on_cpu = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-    with files.atomic_path(path) as part:
-        save_file(on_cpu, part, metadata={"state": files.canonical_json(plain)})
+    plain = {name: getattr(state, name) for name in PLAIN}
+    tensors.save(path, values, {**plain, "adaptive": state.adaptive._asdict()})
 
 
 def load(state: TrainState, cfg: Config, path: Path) -> TrainState:
     """`state` (fresh, of the same configuration) with everything `path` holds. UserError if the file is damaged."""
-    try:
-        with safe_open(path, "pt") as f:
-            plain = json.loads(f.metadata()["state"])
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a mapping)
-    except Exception as e:
-        raise UserError(f"{path}: expected a training checkpoint, found a file that does not read ({e})") from None
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    saved = part("weights/")
+    values, plain = tensors.load(path, "a training checkpoint")
+    saved = tensors.part(values, "weights")
     with torch.no_grad():
         for name, tensor in flat(state.weights).items():
             tensor.copy_(saved[name])
-    state.optimizers.load_state_tensors(part("optim/"))
-    state.averaged = average.load(cfg.average, part("average/"), state.weights)
-    state.adaptive = Adaptive(**plain.pop("adaptive"))
-    for name, value in plain.items():
-        setattr(state, name, value)
+    state.optimizers.load_state_tensors(tensors.part(values, "optim"))
+    state.averaged = average.load(cfg.average, tensors.part(values, "average"), state.weights)
+    state.adaptive = Adaptive(**plain["adaptive"])
+    for name in PLAIN:
+        setattr(state, name, plain[name])
     return state

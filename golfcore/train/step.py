@@ -91,7 +91,9 @@ def train_step(
     build.mask_frozen_skips(cfg.model, state.weights)
     norm = float(build.clip_(state.weights, o.grad_clip))
     if not (math.isfinite(average_loss) and math.isfinite(norm)):
-        raise Diverged(f"step {state.step}: expected a finite loss and gradient, found loss {average_loss}, norm {norm}")
+        raise Diverged(
+            f"step {state.step}: expected a finite loss and gradient, found loss {average_loss}, norm {norm}"
+        )
     state.optimizers.step(scale, momentum)
     state.step += 1
     state.position = stream.position

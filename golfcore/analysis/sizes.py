@@ -1,0 +1,63 @@
+"""Which part of a model costs how many of the bytes that are allowed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from golfcore.analysis.runs import report
+from golfcore.analysis.table import Table
+from golfcore.artifact import info
+from golfcore.pipeline import ARTIFACT
+from golfcore.records import RunFolder
+from golfcore.weights import ROLES
+
+LABELS = {
+    "qo": "attention: query, output",
+    "kv": "attention: key, value",
+    "up": "MLP: up",
+    "down": "MLP: down",
+    "tok_emb": "token embedding",
+    "bigram": "n-gram table",
+    "ve": "value embedding",
+    "scales": "quantization scales",
+    "halves": "projections, gains, gates",
+    "header": "header",
+    "frame": "frame, checksum",
+    "code": "code",
+}
+
+
+def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_bytes: int) -> Table:
+    """Rows of kind "component", the largest first, then one of kind "total".
+
+    `artifact_info` is what `artifact.info` says. A component is a bank, a table, or what the file needs besides;
+    `share` is of the total, `of_limit` of `max_bytes`. ValueError if the parts are not all of the file.
+    """
+    sizes: dict[str, int] = {}
+    for stream, n_bytes in artifact_info["streams"].items():
+        name = _component(stream)
+        sizes[name] = sizes.get(name, 0) + n_bytes
+    sizes |= {name: n for name, n in artifact_info["components"].items() if name in ("header", "frame")}
+    if sum(sizes.values()) != artifact_info["bytes"]:
+        raise ValueError(f"components of {sum(sizes.values())} bytes in a file of {artifact_info['bytes']}")
+    sizes["code"] = code_bytes
+    total = sum(sizes.values())
+    rows = Table()
+    for name, n_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
+        label = LABELS.get(name, name)
+        rows.append(
+            {"kind": "component", "component": name, "label": label, "bytes": n_bytes}
+            | {"share": n_bytes / total, "of_limit": n_bytes / max_bytes}
+        )
+    return Table([*rows, {"kind": "total", "bytes": total, "of_limit": total / max_bytes, "limit": max_bytes}])
+
+
+def _component(stream: str) -> str:
+    """ "block3.query" is a part of the bank "qo", "scales.low" of the scales; a table is its own component."""
+    first, _, second = stream.partition(".")
+    return ROLES[second][0] if second in ROLES else first
+
+
+def run_bytes(run: RunFolder) -> Table:
+    """`bytes_by_component` of a finished run, with the code bytes and the limit that its results state."""
+    stated = report(run)["artifact"]
+    return bytes_by_component(info(run.file(ARTIFACT)), stated["code_bytes"], stated["max_bytes"])

@@ -1,0 +1,96 @@
+"""All figures of a run into a folder, with an index that says where each comes from; and the same again from tables."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from golfcore import files
+from golfcore.analysis import buckets, readings, runs, scores, sizes
+from golfcore.analysis.readings import Reading
+from golfcore.analysis.table import Table, read_csv
+from golfcore.analysis.text import Text, text_of
+from golfcore.errors import UserError
+from golfcore.plots import run as plots
+from golfcore.plots import style
+from golfcore.records import RunFolder
+
+PLOTS: dict[str, Callable[[Table], Figure]] = {
+    "curves": plots.curves,
+    "waterfall": plots.waterfall,
+    "ttt": plots.ttt,
+    "buckets": plots.buckets,
+    "losses": plots.losses,
+    "sizes": plots.sizes,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on disk (what a notebook shows of it), its table, and what the table says."""
+
+    name: str
+    table: Table
+    reading: Reading
+    paths: tuple[Path, ...]  # SVG, PNG, CSV
+
+    def _repr_png_(self) -> bytes:
+        return next(path for path in self.paths if path.suffix == ".png").read_bytes()
+
+
+def tables_of(run: RunFolder, text: Text) -> dict[str, Table]:
+    """The table of each figure of a finished run, by the figure's name. Without an n-gram table there is no "buckets"."""
+    tables = {
+        "curves": runs.curves(run),
+        "waterfall": scores.waterfall(run),
+        "ttt": scores.ttt_gain(run),
+        "losses": scores.loss_by_class(run, text),
+        "sizes": sizes.run_bytes(run),
+    }
+    if n_rows := run.config().model.bigram_rows:
+        tables["buckets"] = buckets.bucket_occupancy(text.train, text.tables, n_rows)
+    return {name: tables[name] for name in PLOTS if name in tables}
+
+
+def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str, Drawn]:
+    """Draw a finished run into `folder`: for each figure name.svg, name.png and name.csv, and index.json.
+
+    `text` is what `text_of(run)` reads if it is not given. UserError: the run has not finished, or its data are gone.
+    """
+    if not run.file(runs.RESULTS).exists():
+        raise UserError(f"{run.path}: expected a finished run, found no {runs.RESULTS}; the command that made it goes on")
+    found = {}
+    for name, table in tables_of(run, text or text_of(run)).items():
+        found[name] = Drawn(name, table, getattr(readings, name)(table), tuple(_draw(name, table, folder)))
+    command = f"golfcore figures {_spell(run.path)} --out {_spell(folder)}"
+    about = runs.provenance(run) | {"command": command}
+    style.write_index(folder, {name: about | {"files": _hashes(drawn.paths)} for name, drawn in found.items()})
+    return found
+
+
+def redraw(folder: Path) -> list[Path]:
+    """Draw every figure in the index of `folder` again from its CSV (UserError if there is no index, or no such plot)."""
+    index, paths = style.read_index(folder), []
+    if not index:
+        raise UserError(f"{folder}: expected an index.json of figures, found none; golfcore figures RUN makes one")
+    for name in index:
+        if name not in PLOTS:
+            raise UserError(f"{folder / 'index.json'}: expected figures among {', '.join(PLOTS)}, found {name!r}")
+        paths += _draw(name, read_csv(folder / f"{name}.csv"), folder)
+    return paths
+
+
+def _draw(name: str, table: Table, folder: Path) -> list[Path]:
+    with style.drawing():
+        return style.save_figure(PLOTS[name](table), table, folder, name)
+
+
+def _hashes(paths: tuple[Path, ...]) -> Mapping[str, str]:
+    return {path.name: files.sha256_file(path) for path in paths}
+
+
+def _spell(path: Path) -> str:
+    """The path as seen from the current folder, if it is below it."""
+    absolute, here = path.resolve(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)

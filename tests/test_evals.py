@@ -1,0 +1,249 @@
+"""Laws of evaluation: every target once, the ledger's verdict, adaptation only on what was scored."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golfcore import params
+from golfcore.config import Config, TTTConfig, load
+from golfcore.data.tokens import Tables
+from golfcore.errors import UserError
+from golfcore.evals import protocols, result, ttt
+from golfcore.evals.ledger import Ledger, Legality
+from golfcore.evals.protocols import evaluate
+from golfcore.evals.score import bits_per_byte
+from golfcore.evals.windows import by_chunk, n_chunks, windows
+from golfcore.model.forward import forward, nll
+from golfcore.weights import Weights, flat, tree_map
+
+SMOKE = load("smoke", {"ttt.freeze_blocks": 1, "ttt.lr": 0.05, "ttt.lr_candidates": [], "ttt.chunk_tokens": 128})
+
+
+def smoke_weights(seed: int = 0) -> Weights:
+    g = torch.Generator().manual_seed(seed)
+    return tree_map(lambda t: t + 0.1 * torch.randn(t.shape, generator=g), params.init(SMOKE.model, seed))
+
+
+def text(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, SMOKE.model.vocab_size, n + 1).astype(np.uint16)
+
+
+def tables() -> Tables:
+    rng, v = np.random.default_rng(0), SMOKE.model.vocab_size
+    base = torch.from_numpy(rng.integers(1, 6, v).astype(np.int16))
+    return Tables(base, torch.from_numpy(rng.random(v) < 0.4), torch.from_numpy(rng.random(v) < 0.05))
+
+
+# -- windows
+
+
+def test_windows_by_example() -> None:
+    """total 10, window 4, stride 2: each row is (start, stop, first scored)."""
+    exact = [[0, 4, 0], [2, 6, 4], [4, 8, 6], [6, 10, 8]]
+    assert windows(10, 4, 2).tolist() == exact
+    assert windows(9, 4, 2).tolist() == [*exact[:3], [6, 9, 8]]
+    assert windows(10, 4, 4).tolist() == [[0, 4, 0], [4, 8, 4], [8, 10, 8]]
+    assert windows(3, 4, 2).tolist() == [[0, 3, 0]]
+    assert windows(10, 4, 2, "published").tolist() == [*exact, [8, 10, 8]]
+    assert windows(10, 4, 4, "published").tolist() == [[0, 4, 0], [4, 8, 4]]
+
+
+@given(st.integers(1, 400), st.integers(1, 6), st.integers(1, 8))
+def test_exact_windows_score_every_target_once(total: int, stride: int, strides: int) -> None:
+    rows = windows(total, stride * strides, stride)
+    scored = np.concatenate([np.arange(s, b) for _, b, s in rows])
+    assert scored.tolist() == list(range(total))
+    assert (rows[:, 1] - rows[:, 0] <= stride * strides).all() and (rows[:, 2] >= rows[:, 0]).all()
+
+
+def test_published_tail_at_full_validation_size() -> None:
+    """62,021,632 targets, stride 64, window 2048: 1,984 scores too many, or none, without running a model."""
+    for tail, extra in (("published", 1_984), ("exact", 0)):
+        rows = windows(62_021_632, 2048, 64, tail)
+        assert int((rows[:, 1] - rows[:, 2]).sum()) - 62_021_632 == extra
+    rows = windows(62_021_632, 2048, 64, "published")
+    sizes = [len(c) for c in by_chunk(rows, 62_021_632, 65_536)]
+    assert len(sizes) == 947 and (sizes[0], sizes[1], sizes[945], sizes[946]) == (993, 1024, 1024, 415)
+
+
+def test_chunks_that_a_window_would_straddle_are_refused() -> None:
+    assert n_chunks(1000, 300) == 4
+    with pytest.raises(UserError, match="across the end of a chunk of 100 tokens"):
+        by_chunk(windows(1000, 64, 64), 1000, 100)
+    with pytest.raises(UserError, match="a scored span would straddle"):
+        load("smoke", {"ttt.chunk_tokens": 100})
+
+
+# -- the ledger
+
+
+def test_the_ledger_labels_what_it_saw() -> None:
+    tokens = text(64)
+    rows = windows(64, 32, 32)
+    scores = [np.ones(32, np.float32), np.ones(32, np.float32)]
+    ledger = Ledger(tokens)
+    ledger.record(rows, scores)
+    assert ledger.legality == Legality.STATIC
+    ledger.train(0, 64, 32)
+    assert ledger.legality == Legality.SCORE_FIRST
+    early = Ledger(tokens)
+    early.record(rows[:1], scores[:1])
+    early.train(0, 64, 32)
+    early.record(rows[1:], scores[1:])
+    assert early.legality == Legality.TRAIN_FIRST and early.trained_unscored == 32
+
+
+def test_a_second_score_raises_unless_it_is_counted() -> None:
+    rows = windows(64, 32, 32)
+    ledger, counting = Ledger(text(64)), Ledger(text(64), rescore=True)
+    for one in (ledger, counting):
+        one.record(rows[:1], [np.full(32, 2.0, np.float32)])
+    with pytest.raises(RuntimeError, match="positions 0 to 32: some were already scored"):
+        ledger.record(rows[:1], [np.zeros(32, np.float32)])
+    counting.record(rows[:1], [np.zeros(32, np.float32)])
+    assert (counting.nats[:32] == 2).all() and len(counting.again) == 32
+
+
+# -- protocols
+
+
+def test_static_is_the_plain_sum_over_rows() -> None:
+    weights, tokens = smoke_weights(), text(64 * 5)
+    found = evaluate("static", SMOKE, weights, tokens, tables())
+    x, y = (torch.from_numpy(t.astype(np.int64)).view(5, 64) for t in (tokens[:-1], tokens[1:]))
+    losses = nll(forward(SMOKE.model, weights, x, tables()), y).double()
+    t = tables()
+    n_bytes = int((t.base_bytes[y].long() + (t.word_start[y] & ~t.boundary[x])).sum())
+    assert found.legality == Legality.STATIC and found.tokens == 320 and found.bytes == n_bytes
+    assert math.isclose(found.nats, float(losses.sum()), rel_tol=1e-6)
+    assert math.isclose(found.bpb, found.nats / math.log(2) / n_bytes, rel_tol=1e-12)
+    assert math.isclose(found.bpb, bits_per_byte(found.nats, n_bytes), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("total", [300, 320, 64, 20])
+def test_sliding_scores_each_target_from_its_own_window(total: int) -> None:
+    weights, tokens = smoke_weights(), text(total)
+    found = evaluate("sliding", SMOKE, weights, tokens, tables())
+    want = np.full(total, np.nan)
+    for start, stop, first in windows(total, 64, 32):
+        x = torch.from_numpy(tokens[start:stop].astype(np.int64))[None]
+        y = torch.from_numpy(tokens[start + 1 : stop + 1].astype(np.int64))[None]
+        want[first:stop] = nll(forward(SMOKE.model, weights, x, tables()), y)[0, first - start :].numpy()
+    assert found.tokens == total and found.repeats == 0
+    np.testing.assert_allclose(found.per_target, want, atol=1e-5)
+    assert [c["nats"] for c in found.chunks] == pytest.approx(
+        [want[i : i + 128].sum() for i in range(0, total, 128)], abs=1e-3
+    )
+
+
+def test_evaluation_changes_no_weight() -> None:
+    weights = smoke_weights()
+    before = {k: v.clone() for k, v in flat(weights).items()}
+    found = evaluate("ttt", SMOKE, weights, text(400), tables())
+    assert all(torch.equal(before[k], v) for k, v in flat(weights).items())
+    assert found.legality == Legality.SCORE_FIRST and found.coverage["ttt_steps"] > 0
+
+
+def test_adaptation_cannot_change_what_was_scored_before_it() -> None:
+    """The first chunk is scored by the weights as they are; without epochs or rate all chunks are."""
+    weights, tokens = smoke_weights(), text(400)
+    still, adapted = (evaluate(p, SMOKE, weights, tokens, tables()).per_target for p in ("sliding", "ttt"))
+    assert np.array_equal(still[:128], adapted[:128]) and not np.array_equal(still[128:], adapted[128:])
+    for change in ({"ttt.lr": 0.0}, {"ttt.epochs": 0}):
+        same = evaluate("ttt", with_(change), weights, tokens, tables())
+        assert np.array_equal(still, same.per_target)
+
+
+def with_(change: dict) -> Config:
+    (dotted, value), *_ = change.items()
+    section, key = dotted.split(".")
+    return replace(SMOKE, **{section: replace(getattr(SMOKE, section), **{key: value})})
+
+
+def test_future_tokens_change_no_score() -> None:
+    """Perturb everything from a cut on: all earlier scores are bit-identical, at chunk edges and inside."""
+    weights, tokens = smoke_weights(), text(400)
+    for cut in (2, 127, 128, 129, 300):
+        other = tokens.copy()
+        other[cut + 1 :] = (other[cut + 1 :] + 1) % SMOKE.model.vocab_size
+        a, b = (evaluate("ttt", SMOKE, weights, t, tables()).per_target for t in (tokens, other))
+        assert np.array_equal(a[:cut], b[:cut]) and not np.array_equal(a[cut:], b[cut:])
+
+
+def test_a_killed_adaptation_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
+    weights, tokens, part = smoke_weights(), text(900), tmp_path / "ttt.part"
+    whole = evaluate("ttt", SMOKE, weights, tokens, tables())
+    monkeypatch.setattr(protocols, "SAVE_EVERY_SECONDS", 0.0)
+    real, calls = ttt.adapt, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ttt, "adapt", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("ttt", SMOKE, weights, tokens, tables(), resume=part)
+    assert part.exists()
+    resumed = evaluate("ttt", SMOKE, weights, tokens, tables(), resume=part)
+    assert len(calls) < 4 + 7 and not part.exists()  # the first three chunks were not done again
+    assert np.array_equal(whole.per_target, resumed.per_target) and whole.bpb == resumed.bpb
+    assert all(
+        torch.equal(a, b) for a, b in zip(flat(whole.adapted).values(), flat(resumed.adapted).values(), strict=True)
+    )
+    assert whole.chunks == resumed.chunks and whole.legality == resumed.legality
+
+
+def test_published_freeze_adapts_the_banks_and_the_exact_one_does_not() -> None:
+    weights, tokens = smoke_weights(), text(400)
+    for freeze, banks_move in (("scalars", True), ("all", False)):
+        adapted = evaluate("ttt", with_({"ttt.freeze": freeze}), weights, tokens, tables()).adapted
+        moved = [not torch.equal(a[0], b[0]) for a, b in zip(adapted.banks, weights.banks, strict=True)]
+        assert moved == [banks_move] * 4
+        assert torch.equal(adapted.rest["attn_scale"][0], weights.rest["attn_scale"][0])
+        assert not torch.equal(adapted.rest["attn_scale"][1], weights.rest["attn_scale"][1])
+
+
+def test_sgd_step_is_torchs_own() -> None:
+    weights = smoke_weights()
+    ours, theirs = ttt.start(weights), tree_map(lambda t: t.clone().requires_grad_(), weights)
+    optimizer = torch.optim.SGD(flat(theirs).values(), lr=0.1, momentum=0.9)
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        grads = {k: torch.randn(v.shape, generator=g) for k, v in flat(weights).items()}
+        for k, v in flat(theirs).items():
+            v.grad = grads[k].clone()
+        torch.nn.utils.clip_grad_norm_(flat(theirs).values(), 1.0)
+        optimizer.step()
+        ttt.sgd_step(ours, grads, {}, 0.1, 0.9, 1.0)
+    for a, b in zip(flat(ours.weights).values(), flat(theirs).values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_the_rate_is_a_cosine_over_chunks_with_a_horizon_of_choice() -> None:
+    cfg = TTTConfig(lr=0.004)
+    published = {0: 0.004, 1: 0.003999989, 100: 0.003890725, 473: 0.002, 900: 2.3291e-5, 945: 1.1e-8}
+    for chunk, lr in published.items():
+        assert ttt.chunk_lr(cfg, chunk, 947) == pytest.approx(lr, rel=5e-3)
+    fixed = replace(cfg, lr_horizon=50)
+    assert ttt.chunk_lr(fixed, 7, 100) == ttt.chunk_lr(fixed, 7, 900) and ttt.chunk_lr(fixed, 60, 900) == 0
+
+
+def test_unknown_protocols_and_empty_streams_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown protocol 'tt'; known: static, sliding, ttt"):
+        evaluate("tt", SMOKE, smoke_weights(), text(100), tables())
+    with pytest.raises(UserError, match="expected at least 2 validation tokens, found 1"):
+        evaluate("static", SMOKE, smoke_weights(), text(0), tables())
+
+
+def test_results_survive_the_disk(tmp_path) -> None:
+    found = evaluate("ttt", SMOKE, smoke_weights(), text(300), tables(), source={"run": "r"})
+    result.save(found, tmp_path / "ttt.json")
+    back = result.load(tmp_path / "ttt.json")
+    assert back == found and np.array_equal(back.per_target, found.per_target)

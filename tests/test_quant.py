@@ -1,0 +1,443 @@
+"""Laws of the grids, of GPTQ, of calibration, and of what is stored how."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from golfcore import config, params
+from golfcore.config import Config, QuantConfig
+from golfcore.errors import UserError
+from golfcore.model.forward import forward
+from golfcore.quant import calibrate, codec, gptq, grid
+from golfcore.quant.grid import Grid, dequantize, fake_quant, quantize, round_to_nearest, scales, stored
+from golfcore.quant.policy import coverage, quantize_weights
+from golfcore.quant.stored import Coded, dequantize_weights, entries
+from golfcore.weights import Weights, flat, matrices, tree_map
+
+FIVE = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+INT6 = Grid(31, -31, FIVE, floor=True)
+INT8 = Grid(127, -127, (0.9999984,), floor=True, stored_scale_codes=False)
+FREE = Grid(31, -31, FIVE)
+GRIDS = {"exp101": INT6, "tables": INT8, "pr398": Grid(31, -32, floor=True), "pr294": Grid(15, -16, floor=True)}
+
+# The worked examples of the published rules.
+ABOVE = torch.tensor([[0.31, -1.24, 0.07, 0.52], [2.48, -0.93, 0.155, -3.1]])
+BELOW = torch.tensor([[0.31, -0.24, 0.07, 0.52], [0.48, -0.93, 0.155, -0.1]])
+HESSIAN = torch.tensor([[6, 1, 2.5, 4], [1, 6, 2.5, -1], [2.5, 2.5, 10.25, -1.5], [4, -1, -1.5, 6.25]])
+
+
+def weighted_error(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
+    """e H e^T of each row in float64."""
+    e = weight.double() - codes.double() * scale.double()[:, None]
+    return ((e @ hessian.double()) * e).sum(1)
+
+
+def problem(seed: int, rows: int = 24, columns: int = 60) -> tuple[Tensor, Tensor]:
+    """A weight with outliers, and the damped Hessian of correlated inputs."""
+    g = torch.Generator().manual_seed(seed)
+    weight = 0.6 * torch.randn(rows, columns, generator=g)
+    weight[torch.rand(weight.shape, generator=g) < 0.02] *= 4
+    x = torch.randn(4 * columns, columns, generator=g) @ torch.randn(columns, columns, generator=g)
+    h = x.T @ x / 16
+    return weight, h + 0.01 * h.diagonal().mean() * torch.eye(columns)
+
+
+# ---- grids
+
+
+def test_published_rules_on_worked_examples():
+    codes, scale = round_to_nearest(ABOVE, INT6)
+    assert codes.tolist() == [[8, -31, 2, 13], [25, -9, 2, -31]]
+    assert scale.dtype == torch.float16 and scale.tolist() == [0.0399169921875, 0.09991455078125]
+    codes, scale = round_to_nearest(ABOVE, INT8)
+    assert codes.tolist() == [[32, -127, 7, 53], [102, -38, 6, -127]]
+    assert scale.tolist() == [0.009765625, 0.0244140625]
+    codes, scale = round_to_nearest(BELOW, INT6)
+    assert codes.tolist() == [[10, -7, 2, 16], [15, -29, 5, -3]]
+    assert scale.tolist() == [0.032257080078125] * 2
+
+
+def test_configured_grids_are_the_published_ones():
+    quirky = config.load("exp101").quant
+    assert grid.matrix_grid(quirky) == INT6
+    assert grid.table_grid(quirky) == INT8
+    assert grid.qat_grid(quirky) == Grid(31, -31, floor=True)
+    assert not grid.matrix_grid(QuantConfig()).floor
+
+
+@given(st.integers(2, 8), st.booleans(), st.integers(0, 1000), st.floats(-4, 2))
+def test_error_is_at_most_half_a_step_where_nothing_is_clipped(bits, floor, seed, log_rms):
+    weight = 10**log_rms * torch.randn(5, 33, generator=torch.Generator().manual_seed(seed))
+    qmax = 2 ** (bits - 1) - 1
+    codes, scale = round_to_nearest(weight, Grid(qmax, -qmax - 1, floor=floor))
+    assert codes.dtype == torch.int8 and codes.min() >= -qmax - 1 and codes.max() <= qmax
+    step = scale.double()[:, None]
+    # The largest weight of a row may lie beyond qmax * s, by the rounding of s to float16: 2^-11 of itself, and
+    # among the subnormal half of the smallest, for each of qmax steps.
+    clipped = qmax * torch.maximum(step * 2.0**-11, torch.tensor(2.0**-25))
+    assert ((weight.double() - codes * step).abs() <= step / 2 + clipped * 1.001).all()
+
+
+def test_rounding_is_half_to_even():
+    values = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 31.0]])
+    assert quantize(values, torch.ones(1), FREE).tolist() == [[0, 2, 2, 0, -2, 31]]
+
+
+@given(st.integers(1, 70), st.integers(0, 100))
+def test_scales_are_torchs_quantiles(columns, seed):
+    weight = torch.randn(7, columns, generator=torch.Generator().manual_seed(seed))
+    want = torch.quantile(weight.abs(), torch.tensor(FIVE), dim=1) / 31
+    assert torch.equal(grid.candidate_scales(weight, FREE), want)
+    assert torch.equal(
+        grid.candidate_scales(100 * weight, INT6), grid.candidate_scales(100 * weight, FREE).clamp(1 / 31)
+    )
+    assert torch.equal(scales(weight, FREE, 0.9995), want[1])
+
+
+def test_below_the_floor_the_error_is_that_of_one_global_step():
+    """Rows whose maximum is below 1 all get step 1/31, and the error of uniform rounding, (1/31)^2 / 12."""
+    weight = 0.18 * torch.randn(256, 512)
+    codes, scale = round_to_nearest(weight, INT6)
+    assert set(scale.tolist()) == {float(torch.tensor(1 / 31).half())}
+    error = float((dequantize(codes, scale) - weight).square().mean())
+    assert error == pytest.approx((1 / 31) ** 2 / 12, rel=0.01)
+    free = dequantize(*round_to_nearest(weight, FREE))
+    assert float((free - weight).square().mean()) < 0.5 * error
+
+
+@pytest.mark.parametrize("floor", [False, True])
+def test_rows_of_zeros_and_of_extremes_stay_finite(floor):
+    weight = torch.stack((torch.zeros(40), torch.full((40,), 1e-12), torch.full((40,), 6e4), torch.full((40,), 3e6)))
+    codes, scale = round_to_nearest(weight, Grid(31, -31, FIVE, floor))
+    restored = dequantize(codes, scale)
+    assert scale.isfinite().all() and (scale > 0).all()
+    assert restored[0].eq(0).all() and restored[2].allclose(weight[2], rtol=1e-3)
+    assert fake_quant(weight, Grid(31, -31, floor=floor)).isfinite().all()
+
+
+def test_one_quantile_is_chosen_for_the_whole_matrix_by_squared_error():
+    weight, _ = problem(3, columns=600)
+    one_each = [round_to_nearest(weight, FREE._replace(quantiles=(q,))) for q in FIVE]
+    errors = [float((dequantize(*r) - weight).square().mean()) for r in one_each]
+    codes, scale = round_to_nearest(weight, FREE)
+    best = one_each[int(np.argmin(errors))]
+    assert len(set(errors)) > 1 and torch.equal(codes, best[0]) and torch.equal(scale, best[1])
+
+
+def test_vectors_and_scalars_have_one_scale_and_no_floor():
+    vector = torch.tensor([0.5, -0.25, 0.125])
+    codes, scale = round_to_nearest(vector, INT6)
+    assert codes.tolist() == [31, -16, 8] and scale.shape == () and scale == torch.tensor(0.5 / 31).half()
+    codes, scale = round_to_nearest(torch.tensor(-3.0), INT8)
+    assert codes == -127 and scale.dtype == torch.float32 and scale == torch.tensor(3.0) / 127
+    codes, scale = round_to_nearest(torch.zeros(4), INT8)
+    assert codes.tolist() == [0] * 4 and scale == 1
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_fake_quantization_is_rounding_by_the_maximum_with_the_gradient_of_the_identity(name):
+    g = GRIDS[name]._replace(quantiles=(1.0,))
+    weight = torch.randn(3, 8, 20, requires_grad=True)
+    found = fake_quant(weight, g)
+    for one, original in zip(found, weight, strict=True):
+        scale = scales(original, g, 1.0)
+        kept = stored(scale).float() if g.stored_scale_codes else scale
+        assert torch.allclose(one, quantize(original, kept, g) * kept[:, None], atol=1e-6)
+    (gradient,) = torch.autograd.grad((found * torch.arange(20)).sum(), weight)
+    assert torch.equal(gradient, torch.arange(20.0).expand_as(weight))
+
+
+def test_fake_quantization_compiles_to_one_graph():
+    compiled = torch.compile(fake_quant, backend="eager", fullgraph=True)
+    weight = torch.randn(2, 6, 10)
+    assert torch.equal(compiled(weight, INT6), fake_quant(weight, INT6))
+
+
+# ---- GPTQ
+
+
+@pytest.mark.parametrize("block", [1, 2, 128])
+def test_gptq_on_the_worked_example(block):
+    codes, scale = gptq.solve(ABOVE, HESSIAN, INT6, block=block)
+    assert codes.tolist() == [[8, -31, 2, 13], [25, -10, 2, -31]]
+    assert scale.tolist() == [0.0399169921875, 0.09991455078125]
+    codes, scale = gptq.solve(BELOW, HESSIAN, INT6, block=block)
+    assert codes.tolist() == [[10, -7, 2, 16], [15, -29, 5, -3]]
+
+
+@pytest.mark.parametrize("g", [INT6, FREE, Grid(15, -16)])
+def test_with_uncorrelated_inputs_gptq_is_round_to_nearest(g):
+    weight, _ = problem(0)
+    codes, scale = gptq.solve(weight, torch.eye(60), g)
+    want = round_to_nearest(weight, g)
+    assert torch.equal(codes, want[0]) and torch.equal(scale, want[1])
+
+
+@pytest.mark.parametrize("score", ["mse", "hessian"])
+@pytest.mark.parametrize("seed", range(4))
+def test_gptq_beats_round_to_nearest_where_it_counts(seed, score):
+    weight, hessian = problem(seed)
+    ours = weighted_error(weight, *gptq.solve(weight, hessian, FREE, score=score), hessian).sum()
+    nearest = weighted_error(weight, *round_to_nearest(weight, FREE), hessian).sum()
+    assert ours < 0.7 * nearest
+
+
+def one_column_at_a_time(weight: Tensor, hessian: Tensor, scale: Tensor) -> Tensor:
+    """Optimal brain quantization in its plain form, in float64: round a column, spread its error, drop the column."""
+    w, inverse = weight.double().clone(), torch.linalg.inv(hessian.double())
+    codes = torch.zeros_like(w)
+    for j in hessian.diagonal().argsort(descending=True).tolist():
+        codes[:, j] = (w[:, j] / scale.double()).round().clamp(-31, 31)
+        w -= torch.outer((w[:, j] - codes[:, j] * scale.double()) / inverse[j, j], inverse[j])
+        inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        inverse[j, j] = 1  # its row and column are 0 now
+    return codes
+
+
+@pytest.mark.parametrize("block", [1, 7, 128])
+@pytest.mark.parametrize("seed", range(3))
+def test_blocked_gptq_is_the_plain_method(seed, block):
+    weight, hessian = problem(seed)
+    codes, scale = gptq.solve(weight, hessian, FREE._replace(quantiles=(1.0,)), block=block, damping=0.0)
+    assert torch.equal(codes.double(), one_column_at_a_time(weight, hessian, scale))
+
+
+def test_each_score_chooses_what_it_says():
+    """Against one run for each quantile: "hessian" the best of each row, "mse" the best on the whole."""
+    weight, hessian = problem(5, columns=300)
+    runs = [gptq.solve(weight, hessian, FREE._replace(quantiles=(q,)), damping=0.0) for q in FIVE]
+    by_row = torch.stack([weighted_error(weight, *run, hessian) for run in runs])
+    assert len(by_row.argmin(0).unique()) > 1
+    codes, scale = gptq.solve(weight, hessian, FREE, damping=0.0, score="hessian")
+    assert torch.allclose(weighted_error(weight, codes, scale, hessian), by_row.amin(0))
+    plain = [float((dequantize(*run) - weight).square().mean()) for run in runs]
+    codes, scale = gptq.solve(weight, hessian, FREE, damping=0.0, score="mse")
+    best = runs[int(np.argmin(plain))]
+    assert torch.equal(codes, best[0]) and torch.equal(scale, best[1])
+
+
+def test_gptq_changes_neither_tensor_and_gives_dead_inputs_the_code_0():
+    weight, hessian = problem(1)
+    hessian[7], hessian[:, 7] = 0, 0
+    before = weight.clone(), hessian.clone()
+    codes, _ = gptq.solve(weight, hessian, FREE)
+    assert torch.equal(weight, before[0]) and torch.equal(hessian, before[1])
+    assert codes[:, 7].eq(0).all() and codes[:, 8].ne(0).any()
+
+
+def test_gptq_refuses_codes_from_another_scale_than_the_stored_one():
+    with pytest.raises(ValueError, match="stored_scale_codes"):
+        gptq.solve(ABOVE, HESSIAN, INT8)
+
+
+# ---- calibration
+
+
+def small(**overrides: object) -> Config:
+    """Two blocks, three layers (the first block twice), every optional part on."""
+    values = {
+        "model.vocab_size": 48,
+        "model.dim": 16,
+        "model.n_heads": 2,
+        "model.n_kv_heads": 1,
+        "model.mlp_hidden": 24,
+        "model.blocks": [0, 1, 0],
+        "model.frozen_skips": [],
+        "model.rope_dims": 4,
+        "model.xsa_last_n": 2,
+        "model.bigram_rows": 32,
+        "model.bigram_dim": 6,
+        "model.ve_layers": [1, 2],
+        "model.ve_dim": 4,
+        "quant.fp16_max_numel": 0,
+        "quant.calib_seqs": 5,
+        "quant.calib_len": 12,
+        "quant.calib_batch": 2,
+    }
+    return config.load("exp101", {**values, **overrides})
+
+
+def random_weights(cfg: Config, seed: int = 0) -> Weights:
+    """Away from the initial zeros, and within (-1, 1) so that the floor binds in the matrices."""
+    g = torch.Generator().manual_seed(seed)
+    weights = params.init(cfg.model, seed)
+    for tensor in flat(weights).values():
+        tensor.add_(0.15 * torch.randn(tensor.shape, generator=g))
+    return weights
+
+
+def test_hessians_are_the_mean_outer_products_of_the_inputs_that_the_model_multiplies():
+    cfg = small()
+    weights, sequences = random_weights(cfg), torch.randint(48, (5, 12))
+    seen: dict[str, list[Tensor]] = {}
+    forward(cfg.model, weights, sequences[:, :-1], None, tap=lambda name, x: seen.setdefault(name, []).append(x))
+    found = calibrate.collect(cfg.model, weights, sequences, None, 0.01, projections=True, batch=2)
+    assert found.keys() == {name for name, _ in matrices(weights)} | {"bigram_proj", "ve_proj"}
+    for name, hessian in found.items():
+        x = torch.cat([part.flatten(0, -2) for part in seen[name]])
+        want = x.T @ x / 5
+        want += 0.01 * want.diagonal().mean() * torch.eye(len(want))
+        assert torch.allclose(hessian, want, rtol=1e-4, atol=1e-4 * float(want.abs().max())), name
+    assert len(seen["block0.up"]) == 2  # both layers that share the block count
+
+
+def test_the_smallest_damping_keeps_an_unused_input_definite():
+    tap = calibrate.HessianTap(["a"])
+    tap("a", torch.zeros(2, 3, 4))
+    assert torch.equal(tap.hessians(2, 0.01)["a"], 1e-8 * torch.eye(4))
+
+
+def test_a_matrix_without_input_is_an_error():
+    tap = calibrate.HessianTap(["a", "b"])
+    tap("a", torch.ones(1, 3))
+    tap("other", torch.ones(1, 3))
+    with pytest.raises(RuntimeError, match="no input of b"):
+        tap.hessians(1, 0.01)
+
+
+def test_calibration_text_is_the_seeds():
+    cfg = small()
+    weights, steps = random_weights(cfg), []
+    first = calibrate.self_generated(cfg, weights, None, seed=7, progress=steps.append)
+    assert first.shape == (5, 12) and first.min() >= 0 and first.max() < 48
+    assert sum(steps) == 3 * 11  # three batches of 2, 2 and 1 sequences
+    assert torch.equal(first, calibrate.self_generated(cfg, weights, None, seed=7))
+    assert not torch.equal(first, calibrate.self_generated(cfg, weights, None, seed=8))
+    assert not torch.equal(first[:2], first[2:4])
+
+
+# ---- what is stored how
+
+
+def test_every_exported_tensor_is_stored_once_and_comes_back_in_its_shape():
+    cfg = small()
+    weights = random_weights(cfg)
+    done: list[int] = []
+    quantized = quantize_weights(cfg, weights, None, done.append)
+    kept = {p.name: p for p in params.table(cfg.model) if p.exported}
+    restored = flat(dequantize_weights(cfg.model, quantized))
+    assert {name: tuple(t.shape) for name, t in restored.items()} == {name: p.shape for name, p in kept.items()}
+    assert {t.dtype for t in restored.values()} == {torch.float32}
+    exported = sum(math.prod(p.shape) for p in kept.values())
+    assert sum(coverage(cfg, quantized).values()) == sum(done) == exported
+    for name, tensor in flat(weights).items():
+        step = {"matrix": 1 / 31, "table": 1 / 127}.get(kept[name].kind, 2.0**-9)
+        assert (restored[name] - tensor).abs().max() <= step, name
+
+
+def test_train_only_tensors_are_not_stored(monkeypatch):
+    cfg = small()
+    weights = random_weights(cfg)
+    helper = params.Param("helper", (3,), "zeros", 0, "scalar", "control", exported=False)
+    rows = params.table(cfg.model)
+    monkeypatch.setattr(params, "table", lambda model_cfg: (*rows, helper))
+    training = weights._replace(rest={**weights.rest, "helper": torch.ones(3)})
+    restored = dequantize_weights(cfg.model, quantize_weights(cfg, training, None))
+    assert flat(restored).keys() == flat(weights).keys()
+
+
+def test_kinds_decide_the_precision():
+    cfg = small()
+    quantized = quantize_weights(cfg, random_weights(cfg), None)
+    limits = {"matrix": 31, "table": 127}
+    for name, spec in entries(cfg.model).items():
+        entry = quantized[name]
+        if spec.kind in limits:
+            assert isinstance(entry, Coded) and entry.codes.abs().max() <= limits[spec.kind]
+        else:
+            assert isinstance(entry, Tensor) and entry.dtype == torch.float16
+    counts = params.summary(cfg.model)["kinds"]
+    rest = counts["projection"] + counts["control"]
+    assert coverage(cfg, quantized) == {"int6": counts["matrix"], "int8": counts["table"], "fp16": rest}
+
+
+def test_small_matrices_and_tables_may_stay_float16():
+    cfg = small(**{"quant.fp16_max_numel": 256})  # 16 x 16, but not 24 x 16
+    quantized = quantize_weights(cfg, random_weights(cfg), None)
+    halves = {name for name, entry in quantized.items() if isinstance(entry, Tensor)}
+    assert {"block0.query", "block1.key", "bigram", "ve"} <= halves
+    assert isinstance(quantized["block0.up"], Coded) and isinstance(quantized["tok_emb"], Coded)
+
+
+def test_hessians_lower_the_weighted_error_of_every_matrix():
+    cfg = small()
+    weights = random_weights(cfg)
+    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    solved, nearest = (quantize_weights(cfg, weights, h) for h in (hessians, None))
+    for name, matrix in matrices(weights):
+        errors = [float(weighted_error(matrix, *q[name], hessians[name]).sum()) for q in (solved, nearest)]
+        assert errors[0] < errors[1], name
+
+
+def test_settings_reach_the_solver():
+    cfg = small()
+    weights = tree_map(lambda t: 4 * t, random_weights(cfg))
+    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+
+    def codes(**values: object) -> list[Tensor]:
+        other = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, **values))
+        quantized = quantize_weights(other, weights, hessians)
+        return [entry.codes for entry in quantized.values() if isinstance(entry, Coded)]
+
+    def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    assert equal(codes(damp_twice=False), codes(damp_twice=False, damping=1.0))  # the damping is calibration's then
+    for changed in (
+        {"damping": 1.0},
+        {"damp_twice": False},
+        {"matrix_bits": 5},
+        {"table_bits": 7},
+        {"floor": False},
+        {"clip_score": "hessian"},
+        {"clip_quantiles": (0.8,)},
+        {"table_quantile": 0.7},
+        {"stored_scale_codes": True},
+    ):
+        assert not equal(codes(), codes(**changed)), changed
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e5])
+@pytest.mark.parametrize("name", ["smear", "up", "tok_emb"])
+def test_weights_that_cannot_be_stored_are_refused(name, bad):
+    cfg = small()
+    weights = random_weights(cfg)
+    flat(weights)[name].flatten()[3] = bad
+    with pytest.raises(UserError, match="expected finite weights within float16"):
+        quantize_weights(cfg, weights, None)
+
+
+# ---- entropy coding
+
+
+@given(st.lists(st.integers(-127, 127), max_size=300), st.sampled_from([1, 20]))
+def test_coded_symbols_come_back(symbols, repeat):
+    array = np.array(symbols * repeat, np.int8)
+    found = codec.decode(codec.encode(array))
+    assert found.dtype == np.int32 and np.array_equal(found, array)
+
+
+@pytest.mark.parametrize("array", [np.array(5), np.zeros((0, 3), np.int8), np.full((4, 5), -7, np.int8)])
+def test_arrays_without_information_cost_no_words(array):
+    stream = codec.encode(array)
+    assert len(stream.words) == 0 and np.array_equal(codec.decode(stream), array.ravel())
+
+
+def test_coding_is_within_a_thousandth_of_the_entropy():
+    symbols = np.random.default_rng(0).normal(0, 4.3, 200_000).round().astype(np.int8)
+    stream = codec.encode(symbols)
+    counts = np.array([c for c in stream.counts if c])
+    entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
+    assert entropy <= stream.words.nbytes <= 1.001 * entropy + 8
+
+
+def test_every_float16_survives_as_two_bytes():
+    patterns = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    high, low = codec.split_halves(patterns)
+    assert np.array_equal(codec.join_halves(high, low).view(np.uint16), np.arange(1 << 16))

@@ -1,0 +1,239 @@
+"""Laws of training: resume is bit for bit, a switch does what it says, and NaN stops with the last good state."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from golfcore import average, params, runtime
+from golfcore.config import Config, load
+from golfcore.data.shards import write_shard
+from golfcore.data.stream import TokenStream
+from golfcore.data.tokens import Tables
+from golfcore.errors import UserError
+from golfcore.meta import meta_gradients
+from golfcore.model.attention import Compute
+from golfcore.model.forward import forward, nll
+from golfcore.records import RunFolder
+from golfcore.train import loop, state
+from golfcore.train.step import Diverged, fake_quantized, loss_function, train_step
+from golfcore.weights import Weights, flat, map_matrices, tree_map
+
+TINY = load(
+    "smoke",
+    {
+        "schedule.iterations": 8,
+        "schedule.warmdown_steps": 4,
+        "run.val_every": 4,
+        "run.checkpoint_every": 2,
+        "optim.grad_accum": 2,
+        "optim.batch_tokens": 512,
+    },
+)
+RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
+
+
+def tables(cfg: Config = TINY) -> Tables:
+    starts = torch.arange(cfg.model.vocab_size) % 3 == 0
+    return Tables(torch.full((cfg.model.vocab_size,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> TokenStream:
+    tokens = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)  # easy: 32 of the 1024 ids
+    write_shard(tmp_path / "train_000000.bin", tokens)
+    return TokenStream([tmp_path / "train_000000.bin"], TINY.model.vocab_size)
+
+
+def with_(**sections: dict) -> Config:
+    return replace(TINY, **{name: replace(getattr(TINY, name), **changes) for name, changes in sections.items()})
+
+
+def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:
+    stream.position = 0
+    val = np.random.default_rng(1).integers(0, cfg.model.vocab_size, 513).astype(np.uint16)
+    return loop.train(cfg, RunFolder(folder), stream, val, tables(cfg), RUNTIME, 3.0)
+
+
+def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
+    s = s or state.start(cfg, params.init(cfg.model, cfg.run.seed), torch.float32, torch.device("cpu"))
+    stream.position = s.position
+    loss_fn = loss_function(cfg, tables(cfg), Compute(), compiled=False)
+    reports = [train_step(cfg, s, stream, loss_fn, tables(cfg), Compute(), RUNTIME, s.elapsed) for _ in range(n)]
+    return s, reports
+
+
+def everything(s: state.TrainState) -> dict[str, torch.Tensor]:
+    return {**flat(s.weights), **s.optimizers.state_tensors(), **average.state_tensors(s.averaged)}
+
+
+KINDS = {
+    "plain": {},
+    "swa": {"average": {"kind": "swa", "start_scale": 1.1, "every": 2}},
+    "lawa": {"average": {"kind": "lawa", "every": 1, "keep": 3}},
+    "qat": {"optim": {"qat": "matrices", "qat_scale": 0.9}},
+    "meta": {"meta": {"enabled": True, "every": 2}},
+    "adaptive": {"schedule": {"adaptive": True, "adaptive_min_steps": 1, "adaptive_every": 1}},
+}
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_three_steps_saved_and_three_more_are_six_steps(changes: dict, stream: TokenStream, tmp_path: Path) -> None:
+    cfg = with_(**changes)
+    whole, all_reports = steps(cfg, stream, 6)
+    half, first = steps(cfg, stream, 3)
+    state.save(half, tmp_path / "s.safetensors")
+    fresh = state.start(cfg, params.init(cfg.model, 99), torch.float32, torch.device("cpu"))
+    resumed, second = steps(cfg, stream, 3, state.load(fresh, cfg, tmp_path / "s.safetensors"))
+    a, b = everything(whole), everything(resumed)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert first + second == all_reports
+    assert (whole.adaptive, whole.position, whole.qat) == (resumed.adaptive, resumed.position, resumed.qat)
+
+
+def test_a_run_killed_between_checkpoints_ends_the_same(stream: TokenStream, tmp_path: Path, monkeypatch) -> None:
+    whole = train(TINY, tmp_path / "whole", stream)
+    real, calls = loop.train_step, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 6:  # steps 0..4 are done, the last checkpoint is of step 4
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, tmp_path / "cut", stream)
+    resumed = train(TINY, tmp_path / "cut", stream)
+    assert len(calls) == 6 + 8 - 4
+    assert all(torch.equal(a, b) for a, b in zip(flat(whole).values(), flat(resumed).values(), strict=True))
+
+    def rows(name: str) -> list[dict]:
+        return [{k: v for k, v in r.items() if k != "elapsed"} for r in RunFolder(tmp_path / name).metrics()]
+
+    assert rows("whole") == rows("cut")
+    assert [r["step"] for r in rows("cut") if r["kind"] == "val"] == [0, 4, 8]
+
+
+def test_the_loss_falls(stream: TokenStream) -> None:
+    _, reports = steps(TINY, stream, 8)
+    assert reports[-1].loss < reports[0].loss - 0.5
+
+
+def test_gradient_accumulation_is_the_mean_over_micro_batches(stream: TokenStream) -> None:
+    """Two micro-batches of one row: loss and clipped norm of the step are those of the mean loss."""
+    cfg = with_(optim={"batch_tokens": 128, "grad_clip": 0.0})
+    weights = tree_map(lambda t: t.requires_grad_(), params.init(cfg.model, cfg.run.seed))
+    stream.position = 0
+    pairs = [stream.batch(1, 64) for _ in range(2)]
+    mean = sum(nll(forward(cfg.model, weights, x, tables()), y).mean() for x, y in pairs) / 2
+    grads = torch.autograd.grad(mean, list(flat(weights).values()))
+    _, (report,) = steps(cfg, stream, 1)
+    assert report.loss == pytest.approx(mean.item(), rel=1e-6)
+    norm = torch.sqrt(sum(g.square().sum() for g in grads))
+    assert report.grad_norm == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_late_qat_fake_quantizes_every_bank_matrix_and_the_published_one_none(stream: TokenStream) -> None:
+    cfg = with_(optim={"qat": "matrices", "qat_scale": 2.0})
+    weights = map_matrices(lambda name, m: m + 0.3 * torch.randn(m.shape), params.init(cfg.model, 0))
+    touched = fake_quantized(cfg, weights)
+    assert all(not torch.equal(a, b) for a, b in zip(weights.banks, touched.banks, strict=True))
+    assert all(
+        len(row.unique()) <= 63 < len(before.unique())
+        for row, before in zip(touched.banks.down[0], weights.banks.down[0], strict=True)
+    )
+    losses = {q: steps(with_(optim={"qat": q, "qat_scale": 2.0}), stream, 4)[1] for q in ("none", "matrices", "inert")}
+    assert losses["none"] == [r._replace(qat_started=False) for r in losses["inert"]]
+    assert losses["none"][-1].loss != losses["matrices"][-1].loss
+    assert [r.qat_started for r in losses["inert"]] == [True, False, False, False]
+
+
+def test_coverage_reports_what_the_switches_did(stream: TokenStream, tmp_path: Path) -> None:
+    n = params.summary(TINY.model)["kinds"]["matrix"]
+    train(with_(optim={"qat": "matrices"}, meta={"enabled": True, "every": 2}), tmp_path / "a", stream)
+    train(with_(optim={"qat": "inert"}), tmp_path / "b", stream)
+    a, b = (RunFolder(tmp_path / name).coverage() for name in "ab")
+    assert (a["qat"]["done"], a["qat"]["of"]) == (n, n) and a["ema"]["done"] == 8
+    assert a["meta"]["done"] == 3  # of steps 0, 2, 4, 6: the multiplier is 0.5 at 6, and must be above it
+    assert b["qat"]["done"] == 0 and "published" in b["qat"]["note"]
+
+
+def test_a_switch_that_does_nothing_fails_the_run(stream: TokenStream, tmp_path: Path) -> None:
+    never = with_(optim={"qat": "matrices", "qat_scale": 0.0})
+    with pytest.raises(RuntimeError, match="qat is switched on but touched 0 of"):
+        train(never, tmp_path / "qat", stream)
+    with pytest.raises(RuntimeError, match="swa"):
+        train(with_(average={"kind": "swa", "start_scale": 0.0}), tmp_path / "swa", stream)
+
+
+@pytest.mark.parametrize("kind", ["swa", "lawa", "ema"])
+def test_configured_averages_are_what_is_returned(kind: str, stream: TokenStream, tmp_path: Path) -> None:
+    changes = {"kind": kind, "every": 1, "start_scale": 2.0, "keep": 2, "decay": 0.5}
+    found = train(with_(average=changes), tmp_path / "run", stream)
+    s, path = None, []
+    for _ in range(8):
+        s, _ = steps(TINY, stream, 1, s)
+        path.append({k: v.detach().clone() for k, v in flat(s.weights).items()})
+    start = params.init(TINY.model, TINY.run.seed)
+    first = {k: v for k, v in flat(start).items()}
+    for k, value in flat(found).items():
+        if kind == "swa":
+            want = torch.stack([p[k] for p in path]).mean(0)
+        elif kind == "lawa":
+            want = torch.stack([p[k] for p in path[-2:]]).mean(0)
+        else:
+            want = first[k]
+            for p in path:
+                want = 0.5 * want + 0.5 * p[k]
+        torch.testing.assert_close(value, want, atol=1e-5, rtol=1e-4)
+
+
+def test_not_a_number_stops_with_the_last_good_state(stream: TokenStream, tmp_path: Path, monkeypatch) -> None:
+    real, calls = loop.train_step, []
+
+    def poisoned(cfg, s, *args):
+        calls.append(1)
+        if len(calls) == 6:
+            with torch.no_grad():
+                s.weights.banks.up[0, 0, 0] = float("nan")
+        return real(cfg, s, *args)
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(Diverged, match=r"step 5: expected a finite loss and gradient, found loss nan.*last good state"):
+        train(TINY, tmp_path / "run", stream)
+    fresh = state.start(TINY, params.init(TINY.model, 0), torch.float32, torch.device("cpu"))
+    kept = state.load(fresh, TINY, tmp_path / "run" / loop.CHECKPOINT)
+    assert kept.step == 4 and all(t.isfinite().all() for t in flat(kept.weights).values())
+
+
+def test_the_wall_clock_cap_ends_training(stream: TokenStream, tmp_path: Path) -> None:
+    train(with_(schedule={"max_seconds": 1e-9}), tmp_path / "run", stream)
+    rows = RunFolder(tmp_path / "run").metrics()
+    assert [r["event"] for r in rows if r["kind"] == "event"] == ["cap"]
+    assert max(r["step"] for r in rows) == 1
+
+
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"not a checkpoint")
+    fresh = state.start(TINY, params.init(TINY.model, 0), torch.float32, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"checkpoint.safetensors: expected a training checkpoint"):
+        state.load(fresh, TINY, path)
+
+
+def test_without_an_inner_rate_the_meta_gradient_is_that_of_the_outer_half() -> None:
+    cfg = with_(meta={"enabled": True, "inner_lr": 0.0, "freeze_blocks": 0})
+    g = torch.Generator().manual_seed(0)
+    leaves = tree_map(
+        lambda t: (t + 0.1 * torch.randn(t.shape, generator=g)).requires_grad_(), params.init(cfg.model, 0)
+    )
+    x = torch.randint(cfg.model.vocab_size, (3, 16), generator=g)
+    y = torch.randint(cfg.model.vocab_size, (3, 16), generator=g)
+    loss, found = meta_gradients(cfg.model, cfg.meta, leaves, x, y, tables())
+    outer = nll(forward(cfg.model, leaves, x[:, 8:], tables()), y[:, 8:]).mean()
+    want = torch.autograd.grad(outer, list(flat(leaves).values()))
+    assert torch.equal(loss, outer.detach())
+    assert all(torch.equal(a, b) for a, b in zip(flat(found).values(), want, strict=True))
