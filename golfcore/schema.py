@@ -204,20 +204,58 @@ class Config:
         return sha256_text(canonical_json(values))[:16]
 
 
+POSITIVE = {  # numbers that cannot be 0; no number can be negative
+    "model": (
+        "vocab_size",
+        "dim",
+        "n_heads",
+        "n_kv_heads",
+        "mlp_hidden",
+        "rope_dims",
+        "bigram_dim",
+        "ve_dim",
+        "softcap",
+    ),
+    "data": ("seq_len",),
+    "optim": ("batch_tokens", "grad_accum", "ns_steps"),
+    "schedule": ("iterations", "adaptive_every"),
+    "average": ("every", "keep"),
+    "meta": ("every",),
+    "quant": ("block", "calib_seqs", "calib_len", "calib_batch", "temperature", "max_bytes"),
+    "eval": ("stride", "batch_seqs"),
+    "ttt": ("chunk_tokens", "batch_seqs"),
+    "run": ("log_every", "checkpoint_every"),
+}
+
+
 def contradictions(c: Config) -> Iterable[str]:
-    """Sentences about values that cannot hold together."""
+    """Sentences about values that cannot be, or cannot be together."""
+    return list(_out_of_range(c)) or list(_contradictory(c))
+
+
+def _out_of_range(c: Config) -> Iterable[str]:
+    for section, values in asdict(c).items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, (int, float))]
+            if any(not 0 <= x < float("inf") for x in numbers):
+                yield f"{section}.{key}: expected a number of at least 0, found {value}"
+            elif key in POSITIVE.get(section, ()) and not value:
+                yield f"{section}.{key}: expected more than 0, found {value}"
+
+
+def _contradictory(c: Config) -> Iterable[str]:
     m, s = c.model, c.data.seq_len
     checks: list[tuple[bool, str]] = [
         (m.dim % m.n_heads != 0, f"model.dim {m.dim} is not a multiple of model.n_heads {m.n_heads}"),
         (m.n_heads % m.n_kv_heads != 0, f"model.n_heads {m.n_heads} is not a multiple of n_kv_heads {m.n_kv_heads}"),
         (not m.blocks, "model.blocks is empty, expected one block number a layer"),
         (
-            bool(m.blocks) and set(m.blocks) != set(range(max(m.blocks) + 1)),
+            sorted(set(m.blocks)) != list(range(len(set(m.blocks)))),
             f"model.blocks {list(m.blocks)} must use every block number from 0 to its largest",
         ),
         (
-            not 0 < m.rope_dims <= m.dim // max(m.n_heads, 1) or m.rope_dims % 2 != 0,
-            f"model.rope_dims {m.rope_dims} must be even and within the head width {m.dim // max(m.n_heads, 1)}",
+            not 0 < m.rope_dims <= m.head_dim or m.rope_dims % 2 != 0,
+            f"model.rope_dims {m.rope_dims} must be even and within the head width {m.head_dim}",
         ),
         (
             m.mlp == "swiglu" and 2 * m.mlp_hidden % 3 != 0,

@@ -95,3 +95,16 @@ def test_preset_files(tmp_path: Path) -> None:
         load(mine)
     with pytest.raises(UserError, match=r"absent.toml: expected a preset file, found no such file"):
         load(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value"), [("model.n_heads", 0), ("model.n_kv_heads", 0), ("optim.matrix_lr", -0.1), ("eval.stride", 0)]
+)
+def test_numbers_out_of_range_are_refused(dotted: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{dotted}: expected (more than|a number of at least) 0, found {value}"):
+        load("exp101", {dotted: value})
+
+
+def test_a_hostile_block_number_does_not_exhaust_memory() -> None:
+    with pytest.raises(UserError, match="must use every block number"):
+        load("exp101", {"model.blocks": [0, 10**15]})

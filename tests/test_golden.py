@@ -16,9 +16,9 @@ COMMITTED = Path(__file__).parent / "golden"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder = Path(metafunc.config.getoption("--golden") or COMMITTED)
-    found = sorted(folder.glob("*.npz"))
-    metafunc.parametrize("path", found, ids=[p.stem for p in found])
+    if "path" in metafunc.fixturenames:
+        found = sorted(metafunc.config.getoption("--golden").glob("*.npz"))
+        metafunc.parametrize("path", found, ids=[p.stem for p in found])
 
 
 def test_case(path: Path) -> None:
@@ -26,11 +26,11 @@ def test_case(path: Path) -> None:
     with np.load(path, allow_pickle=False) as data:
         arrays = {k: data[k] for k in data.files if k != "meta"}
         meta = json.loads(str(data["meta"]))
-    kind = CASES[meta["case"]](meta, arrays) if meta["case"] in CASES else None
-    if kind is None:
+    outcome = CASES[meta["case"]](meta, arrays) if meta["case"] in CASES else None
+    if outcome is None:
         assert meta["case"] in LATER, f"{path}: case letter {meta['case']!r} is unknown"
         pytest.skip(f"case {meta['case']!r}: {LATER[meta['case']]}")
-    checked, wrong = kind
+    checked, wrong = outcome
     assert checked > 0, f"{path}: nothing was compared"
     assert not wrong, f"{path}: {len(wrong)} of {checked} outputs differ: {wrong[:5]}"
 

@@ -258,22 +258,39 @@ def test_tables_train_in_the_compute_dtype_only_if_asked():
             assert torch.equal(leaf.float(), flat(source)[p.name].to(leaf.dtype).float())
 
 
+def adamw(w: Tensor, gradients: list[Tensor], lrs: list[float], b1: float, b2: float, eps: float, wd: float) -> Tensor:
+    """Decoupled weight decay and bias-corrected moments (Loshchilov and Hutter, 2019), written out."""
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t, (g, lr) in enumerate(zip(gradients, lrs, strict=True), 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = (1 - lr * wd) * w - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
+    return w
+
+
 def test_every_tensor_moves_by_the_rule_of_its_group():
-    """AdamW's first step is (1 - lr wd) w - lr g / (|g| + eps)."""
-    cfg = OptimConfig(table_lr=0.5, scalar_lr=0.25, matrix_lr=0.125, adam_wd=0.1, matrix_wd=0.2, eps=1e-3)
+    cfg = OptimConfig(
+        table_lr=0.5, scalar_lr=0.25, matrix_lr=0.125, adam_wd=0.1, matrix_wd=0.2, beta1=0.6, beta2=0.8, eps=1e-3
+    )
     weights = leaves(MODEL, cfg, init(MODEL, 1), torch.float32, "cpu")
-    before = {name: t.detach().clone() for name, t in flat(weights).items()}
-    set_gradients(weights, 0)
-    build(MODEL, cfg, weights, torch.float32).step(scale=0.5, momentum=0.7)
+    expected = {name: t.detach().clone() for name, t in flat(weights).items()}
+    optimizers, scales, momenta = build(MODEL, cfg, weights, torch.float32), [0.5, 0.25], [0.7, 0.3]
+    gradients: dict[str, list[Tensor]] = {name: [] for name in expected}
+    for step, (scale, momentum) in enumerate(zip(scales, momenta, strict=True)):
+        set_gradients(weights, step)
+        for name, t in flat(weights).items():
+            gradients[name].append(t.grad.clone())
+        optimizers.step(scale, momentum)
     for p in table(MODEL):
-        leaf, w = flat(weights)[p.name], before[p.name]
-        lr = 0.5 * {"table": 0.5, "scalar": 0.25, "matrix": 0.125}[p.group]
+        w, (g1, g2) = expected[p.name], gradients[p.name]
+        lrs = [{"table": 0.5, "scalar": 0.25, "matrix": 0.125}[p.group] * scale for scale in scales]
         if p.group == "matrix":
             kappa = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-            expected = (1 - lr * 0.2) * w - lr * kappa * newton_schulz(1.7 * leaf.grad, 5, torch.float32)
+            for lr, u in zip(lrs, (1.7 * g1, g2 + 0.3 * (0.3 * g1 + g2)), strict=True):
+                w = (1 - lr * 0.2) * w - lr * kappa * newton_schulz(u, 5, torch.float32)
         else:
-            expected = (1 - lr * 0.1) * w - lr * leaf.grad / (leaf.grad.abs() + 1e-3)
-        torch.testing.assert_close(leaf.detach(), expected, rtol=0, atol=1e-4, msg=lambda m, p=p: f"{p.name}: {m}")
+            w = adamw(w, [g1, g2], lrs, 0.6, 0.8, 1e-3, 0.1)
+        found = flat(weights)[p.name].detach()
+        torch.testing.assert_close(found, w, rtol=0, atol=1e-4, msg=lambda m, p=p: f"{p.name}: {m}")
 
 
 def test_adamw_skips_what_has_no_gradient():

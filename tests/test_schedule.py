@@ -145,6 +145,18 @@ def test_a_trigger_starts_either_shape_at_once_on_either_clock():
         assert [lr_scale(steps, Clock(s, 0.0, 50.0)) for s in (50, 55, 60)] == pytest.approx([1, 0.5, 0])
 
 
+def test_a_warmdown_longer_than_the_run_starts_at_once():
+    """Half a cosine over the whole run; the line keeps its slope and is below 1 from the outset."""
+    wall = {"clock": "wall", "max_seconds": 5, "warmdown_steps": 10, "guard_steps": 0}
+    clock = Clock(2, 2000.0)  # at one second a step
+    cosine = lr_scale(ScheduleConfig(**wall), clock)
+    assert cosine == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 5)))
+    assert lr_scale(ScheduleConfig(shape="linear", **wall), clock) == pytest.approx((5 - 2) / 10)
+    steps = {"iterations": 5, "warmdown_steps": 10, "guard_steps": 0}
+    assert lr_scale(ScheduleConfig(**steps), clock) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 10)))
+    assert lr_scale(ScheduleConfig(shape="linear", **steps), clock) == pytest.approx((5 - 2) / 10)
+
+
 def test_the_guard_holds_the_cosine_at_one():
     cfg = ScheduleConfig(iterations=40, warmdown_steps=40, guard_steps=25)
     assert lr_scale(cfg, Clock(24, 0.0)) == 1 > lr_scale(cfg, Clock(25, 0.0))

@@ -1,0 +1,184 @@
+"""The command line as a user meets it: answers, and one sentence with exit code 2 for what they got wrong."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentencepiece import SentencePieceTrainer
+
+from golfcore import cli
+from golfcore.data.shards import write_shard
+
+WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
+
+
+def golf(*args: object) -> int:
+    return cli.main([str(a) for a in args])
+
+
+def refused(capsys: pytest.CaptureFixture, *args: object) -> str:
+    """The sentence of a command that must be refused."""
+    assert golf(*args) == 2
+    out = capsys.readouterr()
+    lines = [line for line in out.err.splitlines() if line.startswith("golfcore: ")]
+    assert len(lines) == 1 and "Traceback" not in out.err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset made by `golfcore data build` from three text files."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
+    out = folder.parent / "built"
+    assert golf("data", "build", folder, "--out", out, "--vocab-size", 320) == 0
+    return out
+
+
+def smoke(corpus: Path, *more: object) -> list[object]:
+    changes = ["model.vocab_size=320", "schedule.iterations=4", "schedule.warmdown_steps=2", "data.reserve_tokens=0"]
+    changes += ["ttt.lr_candidates=[]", "data.val_tokens=512"]
+    return ["run", "smoke", *(x for c in changes for x in ("--set", c)), "--data", corpus, *more]
+
+
+def test_counts_are_the_published_ones(capsys: pytest.CaptureFixture) -> None:
+    for preset in ("exp101", "exp105a"):
+        assert golf("params", preset, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["total"] == found["exported"] == 26_960_991
+        assert found["groups"]["matrix"] == 25_952_256
+
+
+def test_start_up_needs_no_torch() -> None:
+    code = "import sys; from golfcore import cli; cli._parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
+    for words in (["run"], ["eval"], ["params"], ["config"], ["runs"], ["artifact", "info"], ["data", "build"],
+                  ["data", "download"], ["data", "info"], ["notebook"], ["figures"], []):  # fmt: skip
+        with pytest.raises(SystemExit) as e:
+            golf(*words, "--help")
+        assert e.value.code == 0 and "usage: golfcore" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["params", "exp10"], "unknown preset 'exp10'; did you mean 'exp101'?"),
+        (["params", "exp101", "--set", "model.dimm=3"], "unknown key 'dimm'; did you mean 'dim'?"),
+        (["params", "exp101", "--set", "model.dim"], "--set model.dim: expected section.key=value, found no '='"),
+        (["run", "smoke", "--data", "absent"], "absent: expected a dataset folder, found no such folder"),
+        (["eval", "absent"], "absent: expected a golfcore artifact"),
+        (["artifact", "info", "absent"], "absent: expected a golfcore artifact"),
+        (["notebook", "00_quikstart"], "00_quickstart"),
+    ],
+)
+def test_what_is_not_there_is_refused(args: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:
+    assert sentence in refused(capsys, *args)
+
+
+def damaged(corpus: Path, tmp_path: Path, name: str, change) -> Path:
+    """A copy of the corpus without its manifest (which would notice first), with one file changed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    (copy / "manifest.json").unlink()
+    path = next(copy.glob(name))
+    change(path)
+    return copy
+
+
+def wrong_tokenizer(path: Path) -> None:
+    text = path.parent / "text"
+    text.write_text("\n".join(" ".join(WORDS) for _ in range(50)))
+    prefix = str(path.with_suffix(""))
+    SentencePieceTrainer.train(input=str(text), model_prefix=prefix, vocab_size=290, byte_fallback=True, minloglevel=2)
+    text.unlink()
+    path.with_suffix(".vocab").unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def wrong_magic(path: Path) -> None:
+    path.write_bytes(b"\0\0\0\0" + path.read_bytes()[4:])
+
+
+def large_token(path: Path) -> None:
+    write_shard(path, np.array([5, 6, 999, 7] * 50, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("train*.bin", Path.unlink, "expected train shards"),
+        ("train*.bin", cut, "train_000000.bin: expected"),
+        ("train*.bin", wrong_magic, "train_000000.bin: expected"),
+        ("val*.bin", large_token, "found 999"),
+        ("*.model", wrong_tokenizer, "expected a tokenizer of 320 pieces, found 290"),
+        ("*.model", lambda p: p.write_bytes(b"no model"), "expected a SentencePiece model, found a file that is none"),
+    ],
+    ids=["missing shard", "truncated shard", "wrong magic", "token >= vocab", "wrong tokenizer", "no tokenizer"],
+)
+def test_damaged_data_is_refused(corpus, tmp_path, capsys, name, change, sentence) -> None:
+    out = tmp_path / "run"
+    assert sentence in refused(capsys, *smoke(damaged(corpus, tmp_path, name, change), "--out", out))
+    assert not (out / "weights.safetensors").exists()
+
+
+def test_a_run_folder_of_something_else_is_left_alone(corpus, tmp_path, capsys) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    sentence = refused(capsys, *smoke(corpus, "--out", tmp_path / "mine"))
+    assert "expected a run folder or an empty one" in sentence
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_another_configuration_is_not_mixed_in(corpus, tmp_path, capsys) -> None:
+    assert golf(*smoke(corpus, "--out", tmp_path / "run")) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    sentence = refused(capsys, *smoke(corpus, "--seed", 7, "--out", tmp_path / "run"))
+    assert "run.seed 42 -> 7" in sentence and "choose another --out" in sentence
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(corpus, tmp_path, capsys, monkeypatch) -> None:
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size > 20_000:  # the small records fit, the checkpoint does not
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        assert "no space left on the device" in refused(capsys, *smoke(corpus, "--out", tmp_path / "run"))
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".part", ".safetensors")]
+    assert golf(*smoke(corpus, "--out", tmp_path / "run")) == 0
+
+
+def test_a_corrupt_artifact_is_refused(corpus, tmp_path, capsys) -> None:
+    assert golf(*smoke(corpus, "--out", tmp_path / "run")) == 0
+    path = tmp_path / "run" / "artifact.golf"
+    whole = path.read_bytes()
+    for broken in (whole[:100], whole[:-1], whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], b"zip"):
+        path.write_bytes(broken)
+        assert f"{path}: expected" in refused(capsys, "eval", path)
+
+
+def test_internal_failures_keep_their_traceback(monkeypatch) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "show_params", broken)
+    with pytest.raises(ZeroDivisionError):
+        golf("params", "exp101")
