@@ -67,7 +67,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = ""  # a folder with shards and a tokenizer; "" = the embedded corpus
-    packages: tuple[str, ...] = ("stdlib", "numpy", "scipy", "torch", "matplotlib")  # of the embedded corpus
+    packages: tuple[str, ...] = ("stdlib", "numpy", "scipy", "matplotlib")  # of the embedded corpus
     seq_len: int = 2048
     reserve_tokens: int = 0  # last training tokens, never trained on: TTT settings are chosen on them
     val_tokens: int = 0  # score only the first so many validation targets; 0 = all
