@@ -48,50 +48,68 @@ def _settled(table: Table, last: float) -> tuple[float, float]:
 
 
 def _mark_events(axes: Sequence[Axes], events: Table) -> None:
+    """A line through all panels for each event, its name above the first; names that are close are set higher."""
+    last, lift = -1.0, 2
     for row in events:
-        step = number(row, "step")
+        step, name = number(row, "step"), str(row["event"])
         for ax in axes:
             ax.axvline(step, color=BLACK, lw=0.8, ls=(0, (3, 2)))
-        name = str(row["event"])
+        close = last >= 0 and step - last < 0.12 * axes[0].get_xlim()[1]
+        last, lift = step, lift + 9 if close else 2
         above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        axes[0].annotate(style.EVENTS.get(name, name), (step, 1), xytext=(0, 2), fontsize=7, **above)
+        axes[0].annotate(style.EVENTS.get(name, name), (step, 1), xytext=(0, lift), fontsize=7, **above)
 
 
 def waterfall(table: Table) -> Figure:
     """What each step from float weights to adapted score changes. Table: `analysis.scores.waterfall`."""
-    rows = [row for row in table if row["measure"] != "bigram"]
+    rows, bigram = [row for row in table if row["measure"] != "bigram"], table.one(measure="bigram")
     levels = [number(row, "bpb") for row in rows]
-    fig = style.figure(2.5)
+    fig = style.figure(2.7)
     style.title(fig, "What do rounding, longer context and adaptation change?")
     ax = fig.subplots()
     for y, (row, level) in enumerate(zip(rows, levels, strict=True)):
         colour = style.MEASURES[str(row["measure"])][1]
         before = levels[y - 1] if y else level
         ax.barh(y, level - before, left=before, height=0.5, color=colour)
-        ax.plot([level, level], [y - 0.25, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
+        ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
         ax.plot([level], [y], "D", color=colour, ms=5)
-    labels = [f"{style.MEASURES[str(row['measure'])][0]}  ({row['legality']})" for row in rows]
-    ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    margin = 0.08 * (max(levels) - min(levels)) or 0.001
+    ax.set_xlim(min(levels) - margin, max(levels) + margin)
+    _beyond(ax, len(rows), number(bigram, "bpb"))
+    legality = [f"  ({row['legality']})" for row in rows] + [""]
+    names = [style.MEASURES[str(row["measure"])][0] for row in (*rows, bigram)]
+    ax.set_yticks(range(len(rows) + 1), [name + text for name, text in zip(names, legality, strict=True)])
+    ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.set_xlabel("bits per byte (lower is better)")
-    ax.margins(x=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    _columns(ax, rows)
-    bigram = number(table.one(measure="bigram"), "bpb")
-    style.subtitle(ax, f"an interpolated bigram model of the same training text scores {bigram:.4f}")
+    _print(ax, 10, ["score", *(f"{number(row, 'bpb'):.4f}" for row in (*rows, bigram))], "bold")
+    _print(ax, 50, ["change [95 %]" if rows[-1].get("low") is not None else "change", *map(_change, rows)], "normal")
     style.no_grid(ax, "y")
     return fig
 
 
-def _columns(ax: Axes, rows: Sequence[Row]) -> None:
-    """Score, change and interval of each row in print, to the right of the axes."""
-    columns = [("score", 1.03, [f"{number(row, 'bpb'):.4f}" for row in rows]), ("change", 1.16, [_change(r) for r in rows])]
-    for head, x, cells in columns:
-        for y, text in ((-0.75, head), *enumerate(cells)):
-            bold = "bold" if head == "score" and y != -0.75 else "normal"
-            colour = GREY if y == -0.75 else BLACK
-            where = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
-            ax.text(x, y, text, color=colour, fontweight=bold, **where)
+def _beyond(ax: Axes, y: float, value: float) -> None:
+    """Mark a value at height `y`, or the side of the axes on which it lies outside."""
+    low, high = ax.get_xlim()
+    colour = style.MEASURES["bigram"][1]
+    if low <= value <= high:
+        ax.plot([value], [y], "D", color=colour, ms=5)
+        return
+    right = value > high
+    tip, tail = (1.0, 0.9) if right else (0.0, 0.1)
+    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    where = ax.get_yaxis_transform()
+    ax.annotate("", (tip, y), (tail, y), xycoords=where, textcoords=where, arrowprops=arrow)
+    ax.text(0.88 if right else 0.12, y, "off the scale", transform=where, ha="right" if right else "left", va="center", color=GREY)
+
+
+def _print(ax: Axes, offset: float, cells: Sequence[str], weight: str) -> None:
+    """A printed column to the right of the axes: its head, then a cell for each row."""
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for y, text in enumerate(cells, start=-1):
+        head = y < 0
+        look = {"color": GREY if head else BLACK, "fontweight": "normal" if head else weight, "fontsize": 7.5}
+        ax.annotate(text, (1, y if y >= 0 else -0.75), xytext=(offset, 0), **place, **look)
 
 
 def _change(row: Row) -> str:
@@ -100,7 +118,7 @@ def _change(row: Row) -> str:
     text = style.signed(number(row, "difference"))
     if row.get("low") is None:
         return text
-    return f"{text}   [{style.signed(number(row, 'low'))}, {style.signed(number(row, 'high'))}]"
+    return f"{text}  [{style.signed(number(row, 'low'))}, {style.signed(number(row, 'high'))}]"
 
 
 def ttt(table: Table) -> Figure:
@@ -111,9 +129,9 @@ def ttt(table: Table) -> Figure:
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     edges = [0.0, *(stop / 1000 for stop in chunks.numbers("stop"))]
     at = edges[1:]
-    for name in ("sliding", "ttt"):
+    for name, width in (("sliding", 3.5), ("ttt", 1.2)):  # they all but coincide: the thin one over the wide one
         label, colour = style.MEASURES[name]
-        top.plot(at, chunks.numbers(name), "o-", color=colour, ms=3 if len(at) <= 60 else 0, label=label)
+        top.plot(at, chunks.numbers(name), color=colour, lw=width, label=label)
     top.set_ylabel("bits per byte so far")
     top.legend()
     bottom.axhline(0, color=BLACK, lw=0.8)
@@ -121,7 +139,7 @@ def ttt(table: Table) -> Figure:
     bottom.plot(at, chunks.numbers("difference"), color=RED, lw=1.6, label="over all chunks so far")
     _final_difference(bottom, at[-1], total)
     bottom.legend()
-    bottom.set_ylabel("(c) \u2212 (b)")
+    bottom.set_ylabel("(c) \u2212 (b)\nbits per byte")
     bottom.set_xlim(0, at[-1] * 1.16)
     bottom.set_xlabel("validation targets scored (thousands)")
     fig.align_ylabels()
@@ -198,7 +216,7 @@ def losses(table: Table) -> Figure:
         values = [100 * number(one[name], column) for name in classes]
         _bars(left, offset, values, [f"{value:.1f}" for value in values], colour, label)
     left.set_yticks(range(len(classes)), [f"{c}\n{number(one[c], 'bits_per_target'):.2f} bits each" for c in classes])
-    left.invert_yaxis()
+    left.set_ylim(max(len(classes), 4) - 0.4, -0.6)
     left.set_xlabel("share (%), under (b)")
     left.set_xlim(0, 1.18 * left.dataLim.x1)
     left.legend(loc="lower right")
@@ -209,7 +227,7 @@ def losses(table: Table) -> Figure:
     right.set_xlabel("change of the score (bits per byte)")
     right.margins(x=0.3)
     right.xaxis.set_major_locator(MaxNLocator(5))
-    right.legend(loc="best")
+    right.legend(loc="lower left")
     for ax in (left, right):
         style.no_grid(ax, "y")
     return fig

@@ -55,7 +55,8 @@ RC = {
     "ytick.labelcolor": BLACK,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
-    "legend.frameon": False,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "none",
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.4,
     "figure.facecolor": "white",
@@ -87,9 +88,9 @@ def subtitle(ax: Axes, text: str) -> None:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and four decimals, more where they would all be 0."""
-    text = f"{value:+.4f}" if value == 0 or abs(value) >= 5e-5 else f"{value:+.0e}"
-    return text.replace("-", "\u2212")
+    """A difference with four decimals and its sign, unless it rounds to nothing."""
+    text = f"{value:+.4f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def no_grid(ax: Axes, axis: str) -> None:
