@@ -152,7 +152,6 @@ def _open(path: Path) -> Contents:
     header = _header(data[PREFIX.size : PREFIX.size + header_bytes])
     cfg = config.from_dict(header["config"], str(path))
     shapes = [p.shape for p in params.table(cfg.model)]
-    _require(all(n > 0 for shape in shapes for n in shape), "a model with an empty tensor")
     _require(sum(map(math.prod, shapes)) <= MAX_SCALARS, f"a model of more than {MAX_SCALARS} weights")
     streams = _streams(header["streams"], data[PREFIX.size + header_bytes : len(data) - DIGEST])
     codable = {name for name, spec in entries(cfg.model).items() if spec.kind in ("matrix", "table")}

@@ -1,8 +1,8 @@
 """Notebooks in batch, and what they need inside: parameters that are checked, a kernel that is this Python, a marker
 that is only there when everything ran.
 
-papermill alone would run on with an unknown parameter, take whatever kernel is called "python3" on the machine, and leave
-a cell that timed out or was killed marked "completed".
+papermill alone would run on with an unknown parameter, take whatever kernel is called "python3" on the machine, and
+leave a cell that timed out or was killed marked "completed".
 """
 
 import ast
@@ -77,9 +77,21 @@ def find_notebook(name: str, notebooks: Path | None = None) -> Path:
 
 
 def defaults(notebook: Path) -> dict[str, Any]:
-    """The parameters of a notebook with their default values, as its cell tagged "parameters" has them."""
-    found = _papermill().inspect_notebook(str(notebook))
-    return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
+    """The parameters of a notebook with their default values.
+
+    Its cell tagged "parameters" must hold nothing but names set to literals (ValueError otherwise). It is parsed here
+    because papermill's own reader drops a line without failing when it finds a second "=" in it, be it in a comment.
+    """
+    cells = files.read_json(notebook, "a notebook")["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook}: expected one cell tagged parameters, found {len(tagged)}")
+    found = {}
+    for statement in ast.parse("".join(tagged[0]["source"])).body:
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+            raise ValueError(f"{notebook}: expected assignments in the parameters cell, found {ast.unparse(statement)}")
+        found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
 
 
 def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -98,8 +110,6 @@ def _papermill() -> ModuleType:
 
 
 def _execute(papermill: ModuleType, source: Path, executed: Path, values: dict[str, Any]) -> None:
-    from nbclient.exceptions import DeadKernelError
-
     try:
         papermill.execute_notebook(
             str(source),
@@ -107,7 +117,9 @@ def _execute(papermill: ModuleType, source: Path, executed: Path, values: dict[s
             parameters=values,
             kernel_name="python3",
             kernel_manager_class=_own_kernel(),
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or each run warns of Jupyter's usual transport
             progress_bar=False,
+            coalesce_streams=True,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
@@ -117,20 +129,20 @@ def _execute(papermill: ModuleType, source: Path, executed: Path, values: dict[s
         if e.ename == KeyboardInterrupt.__name__:
             raise KeyboardInterrupt from None
         raise NotebookFailed(f"{executed}: {e}") from None
-    except DeadKernelError:
-        raise NotebookFailed(f"{executed}: the kernel died; was it out of memory, or killed?") from None
+    except RuntimeError as e:  # the kernel did not start, or died: nbclient's errors
+        raise NotebookFailed(f"{executed}: {e} (was it out of memory, or killed?)") from e
 
 
 def _own_kernel() -> type:
     """A kernel manager that starts this interpreter, whatever the machine's kernel named python3 is."""
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
 
     class OwnKernel(AsyncKernelManager):
-        @default("kernel_spec_manager")
-        def _no_installed_kernels(self) -> KernelSpecManager:
-            return KernelSpecManager(parent=self, kernel_dirs=[])  # leaves ipykernel's own, which is sys.executable
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            # Without folders to search there is only ipykernel's own specification, which names sys.executable.
+            self.kernel_spec_manager = KernelSpecManager(parent=self, kernel_dirs=[])
 
     return OwnKernel
 
@@ -168,8 +180,9 @@ def launch(command: Sequence[str]) -> None:
     """Run a command and print what it prints. UserError if it fails."""
     print("$", shlex.join(command), flush=True)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
+        for line in process.stdout or ():  # also split where a progress bar returns to the start of its line
+            if line.strip():
+                print(line, end="", flush=True)
     if process.returncode:
         raise UserError(f"{shlex.join(command)}: expected it to succeed, found exit status {process.returncode}")
 

@@ -17,7 +17,7 @@ class Pairs(NamedTuple):
 
     previous: np.ndarray  # (P,) ids
     current: np.ndarray  # (P,)
-    count: np.ndarray  # (P,) occurrences
+    times: np.ndarray  # (P,) how often
     word_start: np.ndarray  # (P,) bool: `current` starts a word
     frequent: np.ndarray  # (P,) bool: among as many most frequent pairs as the table has rows
 
@@ -63,7 +63,7 @@ def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> Table:
 
 def _summary(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> Row:
     here = (where >= span[0]) & (where < span[1])
-    row, count, start = where[here], pairs.count[here], pairs.word_start[here]
+    row, count, start = where[here], pairs.times[here], pairs.word_start[here]
     n = span[1] if len(row) else 0
     rising = np.argsort(count, kind="stable")  # of several pairs in a row, the last written is the most frequent
     most, dominant = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
@@ -76,7 +76,7 @@ def _summary(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> Row:
         "pairs": len(row),
         "pairs_per_used_row": len(row) / max(used, 1),
         "occurrences": int(count.sum()),
-        "share": float(count.sum() / pairs.count.sum()),
+        "share": float(count.sum() / pairs.times.sum()),
         "contended": float(count[wanted[row] >= 2].sum() / total),
         "not_own": float(1 - most.sum() / total) if len(row) else 0.0,
         "other_class": float(count[dominant[row] != start].sum() / total),
@@ -84,7 +84,7 @@ def _summary(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> Row:
 
 
 def _profile(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> list[Row]:
-    occurrences = np.bincount(where, weights=pairs.count, minlength=span[1])[slice(*span)]
+    occurrences = np.bincount(where, weights=pairs.times, minlength=span[1])[slice(*span)]
     falling = np.sort(occurrences)[::-1].astype(np.int64)
     ranks = np.unique(np.geomspace(1, len(falling), CURVE_POINTS).round().astype(int))
     return [{"rank": int(rank), "occurrences": int(falling[rank - 1])} for rank in ranks]

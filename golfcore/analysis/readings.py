@@ -33,7 +33,7 @@ def waterfall(table: Table) -> Reading:
     return Reading(
         f"Rounding {_change(rounding)}; longer context (b - a) {_change(context)}; adaptation (c - b) "
         f"{_change(adaptation)}. The final {final:.4f} is {abs(final - bigram):.4f} "
-        f"{'below' if final < bigram else 'ABOVE'} an interpolated bigram model of the same training text ({bigram:.4f})."
+        f"{'below' if final < bigram else 'ABOVE'} an interpolated bigram model of the training text ({bigram:.4f})."
     )
 
 
@@ -44,8 +44,8 @@ def ttt(table: Table) -> Reading:
         return Reading("There is one chunk only: it is scored before any adaptation, so there is nothing to compare.")
     helped = sum(value < 0 for value in after)
     return Reading(
-        f"Over all chunks adaptation {_change(total)}. It helped on {helped} of the {len(after)} chunks that were scored "
-        f"after some adaptation; the first is scored before any, so its difference is {chunks.numbers('here')[0]:.4f}."
+        f"Over all chunks adaptation {_change(total)}. It helped on {helped} of the {len(after)} chunks that were "
+        f"scored after some adaptation; the first, scored before any, differs by {chunks.numbers('here')[0]:.4f}."
     )
 
 
@@ -69,15 +69,14 @@ def buckets(table: Table) -> Reading:
 def losses(table: Table) -> Reading:
     rows = table.only(measure="sliding")
     parts = [
-        f"{row['class']}: {100 * number(row, 'share'):.1f} % of targets, {100 * number(row, 'share_of_loss'):.1f} % of the "
-        f"loss, {number(row, 'bits_per_target'):.2f} bits each"
+        f"{row['class']}: {100 * number(row, 'share'):.1f} % of targets, {100 * number(row, 'share_of_loss'):.1f} % of "
+        f"the loss, {number(row, 'bits_per_target'):.2f} bits each"
         for row in rows
     ]
-    gains = [
-        (number(table.one(measure="ttt", **{"class": row["class"]}), "bpb") - number(row, "bpb"), row["class"]) for row in rows
-    ]
-    change, name = max(gains, key=lambda pair: abs(pair[0]))
-    return Reading(f"{'; '.join(parts)}. Adaptation moves most at {name}: {change:+.4f} of the score.")
+    most = max(table.only(measure="ttt"), key=lambda row: abs(number(row, "change")))
+    return Reading(
+        f"{'; '.join(parts)}. Adaptation moves most at {most['class']}: {number(most, 'change'):+.4f} of the score."
+    )
 
 
 def sizes(table: Table) -> Reading:

@@ -36,6 +36,11 @@ def moving_mean(x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
+def coverage(run: RunFolder) -> Table:
+    """What every feature that is switched on really touched."""
+    return Table({"feature": feature, **row} for feature, row in run.coverage().items())
+
+
 def report(run: RunFolder) -> dict:
     """The numbers that the run ended with (UserError if it has not ended)."""
     return files.read_json(run.file(RESULTS), "the results of a finished run")

@@ -55,7 +55,7 @@ def ttt_gain(run: RunFolder) -> Table:
     running = {name: _running_bpb(r) for name, r in (("sliding", a), ("ttt", b))}
     rows = Table()
     for i, chunk in enumerate(b.chunks):
-        row: Row = {"kind": "chunk", "chunk": i, "start": chunk["start"], "stop": chunk["stop"], "bytes": chunk["bytes"]}
+        row: Row = {"kind": "chunk", "chunk": i, **{k: chunk[k] for k in ("start", "stop", "bytes")}}
         row |= {name: float(curve[i]) for name, curve in running.items()}
         rows.append(row | {"difference": float(running["ttt"][i] - running["sliding"][i]), "here": float(here[i])})
     total: Row = {"kind": "total", "stop": b.chunks[-1]["stop"], "bytes": int(weights.sum())}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from golfcore.analysis.runs import report
-from golfcore.analysis.table import Table
+from golfcore.analysis.table import Row, Table
 from golfcore.artifact import info
 from golfcore.pipeline import ARTIFACT
 from golfcore.records import RunFolder
@@ -47,10 +47,8 @@ def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_by
     rows = Table()
     for name, n_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
         group = next((group for group, names in GROUPS.items() if name in names), "the rest of the file")
-        rows.append(
-            {"kind": "component", "component": name, "label": LABELS.get(name, name), "group": group, "bytes": n_bytes}
-            | {"share": n_bytes / total, "of_limit": n_bytes / max_bytes}
-        )
+        row: Row = {"kind": "component", "component": name, "label": LABELS.get(name, name), "group": group}
+        rows.append(row | {"bytes": n_bytes, "share": n_bytes / total, "of_limit": n_bytes / max_bytes})
     return Table([*rows, {"kind": "total", "bytes": total, "of_limit": total / max_bytes, "limit": max_bytes}])
 
 

@@ -89,12 +89,15 @@ def to_text(table: Table) -> str:
 def to_html(table: Table) -> str:
     """An HTML table, as a notebook shows it."""
     columns = table.columns
-    style = {c: ' style="text-align:right"' if _is_numeric(table, c) else ' style="text-align:left"' for c in columns}
-    head = "".join(f"<th{style[c]}>{html.escape(c.replace('_', ' '))}</th>" for c in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td{style[c]}>{html.escape(show(row.get(c)))}</td>" for c in columns) + "</tr>" for row in table
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    side = {c: "right" if _is_numeric(table, c) else "left" for c in columns}
+
+    def line(tag: str, cells: dict[str, str]) -> str:
+        inner = "".join(f'<{tag} style="text-align:{side[c]}">{html.escape(cells[c])}</{tag}>' for c in columns)
+        return f"<tr>{inner}</tr>"
+
+    head = line("th", {c: c.replace("_", " ") for c in columns})
+    body = "".join(line("td", {c: show(row.get(c)) for c in columns}) for row in table)
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def _is_numeric(table: Table, column: str) -> bool:

@@ -40,7 +40,7 @@ class Drawn:
 
 
 def tables_of(run: RunFolder, text: Text) -> dict[str, Table]:
-    """The table of each figure of a finished run, by the figure's name. Without an n-gram table there is no "buckets"."""
+    """The table of each figure of a finished run by the figure's name; "buckets" only if it has an n-gram table."""
     tables = {
         "curves": runs.curves(run),
         "waterfall": scores.waterfall(run),
@@ -59,7 +59,7 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
     `text` is what `text_of(run)` reads if it is not given. UserError: the run has not finished, or its data are gone.
     """
     if not run.file(runs.RESULTS).exists():
-        raise UserError(f"{run.path}: expected a finished run, found no {runs.RESULTS}; the command that made it goes on")
+        raise UserError(f"{run.path}: expected a finished run, found no {runs.RESULTS}; its command would go on")
     found = {}
     for name, table in tables_of(run, text or text_of(run)).items():
         found[name] = Drawn(name, table, getattr(readings, name)(table), tuple(_draw(name, table, folder)))
@@ -70,7 +70,7 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw every figure in the index of `folder` again from its CSV (UserError if there is no index, or no such plot)."""
+    """Draw every figure in the index of `folder` again from its CSV (UserError: no index, or no such plot)."""
     index, paths = style.read_index(folder), []
     if not index:
         raise UserError(f"{folder}: expected an index.json of figures, found none; golfcore figures RUN makes one")

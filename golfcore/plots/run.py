@@ -21,7 +21,8 @@ def curves(table: Table) -> Figure:
     top.plot(steps, train.numbers("bpb"), color=PALE, lw=0.8, label="training batches")
     top.plot(steps, train.numbers("bpb_smooth"), color=BLUE, label="smoothed")
     if val:
-        top.plot(val.numbers("step"), val.numbers("bpb"), "o-", color=RED, ms=3, lw=1, label="validation, current weights")
+        at = val.numbers("step")
+        top.plot(at, val.numbers("bpb"), "o-", color=RED, ms=3, lw=1, label="validation, current weights")
     top.set_ylabel("bits per byte")
     top.set_ylim(*_settled(table, steps[-1]))
     top.legend(loc="upper right")
@@ -56,8 +57,8 @@ def _mark_events(axes: Sequence[Axes], events: Table) -> None:
             ax.axvline(step, color=BLACK, lw=0.8, ls=(0, (3, 2)))
         close = last >= 0 and step - last < 0.12 * axes[0].get_xlim()[1]
         last, lift = step, lift + 9 if close else 2
-        above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        axes[0].annotate(style.EVENTS.get(name, name), (step, 1), xytext=(0, lift), fontsize=7, **above)
+        above = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 7}
+        style.note(axes[0], style.EVENTS.get(name, name), (step, 1), (0, lift), **above)
 
 
 def waterfall(table: Table) -> Figure:
@@ -95,21 +96,20 @@ def _beyond(ax: Axes, y: float, value: float) -> None:
     if low <= value <= high:
         ax.plot([value], [y], "D", color=colour, ms=5)
         return
-    right = value > high
-    tip, tail = (1.0, 0.9) if right else (0.0, 0.1)
-    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
     where = ax.get_yaxis_transform()
-    ax.annotate("", (tip, y), (tail, y), xycoords=where, textcoords=where, arrowprops=arrow)
-    ax.text(0.88 if right else 0.12, y, "off the scale", transform=where, ha="right" if right else "left", va="center", color=GREY)
+    edge, way = (1.0, -1) if value > high else (0.0, 1)
+    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (edge, y), (edge + 0.1 * way, y), xycoords=where, textcoords=where, arrowprops=arrow)
+    side = "right" if way < 0 else "left"
+    style.note(ax, "off the scale", (edge + 0.12 * way, y), (0, 0), xycoords=where, ha=side, color=GREY)
 
 
 def _print(ax: Axes, offset: float, cells: Sequence[str], weight: str) -> None:
     """A printed column to the right of the axes: its head, then a cell for each row."""
-    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-    for y, text in enumerate(cells, start=-1):
-        head = y < 0
-        look = {"color": GREY if head else BLACK, "fontweight": "normal" if head else weight, "fontsize": 7.5}
-        ax.annotate(text, (1, y if y >= 0 else -0.75), xytext=(offset, 0), **place, **look)
+    where = ax.get_yaxis_transform()
+    style.note(ax, cells[0], (1, -0.75), (offset, 0), xycoords=where, color=GREY, annotation_clip=False)
+    for y, text in enumerate(cells[1:]):
+        style.note(ax, text, (1, y), (offset, 0), xycoords=where, color=BLACK, fontweight=weight)
 
 
 def _change(row: Row) -> str:
@@ -151,9 +151,10 @@ def _final_difference(ax: Axes, x: float, total: Row) -> None:
     final, text = number(total, "difference"), style.signed(number(total, "difference"))
     if total.get("low") is not None:
         low, high = number(total, "low"), number(total, "high")
-        ax.errorbar([x * 1.01], [final], yerr=[[final - low], [high - final]], color=RED, capsize=3, lw=1.2, marker="o", ms=3)
+        spread = [[final - low], [high - final]]
+        ax.errorbar([x * 1.01], [final], yerr=spread, color=RED, capsize=3, lw=1.2, marker="o", ms=3)
         text += f"\n95 %: {style.signed(low)}\nto {style.signed(high)}"
-    ax.annotate(text, (x * 1.01, final), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=RED)
+    style.note(ax, text, (x * 1.01, final), (6, 0), fontsize=7, color=RED)
 
 
 def buckets(table: Table) -> Figure:
@@ -175,7 +176,7 @@ def buckets(table: Table) -> Figure:
 
 
 def _log_axes(ax: Axes) -> None:
-    """Logarithmic both ways with numbers in print: at 1, 2, 5, 10 ... over a short range, at powers of ten over a long."""
+    """Logarithmic both ways, numbers in print: 1, 2, 5, 10 ... over a short range, powers of ten over a long one."""
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
@@ -212,23 +213,24 @@ def losses(table: Table) -> Figure:
     style.title(fig, "Which tokens cost the bits, and which ones do context and adaptation help?")
     left, right = fig.subplots(1, 2, sharey=True)
     one = {name: table.one(measure="sliding", **{"class": name}) for name in classes}
-    for offset, column, label, colour in ((-0.2, "share", "of targets", PALE), (0.2, "share_of_loss", "of the loss", GREEN)):
+    shares = (-0.2, "share", "of targets", PALE), (0.2, "share_of_loss", "of the loss", GREEN)
+    for offset, column, label, colour in shares:
         values = [100 * number(one[name], column) for name in classes]
         _bars(left, offset, values, [f"{value:.1f}" for value in values], colour, label)
     left.set_yticks(range(len(classes)), [f"{c}\n{number(one[c], 'bits_per_target'):.2f} bits each" for c in classes])
-    left.set_ylim(max(len(classes), 4) - 0.4, -0.6)
+    left.set_ylim(len(classes) - 0.4, -0.6)
     left.set_xlabel("share (%), under (b)")
     left.set_xlim(0, 1.18 * left.dataLim.x1)
-    left.legend(loc="lower right")
-    for offset, name, label in ((-0.2, "sliding", "context: (b) \u2212 (a)"), (0.2, "ttt", "adaptation: (c) \u2212 (b)")):
+    gains = (-0.2, "sliding", "context: (b) \u2212 (a)"), (0.2, "ttt", "adaptation: (c) \u2212 (b)")
+    for offset, name, label in gains:
         values = [number(table.one(measure=name, **{"class": c}), "change") for c in classes]
         _bars(right, offset, values, [style.signed(value) for value in values], style.MEASURES[name][1], label)
     right.axvline(0, color=BLACK, lw=0.8)
     right.set_xlabel("change of the score (bits per byte)")
     right.margins(x=0.3)
     right.xaxis.set_major_locator(MaxNLocator(5))
-    right.legend(loc="lower left")
     for ax in (left, right):
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
         style.no_grid(ax, "y")
     return fig
 
@@ -240,9 +242,8 @@ def _bars(
     at = [y + offset for y in range(len(values))]
     ax.barh(at, values, height=0.37, color=colour, label=label)
     for y, value, text in zip(at, values, texts, strict=True):
-        side = ("left", 3) if value >= 0 else ("right", -3)
-        place = {"xytext": (side[1], 0), "textcoords": "offset points", "ha": side[0], "va": "center", "fontsize": 7}
-        ax.annotate(text, (value, y), **place)
+        side, gap = ("left", 3) if value >= 0 else ("right", -3)
+        style.note(ax, text, (value, y), (gap, 0), ha=side, fontsize=7)
 
 
 def sizes(table: Table) -> Figure:
@@ -256,8 +257,7 @@ def sizes(table: Table) -> Figure:
         ax.barh(at, [number(parts[y], "bytes") / 1000 for y in at], height=0.7, color=colour, label=group)
     for y, row in enumerate(parts):
         text = f"{number(row, 'bytes'):,.0f}  ({100 * number(row, 'share'):.1f} %)"
-        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
-        ax.annotate(text, (number(row, "bytes") / 1000, y), **place)
+        style.note(ax, text, (number(row, "bytes") / 1000, y), (4, 0))
     ax.set_yticks(range(len(parts)), [str(row["label"]) for row in parts])
     ax.set_ylim(len(parts) - 0.4, -0.6)
     ax.set_xlabel("kilobytes")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ MEASURES = {  # order, label and colour of the numbers of a run
 }
 CLASSES = ["word start", "within word", "byte", "control"]
 HASHING = {"shared": ("shared", GREY), "split": ("split", BLUE)}
-PARTS = {"all": ("one table for all", GREY), "word start": ("word starts' half", RED), "within word": ("other half", BLUE)}
+PARTS = {"all": ("shared", GREY), "word start": ("split: word starts", RED), "within word": ("split: the rest", BLUE)}
 GROUPS = {"matrices": BLUE, "tables": GREEN, "the rest of the file": ORANGE, "code": GREY}
 EVENTS = {"qat": "QAT on", "warmdown": "warmdown", "cap": "time is up"}
 
@@ -70,7 +71,7 @@ def drawing() -> Iterator[None]:
     """matplotlib's defaults with our style, whatever the user's own settings are."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcParams.update(RC)  # type: ignore[arg-type]  # the stubs want literal keys
         yield
 
 
@@ -93,7 +94,13 @@ def signed(value: float) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
-def no_grid(ax: Axes, axis: str) -> None:
+def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """Small print at a point, `offset` points (1/72 inch) away from it."""
+    place: dict[str, Any] = {"fontsize": 7.5, "va": "center", **look}
+    ax.annotate(text, at, xytext=offset, textcoords="offset points", **place)
+
+
+def no_grid(ax: Axes, axis: Literal["x", "y"]) -> None:
     ax.grid(False, axis=axis)
 
 
