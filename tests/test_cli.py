@@ -63,7 +63,7 @@ def test_start_up_needs_no_torch() -> None:
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
-    for words in (["run"], ["eval"], ["params"], ["config"], ["runs"], ["artifact", "info"], ["data", "build"],
+    for words in (["run"], ["eval"], ["params"], ["config"], ["runs"], ["compare"], ["artifact", "info"], ["data", "build"],
                   ["data", "download"], ["data", "info"], ["notebook"], ["figures"], []):  # fmt: skip
         with pytest.raises(SystemExit) as e:
             golf(*words, "--help")
