@@ -6,10 +6,52 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from golfcore import pipeline
-from golfcore.config import Config
+from golfcore import config, pipeline
+from golfcore.config import Config, MetaConfig
 from golfcore.errors import UserError
-from golfcore.records import RunFolder
+from golfcore.records import RunFolder, differences
+
+META = "meta"  # the section in which meta-learning arms differ; besides it, model.meta_sgd
+
+
+def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:
+    """The meta-learning of each preset in `names` put onto `preset`, with dotted `changes` on top.
+
+    UserError: an unknown preset or key, a preset twice, or presets that differ in more than meta-learning, which
+    would be lost.
+    """
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"arms: expected different presets, found {', '.join(names) or 'none'}")
+    presets = {name: config.load(name) for name in names}
+    for name, found in presets.items():
+        first = presets[names[0]]
+        if _without_meta(found).hash != _without_meta(first).hash:
+            more = differences(_without_meta(first), _without_meta(found))
+            raise UserError(f"arms: expected {name} to differ from {names[0]} in meta-learning only, found {more}")
+    return {name: replace(config.load(preset, _meta_values(c) | dict(changes)), name=name) for name, c in presets.items()}
+
+
+def _meta_values(c: Config) -> dict[str, object]:
+    values = config.to_dict(c)
+    return {f"{META}.{key}": v for key, v in values[META].items()} | {"model.meta_sgd": c.model.meta_sgd}
+
+
+def _without_meta(c: Config) -> Config:
+    return replace(c, meta=MetaConfig(), model=replace(c.model, meta_sgd=False))
+
+
+def budget(preset: str, steps: int, clock: str, seconds: float) -> dict[str, object]:
+    """Overrides for runs of equal length. 0 leaves what the preset has.
+
+    `clock` "steps": `steps` optimizer steps, the warmdown in proportion. "wall", as published: `seconds` of training,
+    and at most `steps` steps.
+    """
+    schedule = config.load(preset).schedule
+    found: dict[str, object] = {"schedule.clock": clock}
+    if steps:
+        warmdown = round(schedule.warmdown_steps * steps / schedule.iterations)
+        found |= {"schedule.iterations": steps, "schedule.warmdown_steps": warmdown}
+    return found | ({"schedule.max_seconds": seconds} if seconds else {})
 
 
 def run_arms(
