@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from golfcore import config, pipeline
@@ -11,29 +11,29 @@ from golfcore.config import Config, MetaConfig
 from golfcore.errors import UserError
 from golfcore.records import RunFolder, differences
 
-META = "meta"  # the section in which meta-learning arms differ; besides it, model.meta_sgd
-
 
 def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:
     """The meta-learning of each preset in `names` put onto `preset`, with dotted `changes` on top.
 
+    What a preset in `names` leaves at its default (but whether there is meta-learning) stays as `preset` has it.
     UserError: an unknown preset or key, a preset twice, or presets that differ in more than meta-learning, which
     would be lost.
     """
     if not names or len(set(names)) < len(names):
         raise UserError(f"arms: expected different presets, found {', '.join(names) or 'none'}")
     presets = {name: config.load(name) for name in names}
+    first = _without_meta(presets[names[0]])
     for name, found in presets.items():
-        first = presets[names[0]]
-        if _without_meta(found).hash != _without_meta(first).hash:
-            more = differences(_without_meta(first), _without_meta(found))
+        if _without_meta(found).hash != first.hash:
+            more = differences(first, _without_meta(found))
             raise UserError(f"arms: expected {name} to differ from {names[0]} in meta-learning only, found {more}")
-    return {name: replace(config.load(preset, _meta_values(c) | dict(changes)), name=name) for name, c in presets.items()}
+    return {name: replace(config.load(preset, _meta_of(c) | dict(changes)), name=name) for name, c in presets.items()}
 
 
-def _meta_values(c: Config) -> dict[str, object]:
-    values = config.to_dict(c)
-    return {f"{META}.{key}": v for key, v in values[META].items()} | {"model.meta_sgd": c.model.meta_sgd}
+def _meta_of(c: Config) -> dict[str, object]:
+    default = asdict(MetaConfig())
+    found: dict[str, object] = {f"meta.{k}": v for k, v in asdict(c.meta).items() if k == "enabled" or v != default[k]}
+    return found | {"model.meta_sgd": c.model.meta_sgd}
 
 
 def _without_meta(c: Config) -> Config:
@@ -70,13 +70,13 @@ def run_arms(
             raise UserError(f"sweep: expected arms named with letters, digits, '.', '_', '+' and '-', found {label!r}")
     folders: list[RunFolder] = []
     spent: list[float] = []
-    jobs = [(label, config, seed) for seed in seeds for label, config in arms.items()]
-    for number, (label, config, seed) in enumerate(jobs, 1):
+    jobs = [(label, arm, seed) for seed in seeds for label, arm in arms.items()]
+    for number, (label, arm, seed) in enumerate(jobs, 1):
         folder = out / f"{label}-s{seed}"
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
         began, fresh = time.monotonic(), not (folder / pipeline.RESULTS).exists()
-        folders.append(pipeline.run(replace(config, run=replace(config.run, seed=seed)), folder, say))
+        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders

@@ -98,22 +98,21 @@ def meta_sgd(arms: Sequence[Arm]) -> Table:
     """The learned inner rate of every bank slot over the steps, for the arms that learn them.
 
     `predicted`: what weight decay alone makes of the rate of a frozen slot, whose gradient is 0: the product of
-    1 - scalar_lr adam_wd scale over the meta calls so far (the rates have no gradient at other steps).
+    1 - scalar_lr adam_wd scale over the meta `calls` so far (the rates have no gradient at other steps).
     """
     table = Table()
     for arm, run in _each(arms):
         o, scales = run.config.optim, {r["step"]: r["scale"] for r in run.run.metrics("train")}
-        calls = [r["step"] for r in run.run.metrics("meta")]
-        factors = [1 - o.scalar_lr * o.adam_wd * scales[step] for step in calls]
+        factors = {r["step"]: 1 - o.scalar_lr * o.adam_wd * scales[r["step"]] for r in run.run.metrics("meta")}
         frozen = params.frozen(run.config.model, run.config.meta.freeze_blocks, ("matrix",))
         for logged in run.run.metrics("meta_sgd"):
             step = logged["step"]
-            decay = float(np.prod([f for f, call in zip(factors, calls, strict=True) if call <= step]))
+            past = [factor for call, factor in factors.items() if call <= step]
             for bank in Banks._fields:
                 for slot, rate in enumerate(logged[bank]):
                     row: Row = {"arm": arm.label, "seed": run.seed, "step": step, "bank": bank, "slot": slot}
-                    row |= {"rate": rate, "frozen": bool(bank in frozen and frozen[bank][slot])}
-                    table.append(row | {"predicted": decay if row["frozen"] else None})
+                    row |= {"calls": len(past), "rate": rate, "frozen": bool(bank in frozen and frozen[bank][slot])}
+                    table.append(row | {"predicted": float(np.prod(past)) if row["frozen"] else None})
     return table
 
 
@@ -147,7 +146,8 @@ def costs(arms: Sequence[Arm]) -> Table:
     """
     table, columns = Table(), ("step_seconds", "call_seconds", "micro", "overhead", "published_overhead")
     for arm, run in _each(arms):
-        table.append({"kind": "run", "arm": arm.label, "seed": run.seed} | _cost(run))
+        head: Row = {"kind": "run", "arm": arm.label, "seed": run.seed}
+        table.append(head | _cost(run))
     for arm in arms:
         rows = table.only(kind="run", arm=arm.label)
         found: Row = {"kind": "arm", "arm": arm.label}

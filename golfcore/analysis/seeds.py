@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
+QUANTILES = 2000
+
 
 class Welch(NamedTuple):
     """The difference of two means, for groups of different spread."""
@@ -46,10 +48,16 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 
 def detectable(error: float, df: float, power: float = 0.8, level: float = 0.95) -> float:
-    """The smallest true difference that a two-sided t-test finds with probability `power` (noncentral t)."""
+    """The smallest true difference that a two-sided t-test finds with probability `power`.
+
+    The probability, of a noncentral t, as a mean over the quantiles of the estimated spread (scipy's own overflows for
+    few degrees of freedom).
+    """
     critical = stats.t.ppf((1 + level) / 2, df)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, df) / df)
 
     def missing(shift: float) -> float:
-        return stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift) - power
+        found = stats.norm.cdf(shift - critical * spread) + stats.norm.cdf(-shift - critical * spread)
+        return float(found.mean()) - power
 
-    return error * float(optimize.brentq(missing, 0.0, 4 * critical + 10))
+    return error * float(optimize.brentq(missing, 0.0, 3 * critical + 10))
