@@ -19,6 +19,7 @@ class MetaReport:
 
     loss_pre: float | None  # outer data before the inner steps; None: not computed at this call
     loss_post: float
+    predicted_gain: float | None  # loss_pre - loss_post to first order: float32 losses often cannot tell them apart
     main_norm: float  # of the micro-batches' mean loss
     meta_norm: float
     cosine: float | None  # between the two, over all weights; None if one of them is 0
@@ -61,7 +62,7 @@ def add_gradient(
     found = meta.evaluate(m, loss, weights, *inner_outer, masks, with_pre)
     dtype = torch.float32 if m.dtype == "float32" else compute.dtype
     with torch.no_grad():
-        numbers = _numbers(weights, found, n_micro, dtype)
+        numbers = _numbers(weights, found, n_micro, dtype) | {"predicted_gain": _predicted_gain(m, weights, found)}
         for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):
             addition = g.div_(n_micro).to(tensor.dtype)
             tensor.grad = addition if tensor.grad is None else tensor.grad.add_(addition)
@@ -88,6 +89,14 @@ def _numbers(weights: Weights, found: meta.Outcome, n_micro: int, dtype: torch.d
         "realised": (realised / intended) ** 0.5 if intended else None,
         "realised_cosine": _cosine(intended, realised, agreement),
     }
+
+
+def _predicted_gain(cfg: MetaConfig, weights: Weights, found: meta.Outcome) -> float | None:
+    """<inner steps, outer gradient>; the objective's gradient is loss_weight times the outer one, to first order."""
+    tensors, theirs = flat(weights), flat(found.gradients)
+    products = [(meta.rated(tensors, n, moved) * theirs[n]).sum() for n, moved in found.moved.items()]
+    total = float(torch.stack(products).sum()) if products else 0.0
+    return total / cfg.loss_weight if cfg.loss_weight else None
 
 
 def _step(tensors: dict[str, Tensor], name: str, moved: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
