@@ -120,21 +120,24 @@ def interventions(arms: Sequence[Arm]) -> Table:
     """One row for each meta call: what the inner step changed, and what its gradient adds to the main one.
 
     `gained`: loss on the outer data before minus after the inner step, nats (missing where the loss before was not
-    computed). `cosine`, `cosine_BANK`: between the main and the meta gradient. `displacement`: norm of the inner step;
-    `realised`: the same after rounding to the dtype of the forward, over the intended norm.
+    computed); `predicted_gain`: the same to first order, which rounding does not hide. `cosine`, `cosine_BANK`: between
+    the main and the meta gradient. `displacement`: norm of the inner step; `realised`: the same after rounding to the
+    dtype of the forward, over the intended norm.
     """
     table = Table()
     for arm, run in _each(arms):
         for r in run.run.metrics("meta"):
             row: Row = {"arm": arm.label, "seed": run.seed, "step": r["step"]}
-            for name in ("loss_pre", "loss_post", "main_norm", "meta_norm", "cosine", *_BANK_COSINES):
-                row[name] = r[name]
             row["gained"] = None if r["loss_pre"] is None else r["loss_pre"] - r["loss_post"]
-            table.append(row | {name: r[name] for name in ("displacement", "realised", "realised_cosine")})
+            table.append(row | {name: r[name] for name in _LOGGED})
     return table
 
 
-_BANK_COSINES = tuple(f"cosine_{bank}" for bank in Banks._fields)
+_LOGGED = (
+    *("loss_pre", "loss_post", "predicted_gain", "main_norm", "meta_norm"),
+    *("cosine", *(f"cosine_{bank}" for bank in Banks._fields)),
+    *("displacement", "realised", "realised_cosine"),
+)
 
 
 def costs(arms: Sequence[Arm]) -> Table:

@@ -79,12 +79,11 @@ def interventions(table: Table) -> Reading:
     parts = []
     for arm in dict.fromkeys(row["arm"] for row in table):
         rows = table.only(arm=arm)
-        gained, moved = rows.numbers("gained"), rows.numbers("displacement")
+        gained, moved = (rows.numbers(name) for name in ("predicted_gain", "displacement"))
         cosine = sum(rows.numbers("cosine")) / len(rows.numbers("cosine"))
-        steps = bool(gained) and max(moved) > 0
-        inner = f"the inner step gains {sum(gained) / len(gained):.1e} nats" if steps else "no inner step"
+        inner = f"the inner step gains {sum(gained) / len(gained):.1e} nats" if max(moved) > 0 else "no inner step"
         parts.append(f"{arm}: {inner}, displacement {sum(moved) / len(moved):.1e}, gradient cosine {cosine:.2f}")
-    return Reading(f"Means over all meta calls. {'; '.join(parts)}.")
+    return Reading(f"Means over all meta calls, the gain to first order. {'; '.join(parts)}.")
 
 
 def costs(table: Table) -> Reading:

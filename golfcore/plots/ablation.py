@@ -178,12 +178,15 @@ def meta_sgd(table: Table) -> Figure:
 
 
 def interventions(table: Table) -> Figure:
-    """What a meta call does to the loss and to the gradient. Table: `analysis.ablation.interventions`."""
+    """What a meta call does to the loss and to the gradient. Table: `analysis.ablation.interventions`.
+
+    Lines are means over seeds; the gain's to first order, its dots the difference of the two losses.
+    """
     fig, looks = style.figure(4.4), arms_in(table)
     style.title(fig, "How large an intervention is a meta step?")
     grid = fig.add_gridspec(2, 12)
     panels = {
-        "gained": "gain of the inner step (nats)",
+        "predicted_gain": "gain of the inner step (nats)",
         "displacement": "norm of the inner step",
         "meta_norm": "norm of the added gradient",
     }
@@ -191,6 +194,9 @@ def interventions(table: Table) -> Figure:
         ax = fig.add_subplot(grid[0, 4 * i : 4 * i + 4])
         for name, (label, colour) in looks.items():
             _mean_line(ax, table.only(arm=name), column, colour, label)
+            if column == "predicted_gain":
+                rows = Table(row for row in table.only(arm=name) if row.get("gained") is not None)
+                ax.plot(rows.numbers("step"), rows.numbers("gained"), "o", color=colour, ms=2, alpha=0.5)
         style.subtitle(ax, text)
         ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
