@@ -19,6 +19,8 @@ def curves(table: Table) -> Reading:
 def differences(table: Table) -> Reading:
     """For the score after TTT: what differs from the reference by both intervals, and what could have been seen."""
     rows = Table(row for row in table if row["measure"] == "ttt" and row.get("difference") is not None)
+    if not rows:
+        return Reading("There is one arm: nothing to compare it with.")
     parts = []
     for row in rows:
         found, text = both(row), f"{row['arm']} {number(row, 'difference'):+.5f}"
