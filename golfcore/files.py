@@ -29,6 +29,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.umask(mask)
         part.chmod(0o666 & ~mask)
         part.replace(path)
+    except OSError as e:
+        if e.filename is None:
+            e.filename = str(path)  # what the user knows the file by
+        raise
     finally:
         part.unlink(missing_ok=True)
 

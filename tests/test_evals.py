@@ -141,6 +141,11 @@ def test_sliding_scores_each_target_from_its_own_window(total: int) -> None:
     )
 
 
+def test_the_published_static_evaluation_drops_the_remainder() -> None:
+    found = evaluate("static", with_({"eval.tail": "published"}), smoke_weights(), text(64 * 4 + 5), tables())
+    assert found.tokens == 64 * 4 and np.isnan(found.per_target[-5:]).all() and found.chunks[-1]["bytes"] == 0
+
+
 def test_evaluation_changes_no_weight() -> None:
     weights = smoke_weights()
     before = {k: v.clone() for k, v in flat(weights).items()}

@@ -141,7 +141,7 @@ def test_compiled_equals_eager_for_own_other_and_adapted_weights() -> None:
     def loss(weights: Weights, x: Tensor) -> Tensor:
         return nll(forward(SMALL, weights, x, tables(SMALL)), x).mean()
 
-    compiled = torch.compile(loss, backend="aot_eager", dynamic=False)
+    compiled = torch.compile(loss, backend="aot_eager", dynamic=False, fullgraph=True)
     x = some_tokens(SMALL, 2, 8)
     own = tree_map(lambda t: t.requires_grad_(), random_weights(SMALL))
     gradients = torch.autograd.grad(loss(own, x), list(own.banks))

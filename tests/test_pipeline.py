@@ -52,7 +52,11 @@ def test_the_three_numbers_stand_side_by_side_with_their_source(whole: tuple[Run
     report = json.loads(run.file("results.json").read_text())
     m = {k: v["bpb"] for k, v in report["measures"].items()}
     assert report["context_gain"] == m["sliding"] - m["static"] and report["ttt_gain"] == m["ttt"] - m["sliding"]
-    assert [report["measures"][k]["legality"] for k in ("static", "sliding", "ttt")] == ["static", "static", "score-first"]
+    assert [report["measures"][k]["legality"] for k in ("static", "sliding", "ttt")] == [
+        "static",
+        "static",
+        "score-first",
+    ]
     assert len({v["tokens"] for v in report["measures"].values()}) == 1
     for words in ("(a) artifact", "(b) artifact, sliding", "(c) artifact, sliding window + TTT", "interpolated bigram",
                   "context gain b - a", "of 16,000,000 (fits)"):  # fmt: skip

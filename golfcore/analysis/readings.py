@@ -23,7 +23,7 @@ def curves(table: Table) -> Reading:
             "(the current weights, not the average that is exported)."
         )
     if events:
-        text += " " + ", ".join(f"{row['event']} at step {number(row, 'step'):,.0f}" for row in events).capitalize() + "."
+        text += " Events: " + ", ".join(f"{row['event']} at step {number(row, 'step'):,.0f}" for row in events) + "."
     return Reading(text)
 
 
@@ -77,7 +77,7 @@ def losses(table: Table) -> Reading:
         (number(table.one(measure="ttt", **{"class": row["class"]}), "bpb") - number(row, "bpb"), row["class"]) for row in rows
     ]
     change, name = max(gains, key=lambda pair: abs(pair[0]))
-    return Reading(f"{'; '.join(parts)}. Adaptation moves most at {name}: {change:+.4f} of the score.".capitalize())
+    return Reading(f"{'; '.join(parts)}. Adaptation moves most at {name}: {change:+.4f} of the score.")
 
 
 def sizes(table: Table) -> Reading:

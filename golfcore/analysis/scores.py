@@ -6,7 +6,7 @@ import numpy as np
 
 from golfcore.analysis.runs import report
 from golfcore.analysis.stats import MIN_CHUNKS, block_length, paired_bootstrap
-from golfcore.analysis.table import Row, Table
+from golfcore.analysis.table import Row, Table, number
 from golfcore.analysis.text import Text
 from golfcore.data.tokens import TokenClass
 from golfcore.evals import result as results
@@ -91,22 +91,31 @@ def loss_by_class(run: RunFolder, text: Text) -> Table:
     """A row for each class of target and protocol: how many targets, how hard, and their part of the bits per byte.
 
     `share` is of targets, `share_of_loss` of all nats; the `bpb` of a protocol's classes sum to its score (of first
-    scores). Classes that do not occur are left out. ValueError if the text is not the one that was scored.
+    scores), and `change` is from the protocol before. Classes that do not occur are left out. ValueError if the text
+    is not the one that was scored.
     """
-    rows = Table()
-    n_bytes = bytes_of(text.tables, text.val[:-1], text.val[1:])
+    rows, before = Table(), dict[str, float]()
     for name in ("static", "sliding", "ttt"):
-        nats = evaluation(run, name).per_target
-        if nats is None or nats.shape != n_bytes.shape:
-            raise ValueError(f"{name}: expected scores of {len(n_bytes)} targets")
-        scored = ~np.isnan(nats)
-        total, total_bytes = float(nats[scored].sum(dtype=np.float64)), float(n_bytes[scored].sum())
-        kind = text.classes[text.val[1:]]
-        for token_class, label in CLASS_NAMES.items():
-            here = scored & (kind == token_class)
-            if here.any():
-                sum_here = float(nats[here].sum(dtype=np.float64))
-                row: Row = {"class": label, "measure": name, "targets": int(here.sum())}
-                row |= {"share": float(here.sum() / scored.sum()), "bits_per_target": sum_here / np.log(2) / int(here.sum())}
-                rows.append(row | {"share_of_loss": sum_here / total, "bpb": bits_per_byte(sum_here, total_bytes)})
+        found = _classes(evaluation(run, name), text)
+        for row in found:
+            label, bpb = str(row["class"]), number(row, "bpb")
+            rows.append({"measure": name} | row | ({"change": bpb - before[label]} if label in before else {}))
+            before[label] = bpb
+    return rows
+
+
+def _classes(r: EvalResult, text: Text) -> Table:
+    previous, target = text.val[:-1], text.val[1:]
+    if r.per_target is None or r.per_target.shape != target.shape:
+        raise ValueError(f"{r.protocol}: expected scores of {len(target)} targets")
+    scored, nats = ~np.isnan(r.per_target), r.per_target.astype(np.float64)
+    n, total, n_bytes = scored.sum(), nats[scored].sum(), bytes_of(text.tables, previous, target)[scored].sum()
+    rows = Table()
+    for token_class, label in CLASS_NAMES.items():
+        here = scored & (text.classes[target] == token_class)
+        if targets := int(here.sum()):
+            loss = float(nats[here].sum())
+            row: Row = {"class": label, "targets": targets, "share": float(targets / n)}
+            row |= {"bits_per_target": float(loss / np.log(2) / targets), "share_of_loss": float(loss / total)}
+            rows.append(row | {"bpb": float(bits_per_byte(loss, float(n_bytes)))})
     return rows

@@ -26,6 +26,9 @@ LABELS = {
 }
 
 
+GROUPS = {"matrices": ("qo", "kv", "up", "down"), "tables": ("tok_emb", "bigram", "ve"), "code": ("code",)}
+
+
 def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_bytes: int) -> Table:
     """Rows of kind "component", the largest first, then one of kind "total".
 
@@ -43,9 +46,9 @@ def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_by
     total = sum(sizes.values())
     rows = Table()
     for name, n_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
-        label = LABELS.get(name, name)
+        group = next((group for group, names in GROUPS.items() if name in names), "the rest of the file")
         rows.append(
-            {"kind": "component", "component": name, "label": label, "bytes": n_bytes}
+            {"kind": "component", "component": name, "label": LABELS.get(name, name), "group": group, "bytes": n_bytes}
             | {"share": n_bytes / total, "of_limit": n_bytes / max_bytes}
         )
     return Table([*rows, {"kind": "total", "bytes": total, "of_limit": total / max_bytes, "limit": max_bytes}])

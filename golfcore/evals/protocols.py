@@ -99,6 +99,7 @@ class _Walk:
         self.runtime, self.compute, self.resume = runtime, compute, resume
         rows = windows(ledger.total, cfg.data.seq_len, chosen.stride, cfg.eval.tail)
         size = cfg.ttt.chunk_tokens
+        # without adaptation a chunk is only a unit of work, so it may grow to hold whole windows
         self.chunk_size = size if chosen.adapts else -(-size // chosen.stride) * chosen.stride
         self.chunks = by_chunk(rows, ledger.total, self.chunk_size)
         self.adapter = ttt.start(weights) if chosen.adapts else None
@@ -110,16 +111,25 @@ class _Walk:
         self._saved = time.perf_counter()
         if resume is not None and resume.exists():
             self._load(resume)
+        self.scored, self._nats, self._bytes = self._sums(0, ledger.total)  # first scores so far
 
-    @property
-    def scored(self) -> int:
-        return int((~np.isnan(self.ledger.nats)).sum())
+    def _sums(self, start: int, stop: int) -> tuple[int, float, int]:
+        """Targets, nats and bytes of the first scores among the positions [start, stop)."""
+        nats = self.ledger.nats[start:stop]
+        done = ~np.isnan(nats)
+        return int(done.sum()), float(nats[done].sum(dtype=np.float64)), int(self._n_bytes[start:stop][done].sum())
 
     def step(self) -> int:
         """Score the next chunk and, unless it is the last, adapt on it. Returns the targets scored."""
         began, rows = time.perf_counter(), self.chunks[self.chunk]
-        before = self.scored
+        span = (int(rows[0, 2]), int(rows[-1, 1])) if len(rows) else (0, 0)
+        old_tokens, old_nats, old_bytes = self._sums(*span)
         self.ledger.record(rows, self._scores(rows))
+        tokens, nats, n_bytes = self._sums(*span)
+        new = tokens - old_tokens
+        self.scored += new
+        self._nats += nats - old_nats
+        self._bytes += n_bytes - old_bytes
         last = self.chunk == len(self.chunks) - 1
         if self.adapter is not None and not last:
             self._adapt(self.adapter)
@@ -127,7 +137,7 @@ class _Walk:
         self.seconds += time.perf_counter() - began
         if self.resume is not None and not last and time.perf_counter() - self._saved > SAVE_EVERY_SECONDS:
             self._save(self.resume)
-        return self.scored - before
+        return new
 
     def _scores(self, rows: np.ndarray) -> list[np.ndarray]:
         """Nats of every window; each rank scores a contiguous share and all learn all."""
@@ -162,21 +172,20 @@ class _Walk:
         self.losses[self.chunk] = ttt.adapt(c, adapter, x, y, lr, self.masks, self.tables, self.compute, self.runtime)
 
     def running_bpb(self) -> float:
-        done = ~np.isnan(self.ledger.nats)
-        return bits_per_byte(float(self.ledger.nats[done].sum(dtype=np.float64)), float(self._n_bytes[done].sum()))
+        return bits_per_byte(self._nats, self._bytes)
 
     def result(self, name: str, source: dict) -> EvalResult:
         ledger, again = self.ledger, self.ledger.again
-        done = ~np.isnan(ledger.nats)
-        nats = float(ledger.nats[done].sum(dtype=np.float64)) + sum(n for _, n in again)
-        n_bytes = int(self._n_bytes[done].sum()) + sum(int(self._n_bytes[p]) for p, _ in again)
+        tokens, nats, n_bytes = self._sums(0, ledger.total)
+        nats += sum(n for _, n in again)
+        n_bytes += sum(int(self._n_bytes[p]) for p, _ in again)
         if self.resume is not None:
             self.resume.unlink(missing_ok=True)
         return EvalResult(
             protocol=name,
             legality=ledger.legality,
             nats=nats,
-            tokens=int(done.sum()) + len(again),
+            tokens=tokens + len(again),
             bytes=n_bytes,
             bpb=bits_per_byte(nats, n_bytes),
             repeats=len(again),
@@ -190,20 +199,14 @@ class _Walk:
 
     def _rows(self) -> list[dict]:
         """One row for each span of `ttt.chunk_tokens`, by position: the same for every protocol, so that they pair."""
-        size, total, nats = self.cfg.ttt.chunk_tokens, self.ledger.total, self.ledger.nats
+        size, total = self.cfg.ttt.chunk_tokens, self.ledger.total
         rows = []
         for chunk, start in enumerate(range(0, total, size)):
             stop = min(start + size, total)
+            _, nats, n_bytes = self._sums(start, stop)
             steps = self.losses.get(chunk, [])
             rows.append(
-                {
-                    "chunk": chunk,
-                    "start": start,
-                    "stop": stop,
-                    "nats": float(np.nansum(nats[start:stop], dtype=np.float64)),
-                    "bytes": int(self._n_bytes[start:stop][~np.isnan(nats[start:stop])].sum()),
-                    "adapt_losses": steps,
-                }
+                {"chunk": chunk, "start": start, "stop": stop, "nats": nats, "bytes": n_bytes, "adapt_losses": steps}
             )
         return rows
 

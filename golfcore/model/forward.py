@@ -39,7 +39,7 @@ def forward(
     length = cache.length if cache else tokens.shape[1]
     x, ve = _inputs(cfg, weights, tokens, tables, tap, cache, compute)
     rope = rope_angles(cfg, start, start + tokens.shape[1], length, tokens.device)
-    x0, stack = x, list[Tensor]()
+    x0, stack = x, []  # type: tuple[Tensor, list[Tensor]]
     n_encoder = cfg.n_layers // 2
     for i in range(cfg.n_layers):
         if i >= n_encoder and stack:

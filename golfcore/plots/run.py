@@ -1,10 +1,10 @@
 """The figures of one run, each from its table: golfcore.analysis makes the tables and says what their columns mean."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from golfcore.analysis.table import Row, Table, number
 from golfcore.plots import style
@@ -12,89 +12,113 @@ from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, RED
 
 
 def curves(table: Table) -> Figure:
-    """Loss, validation, learning rate and momentum over the steps, events marked. Table: `analysis.runs.curves`."""
+    """Loss, validation, schedule and gradient norm over the steps, events marked. Table: `analysis.runs.curves`."""
     train, val, events = (table.only(kind=kind) for kind in ("train", "val", "event"))
-    fig = style.figure(4.2)
+    fig = style.figure(4.4)
     style.title(fig, "How did training go?")
-    top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
+    top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=[5, 2, 2])
     steps = train.numbers("step")
-    top.plot(steps, train.numbers("bpb"), color=PALE, lw=0.8)
-    top.plot(steps, train.numbers("bpb_smooth"), color=BLUE, label="training batches, smoothed")
-    top.plot(val.numbers("step"), val.numbers("bpb"), "o-", color=RED, ms=3.5, lw=1, label="validation, current weights")
+    top.plot(steps, train.numbers("bpb"), color=PALE, lw=0.8, label="training batches")
+    top.plot(steps, train.numbers("bpb_smooth"), color=BLUE, label="smoothed")
+    if val:
+        top.plot(val.numbers("step"), val.numbers("bpb"), "o-", color=RED, ms=3, lw=1, label="validation, current weights")
     top.set_ylabel("bits per byte")
-    _clip_top(top, train.numbers("bpb") + val.numbers("bpb"))
-    top.legend(frameon=False, loc="upper right", fontsize=7.5)
-    middle.plot(steps, train.numbers("scale"), color=GREEN)
-    middle.set_ylabel("LR multiplier")
-    middle.set_ylim(-0.05, 1.1)
-    bottom.plot(steps, train.numbers("grad_norm"), color=ORANGE, lw=1)
+    top.set_ylim(*_settled(table, steps[-1]))
+    top.legend(loc="upper right")
+    middle.plot(steps, train.numbers("scale"), color=GREEN, label="LR multiplier")
+    middle.plot(steps, train.numbers("momentum"), color=ORANGE, label="momentum")
+    middle.set_ylabel("schedule")
+    middle.set_ylim(-0.06, 1.1)
+    middle.legend(loc="lower left")
+    bottom.plot(steps, train.numbers("grad_norm"), color=GREY, lw=1)
     bottom.set_ylabel("gradient norm")
-    bottom.set_yscale("log")
+    bottom.yaxis.set_major_locator(MaxNLocator(4))
     bottom.set_xlabel("step")
-    bottom.set_xlim(0, steps[-1])
+    bottom.set_xlim(0, steps[-1] * 1.01)
     _mark_events((top, middle, bottom), events)
     fig.align_ylabels()
     return fig
 
 
-def _clip_top(ax: Axes, values: Sequence[float]) -> None:
-    """The first steps are far above the rest: show the lower two thirds of the way down."""
-    low, high = min(values), max(values)
-    ax.set_ylim(low - 0.05 * (high - low), low + 0.75 * (high - low))
+def _settled(table: Table, last: float) -> tuple[float, float]:
+    """Limits that show all but the first twentieth of the run, where the loss falls from far above."""
+    values = [number(r, "bpb") for r in table if r["kind"] != "event" and number(r, "step") >= 0.05 * last]
+    margin = 0.06 * (max(values) - min(values)) or 0.01
+    return min(values) - margin, max(values) + margin
 
 
 def _mark_events(axes: Sequence[Axes], events: Table) -> None:
+    """A line through all panels for each event, its name above the first; names that are close are set higher."""
+    last, lift = -1.0, 2
     for row in events:
+        step, name = number(row, "step"), str(row["event"])
         for ax in axes:
-            ax.axvline(number(row, "step"), color=GREY, lw=0.8, ls=(0, (3, 2)))
-        axes[0].annotate(
-            style.EVENTS.get(str(row["event"]), str(row["event"])),
-            (number(row, "step"), 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3, -2),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="top",
-            fontsize=7,
-            color=GREY,
-        )
+            ax.axvline(step, color=BLACK, lw=0.8, ls=(0, (3, 2)))
+        close = last >= 0 and step - last < 0.12 * axes[0].get_xlim()[1]
+        last, lift = step, lift + 9 if close else 2
+        above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes[0].annotate(style.EVENTS.get(name, name), (step, 1), xytext=(0, lift), fontsize=7, **above)
 
 
 def waterfall(table: Table) -> Figure:
     """What each step from float weights to adapted score changes. Table: `analysis.scores.waterfall`."""
-    rows = [row for row in table if row["measure"] != "bigram"]
-    bigram = number(table.one(measure="bigram"), "bpb")
-    fig = style.figure(3.0)
+    rows, bigram = [row for row in table if row["measure"] != "bigram"], table.one(measure="bigram")
+    levels = [number(row, "bpb") for row in rows]
+    fig = style.figure(2.7)
     style.title(fig, "What do rounding, longer context and adaptation change?")
     ax = fig.subplots()
-    levels = [number(row, "bpb") for row in rows]
-    span = max(max(levels) - min(levels), 1e-4)
-    for x, (row, level) in enumerate(zip(rows, levels, strict=True)):
+    for y, (row, level) in enumerate(zip(rows, levels, strict=True)):
         colour = style.MEASURES[str(row["measure"])][1]
-        ax.plot([x - 0.3, x + 0.3], [level, level], color=colour, lw=5, solid_capstyle="butt")
-        ax.annotate(
-            f"{level:.4f}", (x, level), xytext=(0, 6), textcoords="offset points", ha="center", color=colour, weight="bold"
-        )
-    for x, (row, (before, after)) in enumerate(zip(rows[1:], pairwise(levels), strict=True), start=1):
-        _step_arrow(ax, x - 0.5, before, after, row)
-    ax.set_xticks(range(len(rows)), [f"{style.MEASURES[str(r['measure'])][0]}\n{r['legality']}" for r in rows])
-    ax.set_xlim(-0.5, len(rows) - 0.5)
-    ax.set_ylim(min(levels) - 0.35 * span, max(levels) + 0.35 * span)
-    ax.set_ylabel("bits per byte (lower is better)")
-    ax.set_title(f"an interpolated bigram model of the same text scores {bigram:.4f}", fontweight="normal", fontsize=8)
-    style.no_grid(ax, "x")
+        before = levels[y - 1] if y else level
+        ax.barh(y, level - before, left=before, height=0.5, color=colour)
+        ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
+        ax.plot([level], [y], "D", color=colour, ms=5)
+    margin = 0.08 * (max(levels) - min(levels)) or 0.001
+    ax.set_xlim(min(levels) - margin, max(levels) + margin)
+    _beyond(ax, len(rows), number(bigram, "bpb"))
+    legality = [f"  ({row['legality']})" for row in rows] + [""]
+    names = [style.MEASURES[str(row["measure"])][0] for row in (*rows, bigram)]
+    ax.set_yticks(range(len(rows) + 1), [name + text for name, text in zip(names, legality, strict=True)])
+    ax.set_ylim(len(rows) + 0.6, -0.6)
+    ax.set_xlabel("bits per byte (lower is better)")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    _print(ax, 10, ["score", *(f"{number(row, 'bpb'):.4f}" for row in (*rows, bigram))], "bold")
+    _print(ax, 50, ["change [95 %]" if rows[-1].get("low") is not None else "change", *map(_change, rows)], "normal")
+    style.no_grid(ax, "y")
     return fig
 
 
-def _step_arrow(ax: Axes, x: float, before: float, after: float, row: Row) -> None:
-    """An arrow from level to level with the difference, and its interval where there is one."""
-    ax.plot([x - 0.2, x + 0.2], [before, before], color=GREY, lw=0.8, ls=":")
-    ax.annotate("", (x, after), (x, before), arrowprops={"arrowstyle": "-|>", "color": GREY, "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
-    text = f"{number(row, 'difference'):+.4f}"
-    if row.get("low") is not None:
-        text += f"\n[{number(row, 'low'):+.4f}, {number(row, 'high'):+.4f}]"
-    ax.annotate(text, (x, (before + after) / 2), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7, color=BLACK)
+def _beyond(ax: Axes, y: float, value: float) -> None:
+    """Mark a value at height `y`, or the side of the axes on which it lies outside."""
+    low, high = ax.get_xlim()
+    colour = style.MEASURES["bigram"][1]
+    if low <= value <= high:
+        ax.plot([value], [y], "D", color=colour, ms=5)
+        return
+    right = value > high
+    tip, tail = (1.0, 0.9) if right else (0.0, 0.1)
+    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    where = ax.get_yaxis_transform()
+    ax.annotate("", (tip, y), (tail, y), xycoords=where, textcoords=where, arrowprops=arrow)
+    ax.text(0.88 if right else 0.12, y, "off the scale", transform=where, ha="right" if right else "left", va="center", color=GREY)
+
+
+def _print(ax: Axes, offset: float, cells: Sequence[str], weight: str) -> None:
+    """A printed column to the right of the axes: its head, then a cell for each row."""
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for y, text in enumerate(cells, start=-1):
+        head = y < 0
+        look = {"color": GREY if head else BLACK, "fontweight": "normal" if head else weight, "fontsize": 7.5}
+        ax.annotate(text, (1, y if y >= 0 else -0.75), xytext=(offset, 0), **place, **look)
+
+
+def _change(row: Row) -> str:
+    if row.get("difference") is None:
+        return ""
+    text = style.signed(number(row, "difference"))
+    if row.get("low") is None:
+        return text
+    return f"{text}  [{style.signed(number(row, 'low'))}, {style.signed(number(row, 'high'))}]"
 
 
 def ttt(table: Table) -> Figure:
@@ -105,17 +129,17 @@ def ttt(table: Table) -> Figure:
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     edges = [0.0, *(stop / 1000 for stop in chunks.numbers("stop"))]
     at = edges[1:]
-    for name in ("sliding", "ttt"):
+    for name, width in (("sliding", 3.5), ("ttt", 1.2)):  # they all but coincide: the thin one over the wide one
         label, colour = style.MEASURES[name]
-        top.plot(at, chunks.numbers(name), "o-", color=colour, ms=3 if len(at) <= 60 else 0, label=label)
+        top.plot(at, chunks.numbers(name), color=colour, lw=width, label=label)
     top.set_ylabel("bits per byte so far")
-    top.legend(frameon=False, fontsize=7.5)
+    top.legend()
     bottom.axhline(0, color=BLACK, lw=0.8)
     bottom.stairs(chunks.numbers("here"), edges, fill=True, color=PALE, label="on the chunk alone")
     bottom.plot(at, chunks.numbers("difference"), color=RED, lw=1.6, label="over all chunks so far")
     _final_difference(bottom, at[-1], total)
-    bottom.legend(frameon=False, fontsize=7.5)
-    bottom.set_ylabel("(c) - (b)")
+    bottom.legend()
+    bottom.set_ylabel("(c) \u2212 (b)\nbits per byte")
     bottom.set_xlim(0, at[-1] * 1.16)
     bottom.set_xlabel("validation targets scored (thousands)")
     fig.align_ylabels()
@@ -124,11 +148,11 @@ def ttt(table: Table) -> Figure:
 
 def _final_difference(ax: Axes, x: float, total: Row) -> None:
     """The last point of the running difference with its interval, if there is one, to the right of the curve."""
-    final, text = number(total, "difference"), f"{number(total, 'difference'):+.4f}"
+    final, text = number(total, "difference"), style.signed(number(total, "difference"))
     if total.get("low") is not None:
         low, high = number(total, "low"), number(total, "high")
         ax.errorbar([x * 1.01], [final], yerr=[[final - low], [high - final]], color=RED, capsize=3, lw=1.2, marker="o", ms=3)
-        text += f"\n95 %: {low:+.4f}\nto {high:+.4f}"
+        text += f"\n95 %: {style.signed(low)}\nto {style.signed(high)}"
     ax.annotate(text, (x * 1.01, final), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=RED)
 
 
@@ -141,14 +165,23 @@ def buckets(table: Table) -> Figure:
         rows = table.only(kind="row", hashing=hashing, part=part)
         label, colour = style.PARTS[part]
         left.plot(rows.numbers("rank"), rows.numbers("occurrences"), color=colour, label=label)
-    left.set_xscale("log")
-    left.set_yscale("log")
+    _log_axes(left)
     left.set_xlabel("row, by falling occupancy")
     left.set_ylabel("occurrences of pairs in the row")
-    left.legend(frameon=False, fontsize=7.5, loc="lower left")
-    left.set_title("load of each row", fontweight="normal", fontsize=8)
+    left.legend(loc="lower left")
+    style.subtitle(left, "load of each row")
     _contention(right, table)
     return fig
+
+
+def _log_axes(ax: Axes) -> None:
+    """Logarithmic both ways with numbers in print: at 1, 2, 5, 10 ... over a short range, at powers of ten over a long."""
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * max(low, 1e-9) else (1.0,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 CONTENTION = {
@@ -159,81 +192,79 @@ CONTENTION = {
 
 
 def _contention(ax: Axes, table: Table) -> None:
-    for offset, (hashing, (label, colour)) in zip((-0.19, 0.19), style.HASHING.items(), strict=True):
+    for offset, (hashing, (label, colour)) in zip((-0.2, 0.2), style.HASHING.items(), strict=True):
         row = table.one(kind="summary", hashing=hashing, part="all")
-        for y, column in enumerate(CONTENTION):
-            value = 100 * number(row, column)
-            ax.barh(y + offset, value, height=0.36, color=colour, label=label if y == 0 else None)
-            ax.annotate(
-                f"{value:.1f}", (value, y + offset), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5
-            )
+        values = [100 * number(row, column) for column in CONTENTION]
+        _bars(ax, offset, values, [f"{value:.1f}" for value in values], colour, label)
     ax.set_yticks(range(len(CONTENTION)), list(CONTENTION.values()))
     ax.invert_yaxis()
     ax.set_xlabel("share of occurrences (%)")
-    ax.set_title("occurrences ...", fontweight="normal", fontsize=8)
-    ax.margins(x=0.15)
-    ax.legend(frameon=False, fontsize=7.5, loc="lower right")
+    style.subtitle(ax, "occurrences ...")
+    ax.set_xlim(0, 1.2 * ax.dataLim.x1)
+    ax.legend(loc="lower right")
     style.no_grid(ax, "y")
 
 
 def losses(table: Table) -> Figure:
     """Which kinds of token cost most, and whom context and adaptation help. Table: `analysis.scores.loss_by_class`."""
-    fig = style.figure(2.9)
-    style.title(fig, "Which tokens cost the bits?")
-    left, right = fig.subplots(1, 2)
     classes = [name for name in style.CLASSES if table.only(**{"class": name})]
+    fig = style.figure(1.5 + 0.4 * len(classes))
+    style.title(fig, "Which tokens cost the bits, and which ones do context and adaptation help?")
+    left, right = fig.subplots(1, 2, sharey=True)
     one = {name: table.one(measure="sliding", **{"class": name}) for name in classes}
     for offset, column, label, colour in ((-0.2, "share", "of targets", PALE), (0.2, "share_of_loss", "of the loss", GREEN)):
         values = [100 * number(one[name], column) for name in classes]
-        _bars(left, [x + offset for x in range(len(classes))], values, 0.38, colour, label, "{:.0f}")
-    left.set_ylabel("share (%)")
-    left.set_title("targets and loss, under (b)", fontweight="normal", fontsize=8)
-    for offset, name in zip((-0.27, 0.0, 0.27), ("static", "sliding", "ttt"), strict=True):
-        label, colour = style.MEASURES[name]
-        values = [number(table.one(measure=name, **{"class": c}), "bpb") for c in classes]
-        _bars(right, [x + offset for x in range(len(classes))], values, 0.26, colour, label, "{:.3f}")
-    right.set_ylabel("bits per byte")
-    right.set_title("parts of the score (they sum to it)", fontweight="normal", fontsize=8)
+        _bars(left, offset, values, [f"{value:.1f}" for value in values], colour, label)
+    left.set_yticks(range(len(classes)), [f"{c}\n{number(one[c], 'bits_per_target'):.2f} bits each" for c in classes])
+    left.set_ylim(max(len(classes), 4) - 0.4, -0.6)
+    left.set_xlabel("share (%), under (b)")
+    left.set_xlim(0, 1.18 * left.dataLim.x1)
+    left.legend(loc="lower right")
+    for offset, name, label in ((-0.2, "sliding", "context: (b) \u2212 (a)"), (0.2, "ttt", "adaptation: (c) \u2212 (b)")):
+        values = [number(table.one(measure=name, **{"class": c}), "change") for c in classes]
+        _bars(right, offset, values, [style.signed(value) for value in values], style.MEASURES[name][1], label)
+    right.axvline(0, color=BLACK, lw=0.8)
+    right.set_xlabel("change of the score (bits per byte)")
+    right.margins(x=0.3)
+    right.xaxis.set_major_locator(MaxNLocator(5))
+    right.legend(loc="lower left")
     for ax in (left, right):
-        ax.set_xticks(range(len(classes)), classes)
-        ax.margins(y=0.15)
-        ax.legend(frameon=False, fontsize=7.5)
-        style.no_grid(ax, "x")
+        style.no_grid(ax, "y")
     return fig
 
 
 def _bars(
-    ax: Axes, at: Sequence[float], values: Sequence[float], width: float, colour: str, label: str, text: str
+    ax: Axes, offset: float, values: Sequence[float], texts: Sequence[str], colour: str, label: str | None
 ) -> None:
-    ax.bar(at, values, width=width, color=colour, label=label)
-    for x, value in zip(at, values, strict=True):
-        ax.annotate(text.format(value), (x, value), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=6.5)
+    """One horizontal bar for each class, `offset` from its tick, with its number at its end."""
+    at = [y + offset for y in range(len(values))]
+    ax.barh(at, values, height=0.37, color=colour, label=label)
+    for y, value, text in zip(at, values, texts, strict=True):
+        side = ("left", 3) if value >= 0 else ("right", -3)
+        place = {"xytext": (side[1], 0), "textcoords": "offset points", "ha": side[0], "va": "center", "fontsize": 7}
+        ax.annotate(text, (value, y), **place)
 
 
 def sizes(table: Table) -> Figure:
     """What the bytes go to, and how much of the limit is used. Table: `analysis.sizes.bytes_by_component`."""
     parts, total = table.only(kind="component"), table.one(kind="total")
-    fig = style.figure(1.1 + 0.23 * len(parts))
+    fig = style.figure(1.1 + 0.22 * len(parts))
     style.title(fig, "What do the bytes go to?")
     ax = fig.subplots()
+    for group, colour in style.GROUPS.items():
+        at = [y for y, row in enumerate(parts) if row["group"] == group]
+        ax.barh(at, [number(parts[y], "bytes") / 1000 for y in at], height=0.7, color=colour, label=group)
     for y, row in enumerate(parts):
-        n_bytes = number(row, "bytes")
-        ax.barh(y, n_bytes / 1000, color=GREY if row["component"] == "code" else BLUE, height=0.7)
-        ax.annotate(
-            f"{n_bytes:,.0f}  ({100 * number(row, 'share'):.1f} %)",
-            (n_bytes / 1000, y),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-        )
+        text = f"{number(row, 'bytes'):,.0f}  ({100 * number(row, 'share'):.1f} %)"
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
+        ax.annotate(text, (number(row, "bytes") / 1000, y), **place)
     ax.set_yticks(range(len(parts)), [str(row["label"]) for row in parts])
-    ax.invert_yaxis()
+    ax.set_ylim(len(parts) - 0.4, -0.6)
     ax.set_xlabel("kilobytes")
-    ax.margins(x=0.2)
+    ax.set_xlim(0, 1.2 * ax.dataLim.x1)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.legend(loc="lower right")
     used, limit = number(total, "bytes"), number(total, "limit")
-    ax.set_title(
-        f"{used:,.0f} of {limit:,.0f} bytes: {100 * used / limit:.1f} % of the limit", fontweight="normal", fontsize=8
-    )
+    style.subtitle(ax, f"{used:,.0f} of {limit:,.0f} bytes: {100 * used / limit:.1f} % of the limit")
     style.no_grid(ax, "y")
     return fig

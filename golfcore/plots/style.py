@@ -17,8 +17,8 @@ from golfcore.analysis.table import Table, write_csv
 
 WIDTH = 6.9  # inches: the text width of a paper
 
-BLACK, GREY, PALE = "#222222", "#767676", "#d9d9d9"
-BLUE, GREEN, ORANGE, RED, SKY, PINK, YELLOW = "#0072b2", "#009e73", "#e69f00", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442"
+BLACK, GREY, PALE = "#222222", "#767676", "#cfcfcf"
+BLUE, GREEN, ORANGE, RED, PINK = "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
 
 MEASURES = {  # order, label and colour of the numbers of a run
     "float": ("float weights", GREY),
@@ -30,6 +30,7 @@ MEASURES = {  # order, label and colour of the numbers of a run
 CLASSES = ["word start", "within word", "byte", "control"]
 HASHING = {"shared": ("shared", GREY), "split": ("split", BLUE)}
 PARTS = {"all": ("one table for all", GREY), "word start": ("word starts' half", RED), "within word": ("other half", BLUE)}
+GROUPS = {"matrices": BLUE, "tables": GREEN, "the rest of the file": ORANGE, "code": GREY}
 EVENTS = {"qat": "QAT on", "warmdown": "warmdown", "cap": "time is up"}
 
 RC = {
@@ -54,6 +55,9 @@ RC = {
     "ytick.labelcolor": BLACK,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "none",
+    "legend.fontsize": 7.5,
     "lines.linewidth": 1.4,
     "figure.facecolor": "white",
     "savefig.dpi": 200,
@@ -77,6 +81,16 @@ def figure(height: float) -> Figure:
 
 def title(fig: Figure, question: str) -> None:
     fig.suptitle(question, x=0.01, ha="left", fontsize=10, fontweight="bold", color=BLACK)
+
+
+def subtitle(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontweight="normal", fontsize=8, color=GREY)
+
+
+def signed(value: float) -> str:
+    """A difference with four decimals and its sign, unless it rounds to nothing."""
+    text = f"{value:+.4f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def no_grid(ax: Axes, axis: str) -> None:

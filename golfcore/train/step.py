@@ -49,7 +49,7 @@ def loss_function(cfg: Config, tables: Tables, compute: Compute, compiled: bool)
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
         return nll(forward(cfg.model, weights, x, tables, compute=compute), y).mean()
 
-    return torch.compile(loss, dynamic=False) if compiled else loss
+    return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 
 
 def fake_quantized(cfg: Config, weights: Weights) -> Weights:
