@@ -181,7 +181,7 @@ def open_gradient(
         p.requires_grad_()
     cut = {n: tuple(ps) if n in masks else ps[0] for n, ps in pieces.items()}
     value = loss(unflat({**tensors, **cut}), *data)  # type: ignore[dict-item]
-    found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True))
+    found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True) if wanted else ())
 
     def gradient(piece: Tensor, is_frozen: bool) -> Tensor:
         g = None if is_frozen else next(found)

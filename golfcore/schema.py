@@ -319,17 +319,13 @@ def _contradictory(c: Config) -> Iterable[str]:
 
 
 def _meta_checks(c: Config) -> list[tuple[bool, str]]:
-    m, adapts, n_blocks = c.meta, c.meta.enabled and c.meta.inner_steps > 0, len(set(c.model.blocks))
+    m, adapts = c.meta, c.meta.enabled and c.meta.inner_steps > 0
     idle = [key for key in ("inner_momentum", "inner_clip", "sam_rho", "delta_weight") if getattr(m, key)]
     return [
         (m.enabled and c.data.seq_len < 2, f"meta.enabled splits rows, but data.seq_len is {c.data.seq_len}"),
         (
             c.model.meta_sgd and not adapts,
             "model.meta_sgd needs meta.enabled and meta.inner_steps > 0: nothing else trains the inner rates",
-        ),
-        (
-            adapts and m.adapted == "banks" and m.freeze_blocks >= n_blocks > 0,
-            f"meta.freeze_blocks {m.freeze_blocks} leaves none of {n_blocks} blocks to adapt",
         ),
         (
             m.enabled and not m.inner_steps and bool(idle),

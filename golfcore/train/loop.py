@@ -71,6 +71,7 @@ class _Loop:
 
     def go(self) -> None:
         c, s = self.cfg, self.state
+        self._cover_inner_steps()
         self._warm_up()
         with bar(
             c.schedule.iterations * c.optim.batch_tokens, "train", "tok", s.step * c.optim.batch_tokens
@@ -155,6 +156,17 @@ class _Loop:
             add_gradient(c, weights, 0, 1, data, self.loss_fn, self.tables, self.compute)
         self.state.optimizers.zero_grad()
 
+    def _cover_inner_steps(self) -> None:
+        """What the inner steps of meta-learning will move; before training, since nothing would be a mistake."""
+        c = self.cfg
+        if not c.meta.enabled or self.runtime.rank != 0:
+            return
+        counts = params.summary(c.model)
+        able = counts["kinds"]["matrix"] if c.meta.adapted == "banks" else counts["adaptable"]
+        frozen = params.frozen_count(c.model, freeze_masks(c.model, c.meta))
+        placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
+        self.run.cover("meta_adapted", 0 if placebo else able - frozen, able, "values", placebo)
+
     def _cover(self) -> None:
         """What every switched-on feature did, into the run record."""
         if self.runtime.rank != 0:
@@ -166,9 +178,5 @@ class _Loop:
             self.run.cover("qat", done, n, "matrix weights", inert)
         if c.meta.enabled:
             self.run.cover("meta", len(self.run.metrics("meta")), s.step, "steps")
-            frozen = params.frozen_count(c.model, freeze_masks(c.model, c.meta))
-            able = n if c.meta.adapted == "banks" else params.summary(c.model)["adaptable"]
-            placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
-            self.run.cover("meta_adapted", 0 if placebo else able - frozen, able, "values", placebo)
         if c.average.kind != "none":
             self.run.cover(c.average.kind, s.averaged.taken, s.step, "steps")
