@@ -87,6 +87,12 @@ def _model_commands(commands: Commands) -> None:
     p.add_argument("folder", type=Path, nargs="?", default=Path("papermill_runs"))
     p.add_argument("--json", action="store_true")
 
+    p = _add(commands, "compare", compare, "runs side by side, with intervals over seeds and over text")
+    p.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders; the first configuration is the reference"
+    )
+    p.add_argument("--json", action="store_true")
+
     artifact = commands.add_parser("artifact", help="look into an artifact").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -188,6 +194,14 @@ def list_runs(args: argparse.Namespace) -> None:
 
     rows = runs.runs_table(args.folder)
     print(json.dumps(rows, indent=1) if args.json else runs.as_text(rows))
+
+
+def compare(args: argparse.Namespace) -> None:
+    from golfcore.analysis import compare
+
+    arms = compare.arms_of(args.runs)
+    rows = compare.compare(arms)
+    print(json.dumps(rows, indent=1) if args.json else compare.as_text(arms, rows))
 
 
 def artifact_info(args: argparse.Namespace) -> None:

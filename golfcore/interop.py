@@ -12,7 +12,7 @@ from torch import Tensor
 
 from golfcore.config import ModelConfig
 from golfcore.errors import UserError
-from golfcore.params import table
+from golfcore.params import RATES, table
 from golfcore.weights import ROLES, Weights, flat, slot, unflat
 
 FAMILIES = ("exp101", "exp106", "pr398", "pr294v2", "pr294seed")
@@ -62,12 +62,19 @@ IGNORED = ("mtp_loss_weight", "tied_embed_init_std", "num_layers", "num_unique_b
 
 
 def reference_config(
-    family: str, kw: Mapping[str, Any], *, poscond: bool | None = None, trigram: bool | None = None
+    family: str,
+    kw: Mapping[str, Any],
+    *,
+    poscond: bool | None = None,
+    trigram: bool | None = None,
+    meta_sgd: bool = False,
 ) -> ModelConfig:
     """The model of an original's constructor keywords.
 
     exp101 read two switches from its environment: position-conditional hashing and the trigram. They are the arguments
-    `poscond` and `trigram`, or keys of those names in `kw`. Raises UserError for a family, keyword or value we lack.
+    `poscond` and `trigram`, or keys of those names in `kw`. exp106 always held its 66 inner rates; whether it used them
+    was another switch, the argument `meta_sgd`: without it they are no part of the model. Raises UserError for a
+    family, keyword or value we lack.
     """
     if family not in FAMILIES:
         raise UserError(f"reference family {family!r}: expected one of {', '.join(FAMILIES)}")
@@ -112,6 +119,7 @@ def reference_config(
         smear=has_bigram,
         ve_layers=tuple(int(x) for x in str(ve_layers).split(",") if x.strip()) if ve_on else (),
         ve_dim=kw.pop("ve_dim", 128),
+        meta_sgd=meta_sgd,
     )
     unknown = sorted(set(kw) - set(IGNORED))
     if unknown:
@@ -120,16 +128,21 @@ def reference_config(
 
 
 def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weights:
-    """Our weights (float32) from an original state dict. UserError for a tensor missing, left over or misshapen."""
+    """Our weights (float32) from an original state dict. UserError for a tensor missing, left over or misshapen.
+
+    Train-only tensors may be missing, as they are from what the originals exported, and are then left out.
+    """
     known = _layout(model_cfg, set(state))
     left = sorted(
-        n for n in set(state) - {name for names in known.values() for name, _ in names} if "meta_sgd" not in n
+        n for n in set(state) - {name for names in known.values() for name, _ in names} if not n.startswith(RATES)
     )
     if left:
         raise UserError(f"reference state: tensor {left[0]!r} has no place in this configuration")
     tensors = {}
     for p in table(model_cfg):
         parts = []
+        if not p.exported and known[p.name][0][0] not in state:
+            continue
         for name, index in known[p.name]:
             if name not in state:
                 raise UserError(f"reference state: expected tensor {name!r} (for {p.name}), found none")
@@ -147,7 +160,7 @@ def to_reference(weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, 
     known, ours = _layout(model_cfg, set(shapes)), flat(weights)
     out: dict[str, Tensor] = {}
     slots: dict[str, dict[int, Tensor]] = {}
-    for p in table(model_cfg):
+    for p in [p for p in table(model_cfg) if p.name in ours]:
         places = known[p.name]
         pieces = [ours[p.name]] if len(places) == 1 else list(ours[p.name])
         for (name, index), piece in zip(places, pieces, strict=True):
@@ -177,6 +190,7 @@ def _layout(cfg: ModelConfig, names: set[str]) -> dict[str, list[tuple[str, int 
             else (lambda r, b: (f"blocks.{b}.{MODULES[r]}", None))
         )
         layout[bank] = [place(r, b) for _, r, b in roles]
+        layout[RATES + bank] = [(RATES + bank, BANKS[r][1] * cfg.n_blocks + b) for _, r, b in roles]
     for ours, (in_block, in_list) in PER_LAYER.items():
         layout[ours] = [((in_list if shared else in_block).format(i), None) for i in range(cfg.n_layers)]
     layout["q_gain"] = [(f"blocks.{b}.attn.q_gain", None) for b in range(cfg.n_blocks)]

@@ -1,11 +1,19 @@
-"""Meta-learning inside training: first-order MAML on the banks (exp101).
+"""Meta-learning inside training (exp101, exp106, exp107): one inner/outer objective, its parts as configuration.
 
-    inner   g = dL(theta; first half of each row) / d banks, rows of frozen blocks set to 0
-    outer   L(banks - alpha g; second half), differentiated with respect to every weight
+    inner   k steps of SGD from theta on the inner data: theta' = theta - s * (lr v_1 + ... + lr v_k)
+    outer   w L(theta') on the outer data; with a delta weight d, (w + d) L(theta') - d L(theta)
 
-With live banks and a detached g, plain autograd gives the first-order gradient: the adapted banks' gradient reaches
-the banks unchanged, and every other weight gets its own.
+s is 1, or the learned rate of each bank slot (MetaSGD, exp106). First order takes the inner gradients as constants:
+theta' is then theta plus a constant, so plain autograd hands the gradient at theta' to theta, gives every other weight
+its own, and gives the rate s_j of slot j the gradient -<sum lr v_j, dL/dtheta'_j>. Second order differentiates through
+them.
+
+Everything but `meta_gradients` and `model_loss` takes any `loss(weights, x, y)`; nothing here changes the weights.
 """
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +21,23 @@ from torch import Tensor
 from golfcore import params
 from golfcore.config import MetaConfig, ModelConfig
 from golfcore.data.tokens import Tables
-from golfcore.model.attention import Compute
+from golfcore.model.attention import Compute, attend_reference, attend_sdpa
 from golfcore.model.forward import DEFAULT, forward, nll
-from golfcore.weights import Banks, Weights, flat, unflat
+from golfcore.runtime import full_float32
+from golfcore.sgd import joint_norm, velocity
+from golfcore.weights import Banks, Weights, flat, tree_map, unflat
+
+Loss = Callable[[Weights, Tensor, Tensor], Tensor]  # banks come as stacks or as tuples of slices, indexed alike
+Batch = tuple[Tensor, Tensor]  # x, y: (B, T) each
+
+
+class Outcome(NamedTuple):
+    """What one evaluation of the objective found."""
+
+    loss_pre: Tensor | None  # on the outer data before the inner steps; None if it was not computed
+    loss_post: Tensor  # and after them
+    gradients: Weights  # of the weighted objective
+    moved: dict[str, Tensor]  # by name, what the inner steps subtract (float32, before the learned rates)
 
 
 def meta_gradients(
@@ -26,32 +48,161 @@ def meta_gradients(
     y: Tensor,
     tables: Tables | None,
     compute: Compute = DEFAULT,
+    following: Batch | None = None,
 ) -> tuple[Tensor, Weights]:
-    """Loss after the inner step and its gradients, before any weighting. x, y: (B, T) with T even."""
+    """Loss after the inner steps, and the gradients of the weighted objective. x, y: (B, T).
+
+    `following`: the micro-batch that follows (x, y) in the text; the split "next-chunk" needs it.
+    """
+    inner, outer = split(meta_cfg, x, y, following)
+    loss = model_loss(model_cfg, meta_cfg, tables, compute)
+    found = evaluate(meta_cfg, loss, weights, inner, outer, freeze_masks(model_cfg, meta_cfg), with_pre=False)
+    return found.loss_post, found.gradients
+
+
+def model_loss(model_cfg: ModelConfig, meta_cfg: MetaConfig, tables: Tables | None, compute: Compute) -> Loss:
+    """Mean next-token loss, computed so that the inner step survives and can be differentiated as often as needed.
+
+    In bfloat16 all but a few in ten thousand weights round a published inner step away. `meta.dtype` "compute" is how
+    the originals ran. The fused attention kernels have no second derivative.
+    """
+    if meta_cfg.order == "second":
+        compute = Compute(torch.float32 if meta_cfg.dtype == "float32" else compute.dtype, attend_reference)
+    elif meta_cfg.dtype == "float32" and compute.dtype != torch.float32:
+        compute = Compute(torch.float32, attend_sdpa)
+    return lambda weights, x, y: nll(forward(model_cfg, weights, x, tables, compute=compute), y).mean()
+
+
+def freeze_masks(model_cfg: ModelConfig, meta_cfg: MetaConfig) -> dict[str, Tensor]:
+    """Rows that take no inner step: those that TTT with "freeze all" leaves alone, among what is adapted."""
+    kinds: tuple[params.Kind, ...] = ("matrix",) if meta_cfg.adapted == "banks" else ("matrix", "control")
+    return params.frozen(model_cfg, meta_cfg.freeze_blocks, kinds)
+
+
+def split(cfg: MetaConfig, x: Tensor, y: Tensor, following: Batch | None) -> tuple[Batch, Batch]:
+    """(inner, outer) data of a micro-batch.
+
+    "time" (exp101): first and second half of each row. "batch" (exp106): first and second half of the rows, of one row
+    its halves in time. "next-chunk": the whole micro-batch, and the text that follows it, as in deployment.
+    """
+    if cfg.split == "next-chunk":
+        if following is None:
+            raise ValueError("split next-chunk: expected the micro-batch that follows, found none")
+        return (x, y), following
+    if cfg.split == "batch" and len(x) > 1:
+        half = len(x) // 2
+        return (x[:half], y[:half]), (x[half:], y[half:])
     half = x.shape[1] // 2
-    adapted = inner_step(model_cfg, meta_cfg, weights, x[:, :half], y[:, :half], tables, compute)
-    loss = nll(forward(model_cfg, adapted, x[:, half:], tables, compute=compute), y[:, half:]).mean()
-    leaves = flat(weights)
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    gradients = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
-    return loss.detach(), unflat(gradients)
+    return (x[:, :half], y[:, :half]), (x[:, half:], y[:, half:])
 
 
-def inner_step(
-    model_cfg: ModelConfig,
-    meta_cfg: MetaConfig,
+def evaluate(
+    cfg: MetaConfig,
+    loss: Loss,
     weights: Weights,
-    x: Tensor,
-    y: Tensor,
-    tables: Tables | None,
-    compute: Compute,
-) -> Weights:
-    """One plain SGD step of the banks, still attached to the banks it started from (but not to its gradient)."""
-    loss = nll(forward(model_cfg, weights, x, tables, compute=compute), y).mean()
-    gradients = torch.autograd.grad(loss, list(weights.banks))
-    masks = params.frozen(model_cfg, meta_cfg.freeze_blocks, ("matrix",))
-    steps = [
-        bank - meta_cfg.inner_lr * params.mask_rows(g, masks[name].to(g.device) if name in masks else None)
-        for name, bank, g in zip(Banks._fields, weights.banks, gradients, strict=True)
-    ]
-    return weights._replace(banks=Banks(*steps))
+    inner: Batch,
+    outer: Batch,
+    masks: Mapping[str, Tensor],
+    with_pre: bool,
+) -> Outcome:
+    """The objective and its gradient with respect to every weight. `with_pre`: find the loss before in any case.
+
+    Weights are adapted in float32, whatever they are stored in. The loss before is back-propagated, and its graph
+    freed, before the loss after it is built: one graph alive, where exp106 held two.
+    """
+    leaves = tree_map(lambda t: t.detach().float().requires_grad_(), weights)
+    pre = None
+    with full_float32() if cfg.dtype == "float32" else nullcontext():
+        if cfg.delta_weight:
+            pre = _backward(-cfg.delta_weight, loss(leaves, *outer))
+        elif with_pre and cfg.inner_steps:
+            with torch.no_grad():
+                pre = loss(leaves, *outer)
+        moved = inner_steps(cfg, loss, leaves, inner, masks)
+        post = _backward(cfg.loss_weight + cfg.delta_weight, loss(displaced(leaves, moved), *outer))
+    gradients = tree_map(lambda t: torch.zeros_like(t) if t.grad is None else t.grad, leaves)
+    moved = {name: m.detach() for name, m in moved.items()}
+    return Outcome(post if not cfg.inner_steps else pre, post, gradients, moved)
+
+
+def _backward(weight: float, loss: Tensor) -> Tensor:
+    """Add the gradient of `weight` times the loss to the leaves; the loss without its graph."""
+    (weight * loss).backward()
+    return loss.detach()
+
+
+def inner_steps(
+    cfg: MetaConfig, loss: Loss, weights: Weights, data: Batch, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What `cfg.inner_steps` steps on `data` subtract from each adapted tensor, before the learned rates.
+
+    SAM (exp107): the gradient of a step is that at the weights + rho g / |g|. First order: constants, and nothing but
+    the adapted tensors is differentiated.
+    """
+    second = cfg.order == "second"
+    base = weights if second else tree_map(torch.Tensor.detach, weights)
+    everything = [name for name in flat(weights) if not name.startswith(params.RATES)]
+    names = Banks._fields if cfg.adapted == "banks" else everything
+    moved: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
+    for _ in range(cfg.inner_steps):
+        here = displaced(base, moved)
+        g = open_gradient(loss, here, names, masks, data, second)
+        if cfg.sam_rho:
+            ascent = cfg.sam_rho / joint_norm(g).clamp(min=1e-12)
+            tensors = flat(here)
+            uphill = unflat({**tensors, **{n: tensors[n] + ascent * g[n] for n in names}})
+            g = open_gradient(loss, uphill, names, masks, data, second)
+        momentum = velocity(g, momentum, cfg.inner_momentum, cfg.inner_clip)
+        steps = {n: cfg.inner_lr * v for n, v in momentum.items()}
+        moved = {n: moved[n] + step if n in moved else step for n, step in steps.items()}
+    return moved
+
+
+def open_gradient(
+    loss: Loss,
+    weights: Weights,
+    names: Sequence[str],
+    masks: Mapping[str, Tensor],
+    data: Batch,
+    create_graph: bool,
+) -> dict[str, Tensor]:
+    """Gradient of the named tensors; rows that `masks` freezes are 0 and are not differentiated at all.
+
+    Not differentiating them lets the backward pass end above the frozen blocks.
+    """
+    tensors = flat(weights)
+    pieces = {n: list(tensors[n].unbind() if n in masks else (tensors[n],)) for n in names}
+    if not create_graph:
+        pieces = {n: [p.detach() for p in ps] for n, ps in pieces.items()}
+    frozen = {n: masks[n].tolist() if n in masks else [False] for n in names}
+    wanted = [p for n in names for p, f in zip(pieces[n], frozen[n], strict=True) if not f]
+    for p in wanted if not create_graph else ():
+        p.requires_grad_()
+    cut = {n: tuple(ps) if n in masks else ps[0] for n, ps in pieces.items()}
+    value = loss(unflat({**tensors, **cut}), *data)  # type: ignore[dict-item]
+    found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True) if wanted else ())
+
+    def gradient(piece: Tensor, is_frozen: bool) -> Tensor:
+        g = None if is_frozen else next(found)
+        return torch.zeros_like(piece, requires_grad=False) if g is None else g
+
+    rows = {n: [gradient(p, f) for p, f in zip(pieces[n], frozen[n], strict=True)] for n in names}
+    return {n: torch.stack(gs) if n in masks else gs[0] for n, gs in rows.items()}
+
+
+def displaced(weights: Weights, moved: Mapping[str, Tensor]) -> Weights:
+    """The weights after the inner steps that `moved` sums up; attached to `weights`."""
+    tensors = flat(weights)
+    return unflat({**tensors, **{name: tensors[name] - rated(tensors, name, m) for name, m in moved.items()}})
+
+
+def rated(tensors: Mapping[str, Tensor], name: str, moved: Tensor) -> Tensor:
+    """`moved` times the learned rate of each slot, if tensor `name` has rates."""
+    rates = tensors.get(params.RATES + name)
+    return moved if rates is None else rates.view(-1, *[1] * (moved.ndim - 1)) * moved
+
+
+def reptile(weights: Weights, adapted: Weights, rate: float) -> Weights:
+    """Reptile's outer rule (Nichol et al. 2018): theta <- theta + rate (adapted - theta)."""
+    return tree_map(lambda t, a: t + rate * (a - t), weights, adapted)

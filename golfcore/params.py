@@ -28,7 +28,7 @@ class Param(NamedTuple):
 
 def table(cfg: ModelConfig) -> tuple[Param, ...]:
     """One row for every tensor of the model, banks first."""
-    rows = [*_banks(cfg), *_controls(cfg), *_ngram(cfg), *_value_embedding(cfg)]
+    rows = [*_banks(cfg), *_controls(cfg), *_ngram(cfg), *_value_embedding(cfg), *_rates(cfg)]
     return tuple(rows)
 
 
@@ -86,6 +86,16 @@ def _value_embedding(c: ModelConfig) -> list[Param]:
         if c.ve_dim != c.kv_dim:
             rows.append(Param("ve_proj", (c.kv_dim, c.ve_dim), "orthogonal", 0, "scalar", "projection"))
     return rows
+
+
+RATES = "meta_sgd_"  # before a bank's name: its learned inner rates
+
+
+def _rates(c: ModelConfig) -> list[Param]:
+    """MetaSGD (exp106): one inner rate for every slot. Train-only, so nothing that reads an artifact knows them."""
+    if not c.meta_sgd:
+        return []
+    return [Param(RATES + b.name, b.shape[:1], "constant", 1, "scalar", "control", exported=False) for b in _banks(c)]
 
 
 def init(cfg: ModelConfig, seed: int) -> Weights:

@@ -3,7 +3,8 @@
 import os
 import platform
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -60,6 +61,17 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if world_size() > 1:
         dist.destroy_process_group()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, float32 products are float32: no TF32, which keeps 10 bits of a weight and rounds small steps away."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _ranks() -> tuple[int, int, int]:

@@ -42,6 +42,7 @@ class ModelConfig:
     smear: bool = True
     ve_layers: tuple[int, ...] = ()  # layers whose values get the shared value embedding
     ve_dim: int = 128
+    meta_sgd: bool = False  # train-only: a learned inner rate for every slot of the banks (exp106)
 
     @property
     def n_layers(self) -> int:
@@ -121,14 +122,29 @@ class AverageConfig:
 
 @dataclass(frozen=True)
 class MetaConfig:
-    """First-order MAML inside training (exp101): inner step on one half of each row, outer loss on the other."""
+    """Meta-learning inside training: inner steps on one part of a micro-batch, the loss after them on another.
+
+    The gradient of (loss_weight + delta_weight) post - delta_weight pre, over the number of micro-batches, joins that
+    of the step. model.meta_sgd learns the inner rates.
+    """
 
     enabled: bool = False
-    every: int = 4
-    inner_lr: float = 0.002
-    loss_weight: float = 0.5
-    freeze_blocks: int = 2  # banks of the first blocks take no inner step and no meta gradient
+    every: int = 4  # steps
     min_scale: float = 0.5  # only while the LR multiplier is above this
+    split: Literal["time", "batch", "next-chunk"] = "time"  # halves of each row, halves of the rows, next micro-batch
+    adapted: Literal["banks", "all"] = "banks"  # what takes inner steps; all = as in TTT
+    freeze_blocks: int = 2  # the first blocks take no inner step
+    inner_steps: int = 1  # 0 = placebo: the same outer gradient without adaptation
+    inner_lr: float = 0.002
+    inner_momentum: float = 0.0
+    inner_clip: float = 0.0  # joint norm of the inner gradient; 0 = not clipped
+    sam_rho: float = 0.0  # the inner gradient is taken at the weights + so much in its own direction; 0 = off
+    order: Literal["first", "second"] = "first"  # second = differentiate through the inner steps
+    loss_weight: float = 0.5
+    delta_weight: float = 0.0  # also reward what the inner steps gain
+    dtype: Literal["float32", "compute"] = "float32"  # quirk: compute rounds adapted weights, and their step, to it
+    log_pre_every: int = 4  # without a delta: the loss before the inner steps, at every so many meta steps; 0 = never
+    log_rates_every: int = 50  # steps between records of the learned rates
 
 
 @dataclass(frozen=True)
@@ -167,7 +183,7 @@ class TTTConfig:
     lr_horizon: int = 0  # chunks in the cosine; 0 = as many as the stream has (published: depends on its length)
     momentum: float = 0.9
     batch_seqs: int = 16
-    clip: float = 1.0
+    clip: float = 1.0  # joint norm of the gradient; 0 = not clipped
     freeze_blocks: int = 2
     freeze: Literal["all", "scalars"] = "all"  # quirk: scalars = the blocks' matrices are adapted all the same
     qat_projections: bool = False  # quirk: adaptation sees the two small projections fake-quantized
@@ -220,7 +236,7 @@ POSITIVE = {  # numbers that cannot be 0; no number can be negative
     "optim": ("batch_tokens", "grad_accum", "ns_steps"),
     "schedule": ("iterations", "adaptive_every"),
     "average": ("every", "keep"),
-    "meta": ("every",),
+    "meta": ("every", "log_rates_every"),
     "quant": ("block", "calib_seqs", "calib_len", "calib_batch", "temperature", "max_bytes"),
     "eval": ("stride", "batch_seqs"),
     "ttt": ("chunk_tokens", "batch_seqs"),
@@ -295,9 +311,24 @@ def _contradictory(c: Config) -> Iterable[str]:
             bool(c.ttt.lr_candidates) and c.data.reserve_tokens <= 2 * c.ttt.chunk_tokens,
             "ttt.lr_candidates needs data.reserve_tokens of more than two TTT chunks",
         ),
-        (c.meta.enabled and s % 2 != 0, f"meta.enabled splits rows in halves, but data.seq_len {s} is odd"),
         (not 2 <= c.quant.matrix_bits <= 8, f"quant.matrix_bits {c.quant.matrix_bits}: expected 2 to 8"),
         (not 2 <= c.quant.table_bits <= 8, f"quant.table_bits {c.quant.table_bits}: expected 2 to 8"),
         (not c.quant.clip_quantiles, "quant.clip_quantiles is empty, expected at least one"),
     ]
-    return (sentence for wrong, sentence in checks if wrong)
+    return (sentence for wrong, sentence in [*checks, *_meta_checks(c)] if wrong)
+
+
+def _meta_checks(c: Config) -> list[tuple[bool, str]]:
+    m, adapts = c.meta, c.meta.enabled and c.meta.inner_steps > 0
+    idle = [key for key in ("inner_momentum", "inner_clip", "sam_rho", "delta_weight") if getattr(m, key)]
+    return [
+        (m.enabled and c.data.seq_len < 2, f"meta.enabled splits rows, but data.seq_len is {c.data.seq_len}"),
+        (
+            c.model.meta_sgd and not adapts,
+            "model.meta_sgd needs meta.enabled and meta.inner_steps > 0: nothing else trains the inner rates",
+        ),
+        (
+            m.enabled and not m.inner_steps and bool(idle),
+            f"meta.inner_steps 0 takes no inner step, but meta.{idle[0] if idle else ''} is set",
+        ),
+    ]

@@ -65,10 +65,15 @@ def unbound(weights: Weights) -> Weights:
     """The same with every stack as a tuple of its slices, indexed as before.
 
     One `unbind` has one backward; indexing a stack instead makes a stack of zeros for the gradient of every slice.
+    What is a tuple already stays as it is: meta-learning differentiates some slices of a stack and not others.
     """
     stacked = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "ve_layer_scale")
-    rest = {name: t.unbind() if name in stacked else t for name, t in weights.rest.items()}
-    return Weights(Banks(*(bank.unbind() for bank in weights.banks)), rest)  # type: ignore[arg-type]
+    rest = {name: _slices(t) if name in stacked else t for name, t in weights.rest.items()}
+    return Weights(Banks(*(_slices(bank) for bank in weights.banks)), rest)  # type: ignore[arg-type]
+
+
+def _slices(stack: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return stack if isinstance(stack, tuple) else stack.unbind()
 
 
 def matrix_name(role: str, block: int) -> str:

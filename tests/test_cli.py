@@ -63,7 +63,7 @@ def test_start_up_needs_no_torch() -> None:
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
-    for words in (["run"], ["eval"], ["params"], ["config"], ["runs"], ["artifact", "info"], ["data", "build"],
+    for words in (["run"], ["eval"], ["params"], ["config"], ["runs"], ["compare"], ["artifact", "info"], ["data", "build"],
                   ["data", "download"], ["data", "info"], ["notebook"], ["figures"], []):  # fmt: skip
         with pytest.raises(SystemExit) as e:
             golf(*words, "--help")
@@ -73,7 +73,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["params", "exp10"], "unknown preset 'exp10'; did you mean 'exp101'?"),
+        (["params", "exp1o1"], "unknown preset 'exp1o1'; did you mean 'exp101'?"),
         (["params", "exp101", "--set", "model.dimm=3"], "unknown key 'dimm'; did you mean 'dim'?"),
         (["params", "exp101", "--set", "model.dim"], "--set model.dim: expected section.key=value, found no '='"),
         (["run", "smoke", "--data", "absent"], "absent: expected a dataset folder, found no such folder"),

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "golfcore"
 # from its own except on SIBLINGS. A new unit is entered here, on the lowest level that its imports allow.
 LEVELS = [
     "__init__ errors files schema config records runtime progress presets",
-    "weights params tensors data",
+    "weights params tensors data sgd",
     "model",
     "optim schedule average meta quant",
     "artifact evals",

@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_without_an_inner_rate_the_meta_gradient_is_that_of_the_outer_half() -> None:
-    cfg = with_(meta={"enabled": True, "inner_lr": 0.0, "freeze_blocks": 0})
+    cfg = with_(meta={"enabled": True, "inner_lr": 0.0, "loss_weight": 1.0, "freeze_blocks": 0})
     g = torch.Generator().manual_seed(0)
     leaves = tree_map(
         lambda t: (t + 0.1 * torch.randn(t.shape, generator=g)).requires_grad_(), params.init(cfg.model, 0)

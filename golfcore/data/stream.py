@@ -61,9 +61,20 @@ class TokenStream:
         tokens are the inputs and its last the targets. So one token in each block is never an input, as published.
         """
         size = rows * seq_len + 1
-        block = self.read(self.position + rank * size, size)
+        found = self._rows(self.position + rank * size, rows, seq_len)
         self.position += size * world
-        tokens = torch.from_numpy(block.astype(np.int64))
+        return found
+
+    def following(self, rows: int, seq_len: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """The block after the one that `batch` has just given this rank, in the same form; moves nothing.
+
+        It is the next rank's block, or the first of the next micro-batch: text that training reads anyway.
+        """
+        size = rows * seq_len + 1
+        return self._rows(self.position + (rank + 1 - world) * size, rows, seq_len)
+
+    def _rows(self, position: int, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        tokens = torch.from_numpy(self.read(position, rows * seq_len + 1).astype(np.int64))
         return tokens[:-1].view(rows, seq_len), tokens[1:].view(rows, seq_len)
 
     def tail(self, count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
 from golfcore.quant.grid import fake_quant, projection_grid
 from golfcore.runtime import Runtime
+from golfcore.sgd import velocity
 from golfcore.weights import Weights, detach, flat, tree_map
 
 
@@ -93,16 +94,12 @@ def batch_gradient(
 def sgd_step(
     adapter: Adapter, grads: dict[str, Tensor], masks: dict[str, Tensor], lr: float, momentum: float, clip: float
 ) -> None:
-    """Clip the joint norm of what adapts, then m <- mu m + g; w <- w - lr m (torch's SGD without dampening)."""
+    """Zero the rows that do not adapt, then `golfcore.sgd.velocity` and w <- w - lr m."""
     grads = {n: params.mask_rows(g, masks[n].to(g.device)) if n in masks else g for n, g in grads.items()}
-    norm = torch.sqrt(
-        sum((g.square().sum() for g in grads.values()), torch.zeros((), device=next(iter(grads.values())).device))
-    )
-    scale = torch.clamp(clip / (norm + 1e-6), max=1.0)
     weights, buffers = flat(adapter.weights), flat(adapter.momentum)
-    for name, g in grads.items():
-        buffers[name].mul_(momentum).add_(g * scale)
-        weights[name].sub_(lr * buffers[name])
+    for name, v in velocity(grads, buffers, momentum, clip).items():
+        buffers[name].copy_(v)
+        weights[name].sub_(lr * v)
 
 
 def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:

@@ -26,6 +26,9 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same through torch's fused kernels."""
     square = q.shape[1] == k.shape[1]
+    if q.is_cuda and q.dtype == torch.float32:  # grouped heads would fall to a kernel that stores all scores
+        groups = q.shape[2] // k.shape[2]
+        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

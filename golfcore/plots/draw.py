@@ -7,13 +7,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from golfcore import files
-from golfcore.analysis import buckets, readings, runs, scores, sizes
+from golfcore.analysis import ablation_readings, buckets, readings, runs, scores, sizes
 from golfcore.analysis.readings import Reading
 from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
+from golfcore.plots import ablation, style
 from golfcore.plots import run as plots
-from golfcore.plots import style
 from golfcore.records import RunFolder
 
 PLOTS: dict[str, Callable[[Table], Figure]] = {
@@ -23,7 +23,15 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "buckets": plots.buckets,
     "losses": plots.losses,
     "sizes": plots.sizes,
+    "ablation-curves": ablation.curves,
+    "ablation-differences": ablation.differences,
+    "ablation-gains": ablation.gains,
+    "ablation-chunks": ablation.chunks,
+    "ablation-meta-sgd": ablation.meta_sgd,
+    "ablation-interventions": ablation.interventions,
+    "ablation-costs": ablation.costs,
 }
+ABLATION = "ablation-"
 
 
 @dataclass(frozen=True)
@@ -60,13 +68,27 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
     """
     if not run.file(runs.RESULTS).exists():
         raise UserError(f"{run.path}: expected a finished run, found no {runs.RESULTS}; its command would go on")
-    found = {}
-    for name, table in tables_of(run, text or text_of(run)).items():
-        found[name] = Drawn(name, table, getattr(readings, name)(table), tuple(_draw(name, table, folder)))
+    found = tables_of(run, text or text_of(run))
     command = f"golfcore figures {_spell(run.path)} --out {_spell(folder)}"
-    about = runs.provenance(run) | {"command": command}
-    style.write_index(folder, {name: about | {"files": _hashes(drawn.paths)} for name, drawn in found.items()})
-    return found
+    texts = {name: getattr(readings, name)(table) for name, table in found.items()}
+    return draw_tables(found, texts, folder, runs.provenance(run) | {"command": command})
+
+
+def draw_ablation(tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
+    """Draw the tables of an ablation, named as their plots without "ablation-"; one without rows is left out."""
+    found = {name: table for name, table in tables.items() if table}
+    texts = {ABLATION + name: getattr(ablation_readings, name.replace("-", "_"))(t) for name, t in found.items()}
+    drawn = draw_tables({ABLATION + name: t for name, t in found.items()}, texts, folder, about)
+    return {name.removeprefix(ABLATION): figure for name, figure in drawn.items()}
+
+
+def draw_tables(
+    tables: Mapping[str, Table], texts: Mapping[str, Reading], folder: Path, about: Mapping[str, object]
+) -> dict[str, Drawn]:
+    """Draw each table into `folder` by the plot of its name; the index says `about` of each, and its files' hashes."""
+    drawn = {n: Drawn(n, table, texts[n], tuple(_draw(n, table, folder))) for n, table in tables.items()}
+    style.write_index(folder, {n: {**about, "files": _hashes(figure.paths)} for n, figure in drawn.items()})
+    return drawn
 
 
 def redraw(folder: Path) -> list[Path]:

@@ -10,14 +10,16 @@ from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
 from golfcore.evals.protocols import evaluate
+from golfcore.meta import freeze_masks, split
 from golfcore.model.attention import Compute, choose_compute
 from golfcore.progress import bar
 from golfcore.records import RunFolder
 from golfcore.runtime import Runtime, all_reduce_mean_, barrier
 from golfcore.train import state as states
+from golfcore.train.meta import add_gradient
 from golfcore.train.state import TrainState
 from golfcore.train.step import Diverged, Report, loss_function, train_step
-from golfcore.weights import Weights, detach
+from golfcore.weights import Banks, Weights, detach
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -69,6 +71,7 @@ class _Loop:
 
     def go(self) -> None:
         c, s = self.cfg, self.state
+        self._cover_inner_steps()
         self._warm_up()
         with bar(
             c.schedule.iterations * c.optim.batch_tokens, "train", "tok", s.step * c.optim.batch_tokens
@@ -112,10 +115,16 @@ class _Loop:
         for started, event in ((r.qat_started, "qat"), (r.warmdown_started, "warmdown"), (s.stopped, "cap")):
             if started:
                 self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
-        if s.step <= 10 or s.step % c.run.log_every == 0 or r.meta_loss is not None:
+        if r.meta is not None:
+            self.run.log({"kind": "meta", "step": s.step, **r.meta.row()})
+        ended = s.stopped or s.step == c.schedule.iterations
+        if c.model.meta_sgd and (ended or s.step % c.meta.log_rates_every == 0):
+            rates = {bank: s.weights.rest[params.RATES + bank].tolist() for bank in Banks._fields}
+            self.run.log({"kind": "meta_sgd", "step": s.step, **rates})
+        if s.step <= 10 or s.step % c.run.log_every == 0 or r.meta is not None:
             row = {"kind": "train", "step": s.step, "loss": r.loss, "scale": r.scale, "momentum": r.momentum}
             row |= {"grad_norm": r.grad_norm, "elapsed": s.elapsed, "tokens": s.position, "bpb": r.loss * self.bits}
-            self.run.log(row if r.meta_loss is None else {**row, "meta_loss": r.meta_loss})
+            self.run.log(row if r.meta is None else {**row, "meta_loss": r.meta.loss_post})
 
     def _validate(self) -> None:
         """Non-overlapping bits per byte of the raw weights; not on the training clock."""
@@ -134,14 +143,29 @@ class _Loop:
         barrier()
 
     def _warm_up(self) -> None:
-        """Compile before the clock starts: one forward and backward that changes nothing."""
+        """Compile before the clock starts: one forward and backward, and one meta call, that change nothing."""
         if self.runtime.device.type != "cuda":
             return
         c = self.cfg
         rows = c.optim.batch_tokens // (c.optim.grad_accum * c.data.seq_len)
         x = torch.zeros(rows, c.data.seq_len, dtype=torch.int64, device=self.runtime.device)
-        self.loss_fn(self.state.weights, x, x).backward()
+        weights = self.state.weights
+        self.loss_fn(weights, x, x).backward()
+        if c.meta.enabled:
+            data = split(c.meta, x, x, (x, x))
+            add_gradient(c, weights, 0, 1, data, self.loss_fn, self.tables, self.compute)
         self.state.optimizers.zero_grad()
+
+    def _cover_inner_steps(self) -> None:
+        """What the inner steps of meta-learning will move; before training, since nothing would be a mistake."""
+        c = self.cfg
+        if not c.meta.enabled or self.runtime.rank != 0:
+            return
+        counts = params.summary(c.model)
+        able = counts["kinds"]["matrix"] if c.meta.adapted == "banks" else counts["adaptable"]
+        frozen = params.frozen_count(c.model, freeze_masks(c.model, c.meta))
+        placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
+        self.run.cover("meta_adapted", 0 if placebo else able - frozen, able, "values", placebo)
 
     def _cover(self) -> None:
         """What every switched-on feature did, into the run record."""
@@ -153,7 +177,6 @@ class _Loop:
             done = n if s.qat and c.optim.qat == "matrices" else 0
             self.run.cover("qat", done, n, "matrix weights", inert)
         if c.meta.enabled:
-            calls = len([r for r in self.run.metrics("train") if "meta_loss" in r])
-            self.run.cover("meta", calls, s.step, "steps")
+            self.run.cover("meta", len(self.run.metrics("meta")), s.step, "steps")
         if c.average.kind != "none":
             self.run.cover(c.average.kind, s.averaged.taken, s.step, "steps")

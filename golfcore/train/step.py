@@ -12,13 +12,15 @@ from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
-from golfcore.meta import meta_gradients
+from golfcore.meta import Batch, split
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
 from golfcore.optim import build
 from golfcore.quant.grid import fake_quant, qat_grid
 from golfcore.runtime import Runtime, all_reduce_mean_
 from golfcore.schedule import Clock
+from golfcore.train import meta
+from golfcore.train.meta import MetaReport
 from golfcore.train.state import TrainState
 from golfcore.weights import Weights, flat, map_matrices
 
@@ -36,7 +38,7 @@ class Report(NamedTuple):
     scale: float  # LR multiplier
     momentum: float
     grad_norm: float  # before clipping
-    meta_loss: float | None  # outer loss after the inner step, on meta steps
+    meta: MetaReport | None  # on meta steps
     qat_started: bool
     warmdown_started: bool
 
@@ -81,7 +83,10 @@ def train_step(
         loss = loss_fn(seen, x, y)
         (loss / n_micro).backward()
         total += loss.detach() / n_micro
-    meta_loss = _meta(cfg, state, x, y, scale, n_micro, tables, compute)
+    meta_report = None
+    if meta.due(cfg.meta, state.step, scale):
+        data = _meta_data(cfg, stream, (x, y), runtime)
+        meta_report = meta.add_gradient(cfg, state.weights, state.step, n_micro, data, loss_fn, tables, compute)
     grads = [t.grad for t in flat(state.weights).values() if t.grad is not None]
     all_reduce_mean_([total, *grads])
     average_loss = float(total)
@@ -103,22 +108,20 @@ def train_step(
         scale,
         momentum,
         norm,
-        meta_loss,
+        meta_report,
         qat_started,
         triggered is None and state.adaptive.triggered is not None,
     )
 
 
-def _meta(
-    cfg: Config, state: TrainState, x: Tensor, y: Tensor, scale: float, n_micro: int, tables: Tables, compute: Compute
-) -> float | None:
-    """Add the weighted meta gradient of the last micro-batch to the main one, when it is due."""
-    m = cfg.meta
-    if not (m.enabled and state.step % m.every == 0 and scale > m.min_scale):
-        return None
-    loss, gradients = meta_gradients(cfg.model, m, state.weights, x, y, tables, compute)
-    theirs = flat(gradients)
-    for name, tensor in flat(state.weights).items():
-        addition = theirs[name] * (m.loss_weight / n_micro)
-        tensor.grad = addition if tensor.grad is None else tensor.grad + addition
-    return float(loss)
+def _meta_data(cfg: Config, stream: TokenStream, last: Batch, runtime: Runtime) -> tuple[Batch, Batch]:
+    """Inner and outer data out of the step's last micro-batch and, if asked for, the text after it.
+
+    That text is read ahead: the next step trains on it (with several ranks, the next rank does now).
+    """
+    ahead = None
+    if cfg.meta.split == "next-chunk":
+        rows, seq_len = last[0].shape
+        x, y = stream.following(rows, seq_len, runtime.rank, runtime.world)
+        ahead = x.to(runtime.device), y.to(runtime.device)
+    return split(cfg.meta, *last, ahead)

@@ -1,0 +1,550 @@
+"""Laws of meta-learning: the objective's gradients, what each arm changes, what is recorded, exp106 to the end."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import generated
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from golfcore import artifact, meta, params, runtime
+from golfcore.config import Config, MetaConfig, load
+from golfcore.data.shards import write_shard
+from golfcore.data.stream import TokenStream
+from golfcore.data.tokens import Tables
+from golfcore.errors import UserError
+from golfcore.evals import ttt
+from golfcore.interop import from_reference, reference_config, to_reference
+from golfcore.model.attention import Compute, attend_reference
+from golfcore.model.forward import forward, nll
+from golfcore.quant.policy import quantize_weights
+from golfcore.records import RunFolder
+from golfcore.train import loop, state
+from golfcore.train.meta import add_gradient
+from golfcore.train.step import _meta_data, loss_function, train_step
+from golfcore.weights import Banks, Weights, flat, tree_map, unflat
+
+SMOKE = load("smoke", {"meta.enabled": True, "meta.inner_lr": 0.1})
+RATES = load("smoke", {"meta.enabled": True, "meta.split": "batch", "meta.delta_weight": 0.3, "model.meta_sgd": True})
+RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
+V = SMOKE.model.vocab_size
+
+
+def with_(cfg: Config, **sections: dict) -> Config:
+    return replace(cfg, **{name: replace(getattr(cfg, name), **changes) for name, changes in sections.items()})
+
+
+def tables() -> Tables:
+    starts = torch.arange(V) % 3 == 0
+    return Tables(torch.full((V,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
+
+
+def lively(cfg: Config, seed: int = 0) -> Weights:
+    """Leaves of which none is at its initial value, so that every path carries a gradient."""
+    g = torch.Generator().manual_seed(seed)
+    return tree_map(
+        lambda t: (t + 0.1 * torch.randn(t.shape, generator=g)).requires_grad_(), params.init(cfg.model, seed)
+    )
+
+
+def batch(rows: int, length: int = 16, seed: int = 1) -> meta.Batch:
+    x, y = torch.randint(V, (2, rows, length), generator=torch.Generator().manual_seed(seed))
+    return x, y
+
+
+def loss_of(cfg: Config) -> meta.Loss:
+    return meta.model_loss(cfg.model, cfg.meta, tables(), Compute())
+
+
+def gradients(cfg: Config, weights: Weights, x: Tensor, y: Tensor, ahead: meta.Batch | None = None) -> dict:
+    return flat(meta.meta_gradients(cfg.model, cfg.meta, weights, x, y, tables(), following=ahead)[1])
+
+
+def assert_close(found: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+    assert found.keys() == want.keys()
+    for name, wanted in want.items():
+        w = wanted.detach()
+        torch.testing.assert_close(
+            found[name].detach(),
+            w,
+            rtol=0,
+            atol=tolerance * float(w.abs().max()) + 1e-10,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+# -- the first-order objective, against its definition written out
+
+
+def by_hand(cfg: Config, weights: Weights, inner: meta.Batch, outer: meta.Batch) -> dict[str, Tensor]:
+    """The published rules with leaves and copies: k steps, SAM, rates, delta; one graph a term, no sharing of code."""
+    m, loss = cfg.meta, loss_of(cfg)
+    constant = {n: t.detach().clone() for n, t in flat(weights).items()}
+    rate = {n: constant.get("meta_sgd_" + n, torch.ones(len(constant[n]))).view(-1, 1, 1) for n in Banks._fields}
+
+    def bank_gradient(banks: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves = {n: t.clone().requires_grad_() for n, t in banks.items()}
+        found = torch.autograd.grad(loss(unflat({**constant, **leaves}), *inner), list(leaves.values()))
+        per_block = {"qo": 2, "kv": 2, "up": 1, "down": 1}
+        for name, g in zip(leaves, found, strict=True):
+            g[: per_block[name] * m.freeze_blocks] = 0
+        return dict(zip(leaves, found, strict=True))
+
+    start = {n: constant[n] for n in Banks._fields}
+    here, moved, velocity = start, {n: torch.zeros_like(t) for n, t in start.items()}, {}
+    for _ in range(m.inner_steps):
+        g = bank_gradient(here)
+        if m.sam_rho:
+            norm = math.sqrt(sum(float(t.square().sum()) for t in g.values()))
+            g = bank_gradient({n: t + m.sam_rho * g[n] / norm for n, t in here.items()})
+        norm = math.sqrt(sum(float(t.square().sum()) for t in g.values()))
+        scale = min(1.0, m.inner_clip / norm) if m.inner_clip else 1.0
+        velocity = {n: m.inner_momentum * velocity.get(n, 0) + scale * t for n, t in g.items()}
+        moved = {n: moved[n] + m.inner_lr * v for n, v in velocity.items()}
+        here = {n: start[n] - rate[n] * moved[n] for n in start}
+
+    def outer_gradient(banks: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves = {n: t.clone().requires_grad_() for n, t in {**constant, **banks}.items()}
+        found = torch.autograd.grad(loss(unflat(leaves), *outer), list(leaves.values()), allow_unused=True)
+        return {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(leaves.items(), found, strict=True)}
+
+    post, pre = outer_gradient(here), outer_gradient({})
+    weight = m.loss_weight + m.delta_weight
+    out = {n: weight * post[n] - m.delta_weight * pre[n] for n in constant}
+    for n in Banks._fields if cfg.model.meta_sgd else ():
+        out["meta_sgd_" + n] = -weight * (moved[n] * post[n]).sum((1, 2))
+    return out
+
+
+OBJECTIVES = {
+    "exp101": {},
+    "exp106 without delta and rates": {"meta": {"split": "batch"}},
+    "delta": {"meta": {"delta_weight": 0.3}},
+    "rates": {"model": {"meta_sgd": True}},
+    "exp106": {"model": {"meta_sgd": True}, "meta": {"split": "batch", "delta_weight": 0.3}},
+    "exp107": {"meta": {"split": "batch", "delta_weight": 0.3, "sam_rho": 0.05}},
+    "next-chunk": {"meta": {"split": "next-chunk"}},
+    "four steps": {"meta": {"inner_steps": 4, "inner_momentum": 0.9, "inner_clip": 0.05}},
+    "four steps with rates": {"model": {"meta_sgd": True}, "meta": {"inner_steps": 4, "inner_momentum": 0.9}},
+    "nothing frozen": {"meta": {"freeze_blocks": 0}},
+}
+
+
+@pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_gradients_are_those_of_the_rules_written_out(changes: dict) -> None:
+    cfg = with_(SMOKE, **changes)
+    weights, (x, y), ahead = lively(cfg), batch(4), batch(4, seed=2)
+    inner, outer = {
+        "time": ((x[:, :8], y[:, :8]), (x[:, 8:], y[:, 8:])),
+        "batch": ((x[:2], y[:2]), (x[2:], y[2:])),
+        "next-chunk": ((x, y), ahead),
+    }[cfg.meta.split]
+    found = gradients(cfg, weights, x, y, ahead)
+    assert_close(found, by_hand(cfg, weights, inner, outer))
+    assert all(t.grad is None for t in flat(weights).values())  # nothing is accumulated behind the caller's back
+    for name in ("meta_sgd_qo", "meta_sgd_kv", "meta_sgd_up", "meta_sgd_down") if cfg.model.meta_sgd else ():
+        n = cfg.meta.freeze_blocks * (2 if name[-2:] in ("qo", "kv") else 1)
+        assert (found[name][:n] == 0).all() and (found[name][n:] != 0).all()
+
+
+def test_a_batch_of_one_falls_back_to_time_and_an_odd_one_gives_the_outer_part_more() -> None:
+    cfg = with_(SMOKE, meta={"split": "batch"})
+    x, y = batch(1)
+    time = with_(SMOKE, meta={"split": "time"})
+    assert_close(gradients(cfg, lively(cfg), x, y), gradients(time, lively(cfg), x, y), 0)
+    x, y = batch(5, 7)
+    (xi, yi), (xo, yo) = meta.split(cfg.meta, x, y, None)
+    assert (len(xi), len(yi), len(xo), len(yo)) == (2, 2, 3, 3) and torch.equal(torch.cat((xi, xo)), x)
+    (xi, _), (xo, _) = meta.split(time.meta, x, y, None)
+    assert (xi.shape, xo.shape) == ((5, 3), (5, 4)) and torch.equal(torch.cat((xi, xo), 1), x)
+
+
+def test_the_placebo_is_the_plain_outer_gradient() -> None:
+    cfg = with_(SMOKE, meta={"inner_steps": 0})
+    weights, (x, y) = lively(cfg), batch(3)
+    outer = 0.5 * nll(forward(cfg.model, weights, x[:, 8:], tables()), y[:, 8:]).mean()
+    want = torch.autograd.grad(outer, list(flat(weights).values()))
+    assert_close(gradients(cfg, weights, x, y), dict(zip(flat(weights), want, strict=True)), 0)
+
+
+def test_inner_steps_on_everything_are_those_of_test_time_training() -> None:
+    """The inner loop of preset meta-ttt walks where `evals.ttt.adapt` does on the same rows."""
+    changes = {"adapted": "all", "inner_lr": 1.0, "inner_steps": 3, "inner_momentum": 0.9, "inner_clip": 0.2}
+    cfg = with_(SMOKE, meta=changes, ttt={"epochs": 3, "momentum": 0.9, "clip": 0.2, "freeze_blocks": 1})
+    weights, (x, y) = lively(cfg), batch(4)
+    moved = meta.inner_steps(cfg.meta, loss_of(cfg), weights, (x, y), meta.freeze_masks(cfg.model, cfg.meta))
+    adapter = ttt.start(weights)
+    ttt.adapt(cfg, adapter, x, y, 1.0, ttt.freeze_masks(cfg), tables(), Compute(), RUNTIME)
+    steps = {n: t.detach() - flat(adapter.weights)[n].detach() for n, t in flat(weights).items()}
+    assert_close(moved, steps, 1e-3)  # a difference of nearly equal numbers
+    assert all(float(s.abs().max()) > 0 for s in steps.values())
+
+
+def test_reptile_goes_part_of_the_way() -> None:
+    a, b = lively(SMOKE, 0), lively(SMOKE, 1)
+    moved = flat(meta.reptile(a, b, 0.25))
+    assert_close(moved, {n: 0.75 * t + 0.25 * flat(b)[n] for n, t in flat(a).items()}, 1e-6)
+
+
+# -- second order
+
+
+def two_parameters(a: float, b: float) -> Weights:
+    idle = torch.zeros(1, 1, 1)
+    return Weights(Banks(torch.full((1, 1, 1), a), idle, idle, idle), {"b": torch.tensor(b)})
+
+
+def toy(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+    return 0.5 * (weights.banks.qo[0].squeeze() * weights.rest["b"] * x - y).square()
+
+
+@pytest.mark.parametrize(("order", "da", "db"), [("first", 3.3, 1.87), ("second", 0.33, -0.44)])
+def test_two_parameters_worked_out_by_hand(order: str, da: float, db: float) -> None:
+    """L(a, b; y) = (ab - y)^2 / 2, of which a is adapted: a = 2, b = 3, inner y = 5, outer y = 4, rate 0.1.
+
+    g = (ab - 5) b = 3, a' = 2 - 0.1 * 3 = 1.7, r = a'b - 4 = 1.1, L(a', b; 4) = 0.605.
+    First order:  dL/da = r b = 3.3                            dL/db = r a' = 1.87
+    Second order: da'/da = 1 - 0.1 b^2 = 0.1                   da'/db = -0.1 (2ab - 5) = -0.7
+                  dL/da = 3.3 * 0.1 = 0.33                     dL/db = 1.87 + 3.3 * -0.7 = -0.44
+    """
+    cfg = MetaConfig(inner_lr=0.1, loss_weight=1.0, order=order)
+    one = torch.tensor(1.0)
+    inner, outer = (one, torch.tensor(5.0)), (one, torch.tensor(4.0))
+    found = meta.evaluate(cfg, toy, two_parameters(2, 3), inner, outer, {}, with_pre=True)
+    assert float(found.loss_post) == pytest.approx(0.605, rel=1e-6)
+    assert float(found.loss_pre) == pytest.approx(2.0)
+    assert float(found.moved["qo"]) == pytest.approx(0.3, rel=1e-6)
+    assert float(found.gradients.banks.qo) == pytest.approx(da, rel=1e-5)
+    assert float(found.gradients.rest["b"]) == pytest.approx(db, rel=1e-5)
+
+
+def test_orders_agree_when_the_inner_rate_is_0_and_not_otherwise() -> None:
+    weights, (x, y) = lively(RATES), batch(4)
+    loss = meta.model_loss(RATES.model, replace(RATES.meta, order="second"), tables(), Compute())
+
+    def found(order: str, rate: float) -> dict[str, Tensor]:
+        m = replace(RATES.meta, order=order, inner_lr=rate, inner_steps=2)
+        masks = meta.freeze_masks(RATES.model, m)
+        return flat(meta.evaluate(m, loss, weights, *meta.split(m, x, y, None), masks, False).gradients)
+
+    assert_close(found("second", 0.0), found("first", 0.0), 1e-6)
+    with pytest.raises(AssertionError):
+        assert_close(found("second", 0.1), found("first", 0.1), 1e-3)
+
+
+def test_second_order_is_the_slope_of_the_whole_objective() -> None:
+    """Along a random direction, against differences of the objective's value; first order misses it."""
+    cfg = with_(RATES, meta={"order": "second", "inner_lr": 2.0, "inner_steps": 2, "inner_momentum": 0.9})
+    weights, (x, y) = lively(cfg), batch(4)
+    inner, outer = meta.split(cfg.meta, x, y, None)
+    loss, masks = loss_of(cfg), meta.freeze_masks(cfg.model, cfg.meta)
+    g = torch.Generator().manual_seed(5)
+    direction = {n: torch.randn(t.shape, generator=g) for n, t in flat(weights).items()}
+
+    def value(step: float) -> float:
+        there = unflat({n: t.detach() + step * direction[n] for n, t in flat(weights).items()})
+        moved = meta.inner_steps(replace(cfg.meta, order="first"), loss, there, inner, masks)
+        return float(0.8 * loss(meta.displaced(there, moved), *outer) - 0.3 * loss(there, *outer))
+
+    want = (value(2e-3) - value(-2e-3)) / 4e-3
+    slopes = {
+        order: sum(
+            float((t * direction[n]).sum())
+            for n, t in gradients(with_(cfg, meta={"order": order}), weights, x, y).items()
+        )
+        for order in ("first", "second")
+    }
+    assert slopes["second"] == pytest.approx(want, rel=0.01)
+    assert slopes["first"] != pytest.approx(want, rel=0.05)
+
+
+# -- how it is computed
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors made within that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[weakref.ref, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor) and id(t.untyped_storage()) not in given:
+                self.sizes[weakref.ref(t.untyped_storage(), self.freed)] = t.untyped_storage().nbytes()
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return result
+
+    def freed(self, storage: weakref.ref) -> None:
+        self.sizes.pop(storage, None)
+
+
+def peak_bytes(work) -> int:
+    with Alive() as alive:
+        work()
+    return alive.peak
+
+
+def test_the_delta_objective_holds_one_graph_at_a_time() -> None:
+    """At most 1.15 times the memory without the delta; the published order, with both graphs alive, needs far more."""
+    weights, (x, y) = lively(RATES), batch(16, 128)
+    inner, outer = meta.split(RATES.meta, x, y, None)
+    loss, masks = loss_of(RATES), meta.freeze_masks(RATES.model, RATES.meta)
+
+    def with_delta(delta: float) -> int:
+        m = replace(RATES.meta, delta_weight=delta)
+        return peak_bytes(lambda: meta.evaluate(m, loss, weights, inner, outer, masks, False))
+
+    def both() -> None:
+        moved = meta.inner_steps(RATES.meta, loss, weights, inner, masks)
+        total = 0.8 * loss(meta.displaced(weights, moved), *outer) - 0.3 * loss(weights, *outer)
+        torch.autograd.grad(total, list(flat(weights).values()))
+
+    without = with_delta(0.0)
+    assert with_delta(0.3) <= 1.15 * without
+    assert peak_bytes(both) > 1.5 * without
+
+
+def test_the_inner_backward_ends_above_the_frozen_blocks() -> None:
+    """Frozen slots and everything else that is not adapted are not differentiated in a first-order inner step."""
+    seen: list[Weights] = []
+
+    def watched(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(weights)
+        return loss_of(SMOKE)(weights, x, y)
+
+    meta.inner_steps(SMOKE.meta, watched, lively(SMOKE), batch(2), meta.freeze_masks(SMOKE.model, SMOKE.meta))
+    (given,) = seen
+    assert [t.requires_grad for t in given.banks.qo] == [False, False, True, True]
+    assert [t.requires_grad for t in given.banks.up] == [False, True]
+    assert not any(t.requires_grad for t in given.rest.values())
+
+
+def test_compiled_losses_give_the_eager_gradients() -> None:
+    """Training hands its compiled loss to the meta call: stacks, slices and adapted weights must all trace."""
+    weights, (x, y) = lively(RATES), batch(4)
+    inner, outer = meta.split(RATES.meta, x, y, None)
+    eager = loss_function(RATES, tables(), Compute(), compiled=False)
+    masks = meta.freeze_masks(RATES.model, RATES.meta)
+    found = {
+        name: meta.evaluate(RATES.meta, loss, weights, inner, outer, masks, False)
+        for name, loss in (
+            ("eager", eager),
+            ("compiled", torch.compile(eager, backend="aot_eager", dynamic=False)),
+        )
+    }
+    assert_close(flat(found["compiled"].gradients), flat(found["eager"].gradients), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "compute"])
+def test_a_small_step_survives_in_float32_and_not_in_the_compute_dtype(dtype: str) -> None:
+    """In bfloat16 the published inner step is lost in rounding: what the forward sees is another displacement."""
+    cfg = with_(SMOKE, meta={"inner_lr": 2e-4, "dtype": dtype})
+    weights, (x, y) = lively(cfg), batch(4)
+    half = Compute(torch.bfloat16, attend_reference)
+    loss = loss_function(cfg, tables(), half, compiled=False)
+    report = add_gradient(cfg, weights, 0, 1, meta.split(cfg.meta, x, y, None), loss, tables(), half)
+    assert report.realised is not None and report.displacement > 0
+    if dtype == "float32":
+        assert report.realised == pytest.approx(1, abs=0.05) and report.realised_cosine > 0.99
+        exact = meta.meta_gradients(cfg.model, cfg.meta, weights, x, y, tables())[0]
+        assert report.loss_post == pytest.approx(float(exact), abs=1e-6)
+    else:
+        assert report.realised > 3 and report.realised_cosine < 0.5
+
+
+# -- within training
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> TokenStream:
+    write_shard(tmp_path / "train_000000.bin", np.random.default_rng(0).integers(0, 64, 30_000).astype(np.uint16))
+    return TokenStream([tmp_path / "train_000000.bin"], V)
+
+
+def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
+    s = s or state.start(cfg, params.init(cfg.model, 0), torch.float32, torch.device("cpu"))
+    stream.position = s.position
+    loss = loss_function(cfg, tables(), Compute(), compiled=False)
+    return s, [train_step(cfg, s, stream, loss, tables(), Compute(), RUNTIME, 0.0) for _ in range(n)]
+
+
+@pytest.mark.parametrize("cfg", [RATES, with_(SMOKE, meta={"split": "next-chunk"})], ids=["exp106", "next-chunk"])
+def test_resume_is_bit_for_bit(cfg: Config, stream: TokenStream, tmp_path: Path) -> None:
+    cfg = with_(cfg, meta={"every": 2})
+    whole, reports = steps(cfg, stream, 6)
+    half, first = steps(cfg, stream, 3)
+    state.save(half, tmp_path / "s.safetensors")
+    fresh = state.start(cfg, params.init(cfg.model, 9), torch.float32, torch.device("cpu"))
+    resumed, second = steps(cfg, stream, 3, state.load(fresh, cfg, tmp_path / "s.safetensors"))
+    assert first + second == reports and sum(r.meta is not None for r in reports) == 3
+    assert whole.position == resumed.position == 6 * 1025
+    pairs = [(flat(s.weights), s.optimizers.state_tensors(), flat(s.averaged.copies[0])) for s in (whole, resumed)]
+    for a, b in zip(*pairs, strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert not cfg.model.meta_sgd or "adam/meta_sgd_qo/exp_avg" in whole.optimizers.state_tensors()
+
+
+def test_next_chunk_reads_the_text_that_the_next_step_trains_on(stream: TokenStream) -> None:
+    cfg = with_(SMOKE, meta={"split": "next-chunk"})
+    last = stream.batch(4, 16)
+    at = stream.position
+    inner, outer = _meta_data(cfg, stream, last, RUNTIME)
+    assert stream.position == at
+    assert all(torch.equal(a, b) for a, b in zip((*inner, *outer), (*last, *stream.batch(4, 16)), strict=True))
+    stream.position = 0
+    ranks = [stream.batch(2, 16, rank, 2) for rank in (0, 1) if not setattr(stream, "position", 0)]
+    assert torch.equal(stream.following(2, 16, 0, 2)[0], ranks[1][0])
+    assert torch.equal(stream.following(2, 16, 1, 2)[0], stream.batch(2, 16, 0, 2)[0])
+
+
+def test_rates_of_frozen_slots_only_decay(stream: TokenStream) -> None:
+    """Their gradient is exactly 0, so AdamW only shrinks them, at meta steps: s = product of 1 - lr wd scale."""
+    cfg = with_(RATES, meta={"every": 2})
+    s, reports = steps(cfg, stream, 7)
+    o = cfg.optim
+    want = math.prod(1 - o.scalar_lr * o.adam_wd * r.scale for r in reports if r.meta is not None)
+    rest = s.weights.rest
+    assert [r.meta is not None for r in reports] == [True, False] * 3 + [True]
+    for name, n in (("qo", 2), ("kv", 2), ("up", 1), ("down", 1)):
+        rates = rest["meta_sgd_" + name].detach()
+        torch.testing.assert_close(rates[:n], torch.full((n,), want), rtol=1e-6, atol=0)
+        assert (rates[n:] != rates[0]).all()
+
+
+def test_the_metrics_hold_every_meta_call_and_the_rates(stream: TokenStream, tmp_path: Path) -> None:
+    cfg = with_(RATES, meta={"every": 2, "inner_lr": 0.05, "log_rates_every": 5}, run={"val_every": 0})
+    val = np.random.default_rng(1).integers(0, V, 513).astype(np.uint16)
+    run = RunFolder(tmp_path / "run")
+    loop.train(cfg, run, stream, val, tables(), RUNTIME, 3.0)
+    calls = run.metrics("meta")
+    assert [r["step"] for r in calls] == [1, 3, 5, 7, 9] and [r["step"] for r in run.metrics("meta_sgd")] == [5, 10, 12]
+    assert [len(run.metrics("meta_sgd")[0][bank]) for bank in Banks._fields] == [4, 4, 2, 2]
+    for r in calls[1:]:
+        assert all(-1 <= r[f"cosine_{bank}"] <= 1 for bank in Banks._fields) and -1 <= r["cosine"] <= 1
+        assert r["main_norm"] > r["meta_norm"] > 0
+        assert r["loss_pre"] - r["loss_post"] == pytest.approx(r["predicted_gain"], rel=0.3, abs=2e-6)
+        assert r["displacement"] > 0 and r["realised"] == pytest.approx(1, abs=0.1)
+    coverage = run.coverage()
+    assert coverage["meta"]["done"] == 5 and coverage["meta_adapted"]["done"] * 2 == coverage["meta_adapted"]["of"]
+    placebo = with_(SMOKE, meta={"inner_steps": 0, "every": 2}, run={"val_every": 0})
+    stream.position = 0
+    loop.train(placebo, RunFolder(tmp_path / "placebo"), stream, val, tables(), RUNTIME, 3.0)
+    (first, *_) = RunFolder(tmp_path / "placebo").metrics("meta")
+    assert first["loss_pre"] == first["loss_post"] and first["realised"] is None
+    assert "placebo" in RunFolder(tmp_path / "placebo").coverage()["meta_adapted"]["note"]
+
+
+def test_freezing_everything_is_refused_before_training(stream: TokenStream, tmp_path: Path) -> None:
+    frozen = with_(SMOKE, meta={"freeze_blocks": 2})
+    with pytest.raises(RuntimeError, match="meta_adapted is switched on but touched 0 of"):
+        loop.train(frozen, RunFolder(tmp_path), stream, np.zeros(99, np.uint16), tables(), RUNTIME, 3.0)
+    assert not RunFolder(tmp_path).metrics("train")
+    x, y = batch(2)
+    nothing = with_(frozen, meta={"inner_steps": 0})
+    assert_close(gradients(frozen, lively(frozen), x, y), gradients(nothing, lively(frozen), x, y), 0)
+
+
+def test_without_a_delta_the_loss_before_is_looked_at_now_and_then(stream: TokenStream) -> None:
+    _, reports = steps(with_(SMOKE, meta={"every": 1, "log_pre_every": 3}), stream, 6)
+    assert [r.meta.loss_pre is not None for r in reports] == [True, False, False, True, False, False]
+
+
+# -- configuration, export, the whole job
+
+
+def test_learned_rates_are_train_only(tmp_path: Path) -> None:
+    cfg = load("exp106")
+    counts = params.summary(cfg.model)
+    assert (counts["total"], counts["exported"]) == (26_961_057, 26_960_991)
+    weights = params.init(RATES.model, 0)
+    artifact.write(tmp_path / "a.golf", RATES, quantize_weights(RATES, weights, None))
+    read_cfg, read = artifact.read(tmp_path / "a.golf")
+    assert read_cfg == RATES and flat(weights).keys() - flat(read).keys() == {"meta_sgd_" + b for b in Banks._fields}
+    forward(read_cfg.model, read, batch(1)[0], tables())
+
+
+def test_rates_of_the_original_come_in_our_order_or_not_at_all() -> None:
+    with np.load(Path(__file__).parent / "golden/e_fomaml_exp106_batch_delta_sgd.npz", allow_pickle=False) as data:
+        recorded = json.loads(str(data["meta"]))
+    cfg = reference_config("exp106", recorded["cfg"]["kw"], poscond=True, meta_sgd=True)
+    state_dict = {name: torch.from_numpy(value) for name, value in generated(recorded["state"]).items()}
+    theirs, weights = state_dict["meta_sgd_qo"], from_reference(state_dict, cfg)
+    ours = weights.rest["meta_sgd_qo"]
+    assert torch.equal(torch.cat((ours[::2], ours[1::2])), theirs)  # all queries, then all outputs
+    assert torch.equal(to_reference(weights, cfg, {"meta_sgd_qo": (8,)})["meta_sgd_qo"], theirs)
+    exported = {name: t for name, t in state_dict.items() if not name.startswith(params.RATES)}
+    plain = replace(cfg, meta_sgd=False)
+    for left_out in (from_reference(exported, cfg), from_reference(state_dict, plain)):
+        assert flat(weights).keys() - flat(left_out).keys() == {params.RATES + bank for bank in Banks._fields}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"model.meta_sgd": True}, "model.meta_sgd needs meta.enabled and meta.inner_steps > 0"),
+        ({"model.meta_sgd": True, "meta.enabled": True, "meta.inner_steps": 0}, "nothing else trains the inner rates"),
+        ({"meta.enabled": True, "meta.inner_steps": 0, "meta.sam_rho": 0.1}, "but meta.sam_rho is set"),
+        ({"meta.split": "rows"}, "meta.split: expected one of time, batch, next-chunk, found 'rows'"),
+    ],
+)
+def test_switches_that_would_do_nothing_are_refused(overrides: dict, sentence: str) -> None:
+    with pytest.raises(UserError) as e:
+        load("demo", overrides)
+    assert sentence in str(e.value)
+
+
+ARMS = {  # preset -> (the preset that it changes, what it changes)
+    "exp106": ("exp101", {"model.meta_sgd": True, "meta.split": "batch", "meta.delta_weight": 0.3}),
+    "exp107": ("exp101", {"meta.split": "batch", "meta.delta_weight": 0.3, "meta.sam_rho": 0.05}),
+    "meta-none": ("demo", {}),
+    "meta-exp101": ("demo", {"meta.enabled": True}),
+    "meta-placebo": ("meta-exp101", {"meta.inner_steps": 0}),
+    "meta-exp106": ("meta-exp101", {"model.meta_sgd": True, "meta.split": "batch", "meta.delta_weight": 0.3}),
+    "meta-next-chunk": ("meta-exp101", {"meta.split": "next-chunk"}),
+    "meta-second-order": ("meta-exp101", {"meta.order": "second"}),
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_differs_from_its_base_in_what_it_says(name: str) -> None:
+    base, changes = ARMS[name]
+    assert load(name).hash == load(base, changes).hash
+
+
+def test_exp106_trains_packs_and_adapts_in_a_fresh_process(tmp_path: Path) -> None:
+    """The published run ended in a crash: its loader met the learned rates."""
+    environment = {**os.environ, "GOLFCORE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    preset = tmp_path / "small106.toml"
+    preset.write_text(
+        'base = "smoke"\n[model]\nmeta_sgd = true\n[meta]\nenabled = true\nsplit = "batch"\ndelta_weight = 0.3\n'
+        "[data]\nval_tokens = 2048\n[run]\nval_every = 0\n"
+    )
+
+    def golf(*args: object) -> str:
+        command = [sys.executable, "-m", "golfcore", *map(str, args)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    golf("run", preset, "--out", tmp_path / "run")
+    run, alone = RunFolder(tmp_path / "run"), tmp_path / "elsewhere.golf"
+    assert len(run.metrics("meta")) == 3 and len(run.metrics("meta_sgd")) == 1
+    report = json.loads(run.file("results.json").read_text())
+    alone.write_bytes(run.file("artifact.golf").read_bytes())
+    rate = ["--set", f"ttt.lr={report['ttt']['lr']}"]
+    found = json.loads(golf("eval", alone, "--protocol", "ttt", "--json", *rate))
+    assert found["bpb"] == report["measures"]["ttt"]["bpb"] and found["legality"] == "score-first"
