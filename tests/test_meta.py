@@ -343,7 +343,7 @@ def test_compiled_losses_give_the_eager_gradients() -> None:
         name: meta.evaluate(RATES.meta, loss, weights, inner, outer, masks, False)
         for name, loss in (
             ("eager", eager),
-            ("compiled", torch.compile(eager, backend="aot_eager", dynamic=False)),
+            ("compiled", torch.compile(eager, backend="aot_eager", dynamic=False, fullgraph=True)),
         )
     }
     assert_close(flat(found["compiled"].gradients), flat(found["eager"].gradients), 1e-5)
