@@ -183,7 +183,10 @@ def describe(name: str, index: int, value: object) -> Callable[[dict[str, Any]],
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "huge model": (lambda h: h["config"]["model"].update(vocab_size=10**12), "more than 268435456 weights"),
-    "empty model": (lambda h: h["config"]["model"].update(vocab_size=-1), "model.vocab_size: expected a number of at least 0"),
+    "empty model": (
+        lambda h: h["config"]["model"].update(vocab_size=-1),
+        "model.vocab_size: expected a number of at least 0",
+    ),
     "unknown key": (lambda h: h["config"]["model"].update(vocab=1), "unknown key 'vocab'"),
     "other model": (lambda h: h["config"]["model"].update(vocab_size=41), "where the model has"),
     "no config": (lambda h: h.pop("config"), "another header"),
