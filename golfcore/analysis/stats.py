@@ -27,9 +27,9 @@ def paired_bootstrap(
 
     Circular block bootstrap: blocks of `block` neighbours are drawn with replacement until there are n. The interval is
     the estimate and Student's t times the standard error of the draws, with one degree less than there are blocks and
-    the error enlarged as a variance is by n/(n - 1): percentiles of so few blocks would promise too much. Of 8 to 256 independent differences 95 % intervals hold the
-    truth in 95 % to 98 % of trials, of differences with autocorrelation 0.3 in 91 % to 94 %.
-    ValueError if n < 2 or block > n.
+    the error enlarged as a variance is by n/(n - 1): percentiles of so few blocks would promise too much. Of 8 to 256
+    independent differences 95 % intervals hold the truth in 95 % to 98 % of trials, of differences with
+    autocorrelation 0.3 in 91 % to 94 %. ValueError if n < 2 or block > n.
     """
     d, w, n = np.asarray(differences, float), np.asarray(weights, float), len(differences)
     if n < 2 or not 1 <= block <= n or w.shape != d.shape:
