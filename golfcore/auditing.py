@@ -31,12 +31,11 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
     cfg = override(
         packed.cfg, {k: v for k, v in wanted.items() if k not in changes}, f"the audit's scaling of {target}"
     )
-    chunk = cfg.ttt.chunk_tokens
+    chunk, stride = cfg.ttt.chunk_tokens, protocols.plan(protocol, cfg).stride
     total = int(CHUNKS * chunk)
     if len(packed.val) <= total:
         raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {len(packed.val)}")
     tokens = np.asarray(packed.val[: total + 1])
-    stride = protocols.plan(protocol, cfg).stride
     with bar(len(TESTS), "audit", "test") as progress:
         report = audit(
             ProtocolScorer(protocol, cfg, packed.weights, packed.tables),
@@ -46,7 +45,7 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
             stride,
             documents=np.flatnonzero(packed.tables.boundary.cpu().numpy()[tokens]).tolist(),
             subject=f"{protocol} of {target}",
-            settings={"scaled": _differences(packed.cfg, cfg) or "nothing"},
+            settings=_settings(packed.cfg, cfg, protocol),
             progress=lambda test: progress.update(),
         )
     return report
@@ -64,6 +63,15 @@ def scaled(cfg: Config, longest: int) -> dict[str, object]:
         "ttt.chunk_tokens": rows * seq_len,
         "ttt.batch_seqs": 1,
     }
+
+
+def _settings(given: Config, audited: Config, protocol: str) -> dict[str, object]:
+    """What the report says of the settings that it holds for."""
+    plan, t = protocols.plan(protocol, audited), audited.ttt
+    said: dict[str, object] = {"windows": f"of {audited.data.seq_len} tokens, each scores {plan.stride}; float32"}
+    if plan.adapts:
+        said["adaptation"] = f"chunks of {t.chunk_tokens}, {t.epochs} epochs, rate {t.lr:g}, horizon {t.lr_horizon}"
+    return said | {"scaled for the audit": _differences(given, audited) or "nothing"}
 
 
 def _differences(a: Config, b: Config) -> str:

@@ -1,6 +1,5 @@
 """Tests of what is counted: distributions that sum to one, and targets scored once, in order, before their use."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ import numpy as np
 from golfcore.evals.audit.bench import Bench
 from golfcore.evals.audit.causality import Outcome, moved, outcome, shift
 from golfcore.evals.audit.report import Verdict
+from golfcore.evals.audit.scorer import Scores
 from golfcore.evals.ledger import Event
 
 MOST_ROWS = 2048  # positions whose whole distribution is looked at
@@ -64,68 +64,73 @@ def black_box(bench: Bench) -> Outcome:
 
 
 def state_commit(bench: Bench) -> Outcome:
-    """T7. The log trains only on what it scored before, and the state changes only by training that it shows."""
+    """T7. The log trains only on what it scored before, and the state changes only by training that it shows.
+
+    Training that changed nothing (at a rate of 0, say) is no use of a target, and is let pass.
+    """
     scores = bench.run(bench.tokens)
     if not scores.log:
         return Outcome(Verdict.NOT_TESTED, ("the scorer keeps no log of what it scored and trained on",))
-    failures = [*trained_too_early(scores.log), *_unlogged_changes(scores.log, scores.states)]
-    trained = [e for e in scores.log if e.kind == "train"]
-    states = "state not hashed" if scores.states is None else f"{len(np.unique(scores.states))} states"
+    log, hidden = _effective(scores)
+    trained = [e for e in log if e.kind == "train"]
     n = sum(e.stop - e.start for e in trained)
     held = f"trained {len(trained)} times on {n:,} targets, each after its score" if trained else "never trained"
-    return outcome(failures, f"{held}; {states}")
+    states = "state not hashed" if scores.states is None else f"{len(np.unique(scores.states))} states"
+    return outcome([*trained_too_early(log), *hidden], f"{held}; {states}")
 
 
 def trained_too_early(log: Sequence[Event]) -> list[str]:
-    """Sentences about targets trained on before they were surely scored, in the merged log of any number of ranks.
+    """Sentences about targets trained on before they were surely scored, in the joined logs of any number of ranks.
 
-    A rank's training comes surely after a score if the rank itself made it before, or another rank made it before a
-    meeting of all ranks that comes before the training.
+    Training comes surely after a score if the same rank made it before, or another rank made it before a meeting of
+    all ranks that comes before the training.
     """
-    found = []
-    for i, event in enumerate(log):
-        if event.kind != "train":
+    found, size = [], max((e.stop for e in log), default=0)
+    own = {rank: np.zeros(size, dtype=bool) for rank in {e.rank for e in log}}
+    scored = [e for e in log if e.kind == "score"]
+    for event in log:
+        if event.kind == "score":
+            own[event.rank][event.start : event.stop] = True
             continue
-        before = [
-            e
-            for j, e in enumerate(log)
-            if e.kind == "score" and ((e.rank == event.rank and j < i) or e.meeting < event.meeting)
-        ]
-        early = np.ones(event.stop - event.start, dtype=bool)
-        for e in before:
-            early[max(e.start - event.start, 0) : max(e.stop - event.start, 0)] = False
-        if early.any():
-            at = event.start + np.flatnonzero(early)
+        sure = own[event.rank].copy()
+        for e in scored if len(own) > 1 else ():
+            if e.rank != event.rank and e.meeting < event.meeting:
+                sure[e.start : e.stop] = True
+        early = event.start + np.flatnonzero(~sure[event.start : event.stop])
+        if len(early):
             found.append(
-                f"rank {event.rank} trained on {len(at):,} targets before they were scored, "
-                f"the first at position {at[0]}{_scored_when(log, int(at[0]), event)}"
+                f"rank {event.rank} trained on {len(early):,} targets before they were scored, "
+                f"the first at position {early[0]}{_scored_elsewhere(scored, int(early[0]), event)}"
             )
     return found
 
 
-def _scored_when(log: Sequence[Event], position: int, training: Event) -> str:
-    for e in log:
-        if e.kind == "score" and e.start <= position < e.stop and e.rank != training.rank:
-            return f" (rank {e.rank} scored it after meeting {e.meeting}, the training came after {training.meeting})"
+def _scored_elsewhere(scored: Sequence[Event], position: int, training: Event) -> str:
+    for e in scored:
+        if e.start <= position < e.stop and e.rank != training.rank:
+            return f" (rank {e.rank} scored it after {e.meeting} meetings, the training came after {training.meeting})"
     return ""
 
 
-def _unlogged_changes(log: Sequence[Event], states: np.ndarray | None) -> list[str]:
-    """Changes of state between two scores with no training between them in the log."""
-    if states is None:
-        return []
-    found, at, previous = [], 0, None
-    for event in log:
+def _effective(scores: Scores) -> tuple[list[Event], list[str]]:
+    """The log without trainings that changed nothing, and sentences about changes of state that it does not show."""
+    if scores.states is None:
+        return list(scores.log), []
+    log, hidden, waiting = list[Event](), list[str](), list[Event]()
+    at, state = 0, scores.start
+    for event in scores.log:
         if event.kind == "train":
-            previous = None
+            waiting.append(event)
             continue
-        n = event.stop - event.start
-        for state, group in itertools.groupby(range(at, min(at + n, len(states))), key=lambda i: states[i]):
-            if previous is not None and state != previous:
-                found.append(f"the state changed before position {event.start + next(group) - at}, no training logged")
-            previous = state
-        at += n
-    return found
+        for i, now in enumerate(scores.states[at : at + event.stop - event.start]):
+            if state is None or now != state:
+                log += waiting
+                if state is not None and not waiting:
+                    hidden.append(f"the state changed before position {event.start + i} was scored, by nothing logged")
+            waiting, state = [], now
+        log.append(event)
+        at += event.stop - event.start
+    return log + waiting, hidden
 
 
 def exactly_once(bench: Bench) -> Outcome:

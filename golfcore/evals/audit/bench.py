@@ -38,8 +38,10 @@ def layout(total: int, chunk: int, stride: int, documents: Sequence[int] = ()) -
     """
     if total < 3 * chunk or chunk < 4:
         raise ValueError(f"expected at least 3 chunks of 4 targets or more, found {total} targets in chunks of {chunk}")
-    middle, late = total // chunk // 2 * chunk, total - chunk // 4
-    cuts = {2, stride // 2 + 1, stride, stride + 1, chunk - 1, chunk, chunk + 1, chunk + 2, middle + chunk // 2, late}
+    chunks = total // chunk
+    middle = chunks // 2 * chunk
+    cuts = {2, stride // 2 + 1, stride, stride + 1, chunk - 1, chunk, chunk + 1, chunk + 2, middle, middle + 1}
+    cuts |= {k * chunk + chunk // 2 for k in range(1, chunks, -(-chunks // 8))} | {total - chunk // 4}
     pieces = [int(d) for d in documents if chunk < d < total]
     if len(pieces) < 3:
         pieces = list(range(chunk + 1, total, max(chunk // 4, 1)))
@@ -47,7 +49,7 @@ def layout(total: int, chunk: int, stride: int, documents: Sequence[int] = ()) -
     return Layout(
         cuts=sorted(c for c in cuts if 2 <= c <= total),
         swaps=(0, chunk - 1, chunk, middle + chunk // 2),
-        prefixes=sorted({chunk, middle}),
+        prefixes=sorted({chunk, middle, (chunks - 1) * chunk}),
         blackbox=sorted({1, min(stride, chunk - 1)}),
         canary=slice(middle - size // 2, middle - size // 2 + size),
         shuffles=(pieces[0], pieces[len(pieces) // 2 - 1]),
@@ -93,7 +95,7 @@ class Bench:
         states = None if scores.states is None else np.asarray(scores.states)
         if positions.shape != nats.shape or positions.ndim != 1 or (states is not None and states.shape != nats.shape):
             raise ValueError(f"run: expected positions and nats of shape (n,), found {positions.shape}, {nats.shape}")
-        return Scores(positions.astype(np.int64), nats, scores.log, states)
+        return Scores(positions.astype(np.int64), nats, scores.log, states, scores.start)
 
     def nats(self, tokens: np.ndarray) -> np.ndarray:
         """The first score of each position by a fresh scorer, (len(tokens) - 1,)."""

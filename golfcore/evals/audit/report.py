@@ -43,11 +43,13 @@ class Report:
 
     @property
     def verdicts(self) -> dict[Condition, Verdict]:
-        """fail if any test of the condition fails, pass if one passes and none fails."""
+        """fail if any test of the condition fails, pass if all of them pass."""
         found = {}
         for condition in Condition:
             seen = {f.verdict for f in self.findings if condition in f.conditions}
-            found[condition] = next((v for v in (Verdict.FAIL, Verdict.PASS) if v in seen), Verdict.NOT_TESTED)
+            found[condition] = Verdict.PASS if seen == {Verdict.PASS} else Verdict.NOT_TESTED
+            if Verdict.FAIL in seen:
+                found[condition] = Verdict.FAIL
         return found
 
     @property

@@ -1,5 +1,6 @@
 """What can be audited: the two methods of a scorer, and golfcore's own protocols as scorers."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ class Scores:
 
     `positions` and `nats` are all scores (n,) in the order in which they were recorded. `log`, if kept, is every
     scoring and every training in order. `states`, if kept, holds for each score a hash of all that can adapt, taken
-    when it was made. The log and the states are the scorer's word; the tests that change tokens do not depend on them.
+    when it was made, and `start` the same before the first token was read. The log and the states are the scorer's
+    word; the tests that change tokens do not depend on them.
     """
 
     positions: np.ndarray
     nats: np.ndarray
     log: Sequence[Event] = ()
     states: np.ndarray | None = None
+    start: int | None = None
 
     def dense(self, total: int) -> np.ndarray:
         """The first score of each position, (total,) float64; NaN where there is none."""
@@ -58,11 +61,15 @@ class ProtocolScorer:
     def __init__(self, protocol: str, cfg: Config, weights: Weights, tables: Tables) -> None:
         self.protocol, self.cfg, self.weights, self.tables = protocol, cfg, weights, tables
 
+    def __deepcopy__(self, memo: dict) -> "ProtocolScorer":
+        """A copy that shares the weights, which an evaluation reads only (T0 shows if it does not)."""
+        return copy.copy(self)
+
     def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
         return protocols.begin(self.protocol, self.cfg, self.weights, tokens, self.tables, look=look)
 
     def run(self, tokens: np.ndarray) -> Scores:
-        states: list[np.ndarray] = []
+        states, start = list[np.ndarray](), fingerprint(self.weights)
 
         def look(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
             states.append(np.full(sum(map(len, logits)), fingerprint(weights)))
@@ -75,7 +82,7 @@ class ProtocolScorer:
         nats = np.empty(len(positions), dtype=np.float64)
         nats[first] = ledger.nats[positions[first]]
         nats[~first] = [n for _, n in ledger.again]
-        return Scores(positions, nats, tuple(ledger.events), np.concatenate(states))
+        return Scores(positions, nats, tuple(ledger.events), np.concatenate(states), start)
 
     def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         wanted = {int(p): i for i, p in enumerate(positions)}
@@ -98,8 +105,8 @@ def _finished(walk: Walk) -> Walk:
 
 
 def fingerprint(weights: Weights) -> int:
-    """A 63-bit hash of every value."""
+    """A 63-bit hash of every value, the same in any dtype that holds them."""
     digest = hashlib.sha256()
     for tensor in flat(weights).values():
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().float().reshape(-1).view(torch.uint8).numpy().tobytes())
     return int.from_bytes(digest.digest()[:8], "big") >> 1
