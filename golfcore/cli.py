@@ -19,7 +19,7 @@ DISK = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "disk quota e
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        args.command(args)
+        return args.command(args) or 0
     except UserError as e:
         print(f"golfcore: {e}", file=sys.stderr)
         return 2
@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("golfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add(
-    commands: Commands, name: str, command: Callable[[argparse.Namespace], None], text: str
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=command)
@@ -79,6 +78,13 @@ def _model_commands(commands: Commands) -> None:
     p = _add(commands, "eval", evaluate, "score a run's or an artifact's weights under one protocol")
     p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
     p.add_argument("--protocol", default="static", metavar="NAME", help="static, sliding or ttt")
+    p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a data, eval or ttt value")
+    p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
+    p.add_argument("--json", action="store_true")
+
+    p = _add(commands, "audit", audit, "test a protocol's legality; exit code 1 if a condition does not pass")
+    p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
+    p.add_argument("--protocol", default="ttt", metavar="NAME", help="static, sliding or ttt")
     p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a data, eval or ttt value")
     p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
     p.add_argument("--json", action="store_true")
@@ -187,6 +193,14 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     print(f"{found['protocol']}: {found['bpb']:.4f} bpb, {found['tokens']:,} targets, {found['bytes']:,} bytes")
     print(f"legality {found['legality']}, {found['repeats']} repeated scores, {found['seconds']:.1f} s")
+
+
+def audit(args: argparse.Namespace) -> int:
+    from golfcore import auditing
+
+    report = auditing.audit_packed(args.target, args.protocol, overrides(args))
+    print(json.dumps(report.as_dict()) if args.json else report.text())
+    return 0 if report.passed else 1
 
 
 def list_runs(args: argparse.Namespace) -> None:

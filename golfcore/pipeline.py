@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from golfcore import artifact, files, params, runtime, tensors
 from golfcore.baselines import fit_bigram
 from golfcore.config import Config, override
 from golfcore.data.corpus import pydocs
 from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_tokens
-from golfcore.data.tokens import load_tables
+from golfcore.data.tokens import Tables, load_tables
 from golfcore.errors import UserError
 from golfcore.evals import result as results
 from golfcore.evals.protocols import evaluate
@@ -284,11 +286,21 @@ def default_out(cfg: Config) -> Path:
     return Path("papermill_runs") / f"{cfg.name}-{cfg.hash[:8]}"
 
 
-def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
-    """Score a run folder's artifact, or an artifact file, under a protocol.
+class Packed(NamedTuple):
+    """An artifact, and the validation text that its configuration names."""
 
-    `changes` override data, eval, ttt and run values. Nothing is written; the result comes as plain values. UserError:
-    neither a run nor an artifact, an unknown protocol, or a change to what the weights were trained with.
+    cfg: Config
+    weights: Weights
+    val: np.ndarray
+    tables: Tables
+    runtime: Runtime
+    source: dict
+
+
+def open_packed(target: Path, changes: dict[str, object]) -> Packed:
+    """The artifact of a run folder, or an artifact file; `changes` override data, eval, ttt and run values.
+
+    UserError: neither a run nor an artifact, or a change to what the weights were trained with.
     """
     path = target / ARTIFACT if target.is_dir() else target
     if target.is_dir():
@@ -306,5 +318,10 @@ def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> d
     tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
     source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash}
     limited = val[: cfg.data.val_tokens + 1] if cfg.data.val_tokens else val
-    found = evaluate(protocol, cfg, to_device(weights, rt.device), limited, tables, runtime=rt, source=source)
-    return results.as_dict(found)
+    return Packed(cfg, to_device(weights, rt.device), limited, tables, rt, source)
+
+
+def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
+    """Score what `open_packed` opens under a protocol, as plain values; nothing is written. UserError as there."""
+    p = open_packed(target, changes)
+    return results.as_dict(evaluate(protocol, p.cfg, p.weights, p.val, p.tables, runtime=p.runtime, source=p.source))

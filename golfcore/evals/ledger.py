@@ -5,6 +5,7 @@ what it saw, never what a protocol says of itself.
 """
 
 from enum import StrEnum
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,20 @@ class Legality(StrEnum):
     TRAIN_FIRST = "train-first"  # some target was trained on before it was scored: not admissible
 
 
+class Event(NamedTuple):
+    """The positions [start, stop) were scored, or trained on.
+
+    Ranks that work side by side each keep their own order; what one does before the n-th meeting of all ranks (a
+    collective operation) comes before what another does after it, and nothing else about their order is certain.
+    """
+
+    kind: Literal["score", "train"]
+    start: int
+    stop: int
+    rank: int = 0
+    meeting: int = 0  # meetings of all ranks that this rank had passed
+
+
 class Ledger:
     """`tokens` (total + 1,) ids. `rescore`: count repeated scores (a published quirk) instead of refusing them."""
 
@@ -27,6 +42,7 @@ class Ledger:
         self._trained = np.zeros(self.total, dtype=bool)
         self.trained_unscored = 0  # targets trained on before they were scored
         self.again: list[tuple[int, float]] = []  # (position, nats) of scores beyond the first
+        self.events: list[Event] = []  # in order; neighbours of one kind that abut are one event
 
     @property
     def total(self) -> int:
@@ -57,13 +73,21 @@ class Ledger:
                     raise RuntimeError(f"positions {score_from} to {stop}: some were already scored")
                 self.again += [(score_from + int(i), float(values[i])) for i in np.flatnonzero(~fresh)]
             self.nats[span] = np.where(fresh, values, self.nats[span])
+            self._log("score", int(score_from), int(stop))
 
     def train(self, start: int, stop: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets ((stop - start)/seq_len, seq_len) of positions [start, stop) to adapt on."""
         self.trained_unscored += int(np.isnan(self.nats[start:stop]).sum())
         self._trained[start:stop] = True
+        self._log("train", start, stop)
         span = torch.from_numpy(self._tokens[start : stop + 1].astype(np.int64))
         return span[:-1].view(-1, seq_len), span[1:].view(-1, seq_len)
+
+    def _log(self, kind: Literal["score", "train"], start: int, stop: int) -> None:
+        if self.events and self.events[-1].kind == kind and self.events[-1].stop == start:
+            start = self.events.pop().start
+        if stop > start:
+            self.events.append(Event(kind, start, stop))
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(previous, target) ids of every position, for byte accounting after scoring."""
@@ -72,11 +96,13 @@ class Ledger:
     def state(self) -> dict[str, Tensor]:
         """What a killed evaluation needs to go on."""
         again = np.array(self.again, dtype=np.float64).reshape(-1, 2)
+        events = [(e.kind == "train", e.start, e.stop) for e in self.events]
         return {
             "nats": torch.from_numpy(self.nats),
             "trained": torch.from_numpy(self._trained),
             "trained_unscored": torch.tensor(self.trained_unscored),
             "again": torch.from_numpy(again),
+            "events": torch.tensor(events, dtype=torch.int64).reshape(-1, 3),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -84,3 +110,4 @@ class Ledger:
         self._trained = state["trained"].numpy().copy()
         self.trained_unscored = int(state["trained_unscored"])
         self.again = [(int(p), n) for p, n in state["again"].tolist()]
+        self.events = [Event("train" if t else "score", a, b) for t, a, b in state["events"].tolist()]

@@ -21,7 +21,7 @@ from golfcore.errors import UserError
 from golfcore.evals import ttt
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.result import EvalResult
-from golfcore.evals.score import bits_per_byte, bytes_of, score
+from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
 from golfcore.evals.windows import by_chunk, windows
 from golfcore.model.attention import Compute, choose_compute
 from golfcore.progress import bar
@@ -68,20 +68,36 @@ def evaluate(
     `resume`: a file for the state between chunks; an evaluation killed at any moment goes on from it to the same
     result, and it is gone when done. Raises UserError for an unknown protocol or a chunk that windows would straddle.
     """
-    runtime = runtime or Runtime(weights.rest["tok_emb"].device, 0, 1, 0, torch.float32)
-    compute = compute or choose_compute(runtime.device, runtime.dtype)
-    chosen, ledger = plan(name, cfg), Ledger(tokens, rescore=cfg.eval.tail == "published")
-    if ledger.total < 1:
-        raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(tokens)}")
-    walk = _Walk(cfg, chosen, ledger, weights, tables, runtime, compute, resume)
-    with bar(ledger.total, label or name, "tok", initial=walk.scored) as progress:
+    walk = begin(name, cfg, weights, tokens, tables, runtime=runtime, compute=compute, resume=resume)
+    with bar(walk.ledger.total, label or name, "tok", initial=walk.scored) as progress:
         while walk.chunk < len(walk.chunks):
             progress.update(walk.step())
             progress.set_postfix_str(f"bpb {walk.running_bpb():.4f}", refresh=False)
     return walk.result(name, source or {})
 
 
-class _Walk:
+def begin(
+    name: str,
+    cfg: Config,
+    weights: Weights,
+    tokens: np.ndarray,
+    tables: Tables,
+    *,
+    runtime: Runtime | None = None,
+    compute: Compute | None = None,
+    resume: Path | None = None,
+    look: Look | None = None,
+) -> "Walk":
+    """An evaluation that nothing was scored in yet (or what `resume` holds); arguments and errors as `evaluate`."""
+    runtime = runtime or Runtime(weights.rest["tok_emb"].device, 0, 1, 0, torch.float32)
+    compute = compute or choose_compute(runtime.device, runtime.dtype)
+    chosen, ledger = plan(name, cfg), Ledger(tokens, rescore=cfg.eval.tail == "published")
+    if ledger.total < 1:
+        raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(tokens)}")
+    return Walk(cfg, chosen, ledger, weights, tables, runtime, compute, resume, look)
+
+
+class Walk:
     """An evaluation in progress: the next chunk, the ledger, the adapted weights."""
 
     def __init__(
@@ -94,9 +110,10 @@ class _Walk:
         runtime: Runtime,
         compute: Compute,
         resume: Path | None,
+        look: Look | None,
     ) -> None:
         self.cfg, self.plan, self.ledger, self.tables = cfg, chosen, ledger, tables.to(runtime.device)
-        self.runtime, self.compute, self.resume = runtime, compute, resume
+        self.runtime, self.compute, self.resume, self.look = runtime, compute, resume, look
         rows = windows(ledger.total, cfg.data.seq_len, chosen.stride, cfg.eval.tail)
         size = cfg.ttt.chunk_tokens
         # without adaptation a chunk is only a unit of work, so it may grow to hold whole windows
@@ -132,7 +149,7 @@ class _Walk:
         self._bytes += n_bytes - old_bytes
         last = self.chunk == len(self.chunks) - 1
         if self.adapter is not None and not last:
-            self._adapt(self.adapter)
+            self.adapt(self.adapter)
         self.chunk += 1
         self.seconds += time.perf_counter() - began
         if self.resume is not None and not last and time.perf_counter() - self._saved > SAVE_EVERY_SECONDS:
@@ -152,6 +169,7 @@ class _Walk:
             c.eval.batch_seqs,
             self.tables,
             self.compute,
+            self.look,
         )
         if r.world == 1:
             return mine
@@ -163,7 +181,8 @@ class _Walk:
         together = all_reduce_sum(everyone).to(torch.float32).cpu().numpy()
         return np.split(together, starts[1:-1])
 
-    def _adapt(self, adapter: ttt.Adapter) -> None:
+    def adapt(self, adapter: ttt.Adapter) -> None:
+        """Train on the present chunk."""
         c, t = self.cfg, self.cfg.data.seq_len
         begin = self.chunk * self.chunk_size
         n_rows = (min(begin + self.chunk_size, self.ledger.total) - begin) // t

@@ -1,7 +1,11 @@
 """Per-target negative log-likelihood of windows, and bits per byte. The only scorer."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables, target_bytes
@@ -9,6 +13,9 @@ from golfcore.evals.ledger import Ledger
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
 from golfcore.weights import Weights
+
+# Sees a batch as it is scored: its windows, the logits (scored positions, V) of each, the weights that made them.
+Look: TypeAlias = Callable[[np.ndarray, list[Tensor], Weights], None]
 
 
 @torch.no_grad()
@@ -21,6 +28,7 @@ def score(
     batch: int,
     tables: Tables | None,
     compute: Compute,
+    look: Look | None = None,
 ) -> list[np.ndarray]:
     """Nats (float32) of the scored positions of each window, `batch` windows at a time; the ledger is not written.
 
@@ -34,7 +42,10 @@ def score(
         first = int((part[:, 2] - part[:, 0]).min())  # logits before the earliest scored position are not needed
         logits = forward(cfg, weights, x, tables, last=seq_len - first, compute=compute)
         losses = nll(logits, y[:, first:]).cpu().numpy()
-        out += [losses[i, s - a - first : b - a - first] for i, (a, b, s) in enumerate(part)]
+        spans = [slice(s - a - first, b - a - first) for a, b, s in part]
+        out += [losses[i, span] for i, span in enumerate(spans)]
+        if look is not None:
+            look(part, [logits[i, span] for i, span in enumerate(spans)], weights)
     return out
 
 

@@ -1,0 +1,85 @@
+"""The audit of an artifact under one of golfcore's protocols, on a short stretch of its own validation text."""
+
+from pathlib import Path
+
+import numpy as np
+
+from golfcore import files
+from golfcore.config import Config, override, to_dict
+from golfcore.errors import UserError
+from golfcore.evals import protocols
+from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
+from golfcore.pipeline import open_packed
+from golfcore.progress import bar
+
+CHUNKS = 8.5  # the last one partial, as a real stream's is
+SEQ_LEN = 64
+STRIDES = 4  # windows that see a target's context, at most
+
+
+def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Report:
+    """Audit what `golfcore eval` would score, with lengths scaled down so that a short stream has several chunks.
+
+    A run folder is audited at the TTT rate that it chose. `changes` hold as they are given. UserError as `open_packed`;
+    an unknown protocol; too little validation text.
+    """
+    packed = open_packed(target, changes)
+    wanted = scaled(packed.cfg, packed.cfg.data.seq_len if "data.seq_len" in changes else SEQ_LEN)
+    chosen = target / "ttt.json"
+    if chosen.exists():
+        wanted["ttt.lr"] = files.read_json(chosen, "the chosen TTT settings")["lr"]
+    cfg = override(
+        packed.cfg, {k: v for k, v in wanted.items() if k not in changes}, f"the audit's scaling of {target}"
+    )
+    chunk, stride = cfg.ttt.chunk_tokens, protocols.plan(protocol, cfg).stride
+    total = int(CHUNKS * chunk)
+    if len(packed.val) <= total:
+        raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {len(packed.val)}")
+    tokens = np.asarray(packed.val[: total + 1])
+    with bar(len(TESTS), "audit", "test") as progress:
+        report = audit(
+            ProtocolScorer(protocol, cfg, packed.weights, packed.tables),
+            tokens,
+            cfg.model.vocab_size,
+            chunk,
+            stride,
+            documents=np.flatnonzero(packed.tables.boundary.cpu().numpy()[tokens]).tolist(),
+            subject=f"{protocol} of {target}",
+            settings=_settings(packed.cfg, cfg, protocol),
+            progress=lambda test: progress.update(),
+        )
+    return report
+
+
+def scaled(cfg: Config, longest: int) -> dict[str, object]:
+    """Overrides for windows of at most `longest` tokens and chunks of two; rates, epochs and what adapts stay."""
+    seq_len = min(cfg.data.seq_len, longest)
+    most = min(cfg.data.seq_len // cfg.eval.stride, STRIDES)
+    strides = max(n for n in range(1, most + 1) if seq_len % n == 0)
+    rows = min(cfg.ttt.chunk_tokens // cfg.data.seq_len, 2)
+    return {
+        "data.seq_len": seq_len,
+        "eval.stride": seq_len // strides,
+        "ttt.chunk_tokens": rows * seq_len,
+        "ttt.batch_seqs": 1,
+    }
+
+
+def _settings(given: Config, audited: Config, protocol: str) -> dict[str, object]:
+    """What the report says of the settings that it holds for."""
+    plan, t = protocols.plan(protocol, audited), audited.ttt
+    said: dict[str, object] = {"windows": f"of {audited.data.seq_len} tokens, each scores {plan.stride}; float32"}
+    if plan.adapts:
+        said["adaptation"] = f"chunks of {t.chunk_tokens}, {t.epochs} epochs, rate {t.lr:g}, horizon {t.lr_horizon}"
+    return said | {"scaled for the audit": _differences(given, audited) or "nothing"}
+
+
+def _differences(a: Config, b: Config) -> str:
+    x, y = to_dict(a), to_dict(b)
+    found = [
+        f"{section}.{key} {x[section][key]} -> {value}"
+        for section in ("data", "eval", "ttt")
+        for key, value in y[section].items()
+        if x[section][key] != value
+    ]
+    return ", ".join(found)

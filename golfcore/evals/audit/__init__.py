@@ -1,0 +1,90 @@
+"""The legality audit: is a score the length of a code that somebody could have decoded?
+
+    report = audit(scorer, tokens, vocab_size, chunk=128)
+    print(report)            # verdicts, then each test with its evidence
+    report.passed, report.verdicts, report.as_dict()
+
+A scorer is any object with the two methods of `Scorer`; `ProtocolScorer` makes one of golfcore's protocols. Tests
+change tokens and watch scores, so they see dependence that was exercised on this stream: passing is evidence, failing
+is proof. About 50 passes over the stream, and 2 x vocab_size over its first few targets.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from golfcore.evals.audit import accounting, causality
+from golfcore.evals.audit.bench import Bench, Layout, layout
+from golfcore.evals.audit.causality import Outcome
+from golfcore.evals.audit.report import Condition, Finding, Report, Verdict
+from golfcore.evals.audit.scorer import ProtocolScorer, Scorer, Scores
+from golfcore.evals.ledger import Event
+
+__all__ = [
+    "Condition",
+    "Event",
+    "Finding",
+    "Layout",
+    "ProtocolScorer",
+    "Report",
+    "Scorer",
+    "Scores",
+    "Verdict",
+    "audit",
+    "layout",
+]
+
+C = Condition
+TESTS: tuple[tuple[str, str, tuple[Condition, ...], Callable[[Bench], Outcome]], ...] = (
+    ("T0", "the same stream again", (C.DETERMINISM,), causality.determinism),
+    ("T1", "future perturbation", (C.CAUSALITY, C.SCORE_FIRST, C.SINGLE_PASS), causality.future_perturbation),
+    ("T2", "target swap", (C.CAUSALITY,), causality.target_swap),
+    ("T3", "single-token influence", (C.CAUSALITY, C.SCORE_FIRST), causality.influence_map),
+    ("T4", "truncation", (C.CAUSALITY,), causality.truncation),
+    ("T5", "normalisation, white box", (C.NORMALISATION,), accounting.white_box),
+    ("T6", "normalisation, black box", (C.NORMALISATION,), accounting.black_box),
+    ("T7", "state commit", (C.SCORE_FIRST,), accounting.state_commit),
+    ("T8", "exactly-once ledger", (C.SINGLE_PASS,), accounting.exactly_once),
+    ("T9", "reset", (C.SINGLE_PASS,), accounting.reset),
+    ("T10", "random canary (Kraft)", (C.CODE_LENGTH,), accounting.canary),
+    ("T12", "later documents permuted", (C.CAUSALITY,), causality.shuffle_later),
+    ("T13", "sealed from the text", (C.CAUSALITY,), causality.sealed),
+)
+
+
+def audit(
+    scorer: Scorer,
+    tokens: np.ndarray,
+    vocab_size: int,
+    chunk: int,
+    stride: int = 0,
+    *,
+    documents: Sequence[int] = (),
+    where: Layout | None = None,
+    subject: str = "scorer",
+    settings: Mapping[str, object] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda test: None,
+) -> Report:
+    """Examine copies of `scorer` on the stream `tokens` (N + 1,) of ids below `vocab_size`.
+
+    `chunk`: targets between two changes of the scorer's state, `stride`: targets that one window scores (default: a
+    quarter of the chunk). Some eight chunks of 64 targets or more tell most; a longer stream only costs. `documents`:
+    tokens at which documents begin. `where`: other places to cut than `layout` chooses. `settings` are printed.
+    `progress` is told each test. ValueError: fewer than three chunks, or answers of another shape than documented.
+    """
+    places = where or layout(len(tokens) - 1, chunk, stride or max(chunk // 4, 1), documents)
+    bench = Bench(scorer, np.asarray(tokens), vocab_size, places, seed)
+    findings: list[Finding] = []
+    for test, title, conditions, question in TESTS:
+        progress(f"{test} {title}")
+        began, before = time.perf_counter(), bench.runs
+        if findings and findings[0].verdict == Verdict.FAIL:
+            verdict, evidence = Outcome(Verdict.NOT_TESTED, ("the scorer does not repeat itself",))
+        else:
+            verdict, evidence = question(bench)
+        seconds = time.perf_counter() - began
+        findings.append(Finding(test, title, conditions, verdict, evidence, bench.runs - before, seconds))
+    said = {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}", **(settings or {})}
+    return Report(subject, findings, said)

@@ -1,0 +1,112 @@
+"""What can be audited: the two methods of a scorer, and golfcore's own protocols as scorers."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golfcore.config import Config
+from golfcore.data.tokens import Tables
+from golfcore.evals import protocols
+from golfcore.evals.ledger import Event
+from golfcore.evals.protocols import Walk
+from golfcore.evals.score import Look
+from golfcore.weights import Weights, flat
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One pass over a stream of N + 1 tokens; position p (0 <= p < N) predicts token p + 1.
+
+    `positions` and `nats` are all scores (n,) in the order in which they were recorded. `log`, if kept, is every
+    scoring and every training in order. `states`, if kept, holds for each score a hash of all that can adapt, taken
+    when it was made, and `start` the same before the first token was read. The log and the states are the scorer's
+    word; the tests that change tokens do not depend on them.
+    """
+
+    positions: np.ndarray
+    nats: np.ndarray
+    log: Sequence[Event] = ()
+    states: np.ndarray | None = None
+    start: int | None = None
+
+    def dense(self, total: int) -> np.ndarray:
+        """The first score of each position, (total,) float64; NaN where there is none."""
+        out = np.full(total, np.nan)
+        inside = (self.positions >= 0) & (self.positions < total)
+        out[self.positions[inside][::-1]] = self.nats[inside][::-1]
+        return out
+
+
+class Scorer(Protocol):
+    """What a user brings. The audit runs only copies of it (`copy.deepcopy`), a fresh one for each question."""
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        """Score the stream `tokens` (N + 1,) from its beginning, adapting as the scorer does."""
+        ...
+
+    def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The whole distributions ln p (len(positions), V) that `run` on the same stream takes its scores from."""
+        ...
+
+
+class ProtocolScorer:
+    """A protocol of golfcore (`golfcore.evals.protocols`) with its configuration, weights and byte tables."""
+
+    def __init__(self, protocol: str, cfg: Config, weights: Weights, tables: Tables) -> None:
+        self.protocol, self.cfg, self.weights, self.tables = protocol, cfg, weights, tables
+
+    def __deepcopy__(self, memo: dict) -> "ProtocolScorer":
+        """A copy that shares the weights, which an evaluation reads only (T0 shows if it does not)."""
+        return copy.copy(self)
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+        return protocols.begin(self.protocol, self.cfg, self.weights, tokens, self.tables, look=look)
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        states, start = list[np.ndarray](), fingerprint(self.weights)
+
+        def look(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
+            states.append(np.full(sum(map(len, logits)), fingerprint(weights)))
+
+        ledger = _finished(self.begin(tokens, look)).ledger
+        spans = [np.arange(e.start, e.stop) for e in ledger.events if e.kind == "score"]
+        positions = np.concatenate(spans)
+        first = np.zeros(len(positions), dtype=bool)
+        first[np.unique(positions, return_index=True)[1]] = True
+        nats = np.empty(len(positions), dtype=np.float64)
+        nats[first] = ledger.nats[positions[first]]
+        nats[~first] = [n for _, n in ledger.again]
+        return Scores(positions, nats, tuple(ledger.events), np.concatenate(states), start)
+
+    def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        wanted = {int(p): i for i, p in enumerate(positions)}
+        out = np.full((len(positions), self.cfg.model.vocab_size), np.nan, dtype=np.float32)
+
+        def look(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
+            for (_, stop, score_from), found in zip(rows, logits, strict=True):
+                for p in range(score_from, stop):
+                    if p in wanted:
+                        out[wanted.pop(p)] = torch.log_softmax(found[p - score_from], dim=-1).cpu().numpy()
+
+        _finished(self.begin(tokens, look))
+        return out
+
+
+def _finished(walk: Walk) -> Walk:
+    while walk.chunk < len(walk.chunks):
+        walk.step()
+    return walk
+
+
+def fingerprint(weights: Weights) -> int:
+    """A 63-bit hash of every value, the same in any dtype that holds them."""
+    digest = hashlib.sha256()
+    for tensor in flat(weights).values():
+        digest.update(tensor.detach().cpu().float().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1

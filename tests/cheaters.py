@@ -1,0 +1,293 @@
+"""Scorers that cheat, each in one way, and the honest ones that they were made from.
+
+Every cheat has a strength; at strength 0 it does nothing and the audit must pass it, so that what catches it is the
+cheat and not the scorer around it.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from golfcore import params, runtime
+from golfcore.config import Config, load
+from golfcore.data.tokens import Tables
+from golfcore.evals import ttt
+from golfcore.evals.audit import Event, ProtocolScorer, Scores
+from golfcore.evals.ledger import Ledger
+from golfcore.evals.protocols import Walk, begin
+from golfcore.evals.score import Look, score
+from golfcore.evals.windows import by_chunk, windows
+from golfcore.model.attention import Compute
+from golfcore.weights import Weights, detach, flat, tree_map
+
+VOCAB, CHUNK, STRIDE = 64, 64, 16
+TOTAL = 5 * CHUNK + CHUNK // 2
+CFG = load(
+    "smoke",
+    {
+        "model.vocab_size": VOCAB,
+        "model.blocks": [0],
+        "model.ve_layers": [0],
+        "data.seq_len": 32,
+        "eval.stride": STRIDE,
+        "ttt.chunk_tokens": CHUNK,
+        "ttt.batch_seqs": 2,
+        "ttt.lr": 0.05,
+        "ttt.lr_horizon": 6,
+        "ttt.lr_candidates": [],
+    },
+)
+
+
+@cache
+def weights() -> Weights:
+    """Of the smoke model, moved away from its start and trained a little on other text."""
+    g = torch.Generator().manual_seed(0)
+    start = tree_map(lambda t: t + 0.1 * torch.randn(t.shape, generator=g), params.init(CFG.model, 0))
+    walk = begin("ttt", with_("ttt", lr=0.1, lr_horizon=1000), start, text(100 * CHUNK, seed=1), tables())
+    while walk.chunk < len(walk.chunks):
+        walk.step()
+    return detach(walk.adapter.weights)
+
+
+def tables() -> Tables:
+    rng = np.random.default_rng(0)
+    return Tables(
+        torch.ones(VOCAB, dtype=torch.int16), torch.from_numpy(rng.random(VOCAB) < 0.4), torch.zeros(VOCAB).bool()
+    )
+
+
+def text(total: int = TOTAL, seed: int = 0) -> np.ndarray:
+    """Tokens with habits of text: a few are frequent, and pairs recur."""
+    rng = np.random.default_rng(seed)
+    habits = np.random.default_rng(7).permutation(VOCAB)
+    tokens = rng.zipf(1.3, total + 1) % VOCAB
+    repeat = rng.random(total + 1) < 0.5
+    for i in range(1, total + 1):
+        if repeat[i]:
+            tokens[i] = habits[tokens[i - 1]]
+    return tokens.astype(np.uint16)
+
+
+def honest(protocol: str = "ttt", cfg: Config = CFG) -> ProtocolScorer:
+    return ProtocolScorer(protocol, cfg, weights(), tables())
+
+
+def with_(section: str, **values: object) -> Config:
+    return replace(CFG, **{section: replace(getattr(CFG, section), **values)})
+
+
+# -- cheats of when to train
+
+
+class TrainThenScore(ProtocolScorer):
+    """Trains on every chunk, then scores them all with the final weights (pr398's order). Strength: the rate."""
+
+    def __init__(self, rate: float, forged: bool = False) -> None:
+        super().__init__("ttt", with_("ttt", lr=rate), weights(), tables())
+        self.forged = forged  # keep the training out of the log
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+        walk = super().begin(tokens, look)
+        for chunk in range(len(walk.chunks)):
+            walk.chunk = chunk
+            walk.adapt(walk.adapter)
+        walk.chunk, walk.adapter = 0, None
+        return walk
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        scores = super().run(tokens)
+        return replace(scores, log=[e for e in scores.log if e.kind == "score"]) if self.forged else scores
+
+
+class TrainsAhead(ProtocolScorer):
+    """Score-first, but each training reaches so many targets beyond the chunk that was scored."""
+
+    def __init__(self, targets: int) -> None:
+        super().__init__("ttt", CFG, weights(), tables())
+        self.targets = targets
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+        walk = super().begin(tokens, look)
+        train, n = walk.ledger.train, self.targets
+        walk.ledger.train = lambda start, stop, seq_len: train(start + n, stop + n, seq_len)
+        return walk
+
+
+class Selective(ProtocolScorer):
+    """Adapts only on chunks that are harder than the median chunk: of the whole stream, or of those scored so far."""
+
+    def __init__(self, future: bool, rate: float = 0.05) -> None:
+        super().__init__("ttt", with_("ttt", lr=rate), weights(), tables())
+        self.future = future
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+        walk = super().begin(tokens, look)
+        everything = honest("sliding").begin(tokens)
+        while self.future and everything.chunk < len(everything.chunks):
+            everything.step()
+        adapt, known = walk.adapt, everything.ledger if self.future else walk.ledger
+
+        def adapt_if_hard(adapter: ttt.Adapter) -> None:
+            losses = [known.nats[i : i + CHUNK].mean() for i in range(0, known.total, CHUNK)]
+            if losses[walk.chunk] >= np.nanmedian(losses):
+                adapt(adapter)
+
+        walk.adapt = adapt_if_hard
+        return walk
+
+
+class LeftAdapted(ProtocolScorer):
+    """Goes on with the weights that its last pass ended with."""
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        self.last: Walk | None = None
+        scores = super().run(tokens)
+        assert self.last is not None and self.last.adapter is not None
+        self.weights, self.last = detach(self.last.adapter.weights), None
+        return scores
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+        self.last = super().begin(tokens, look)
+        return self.last
+
+
+# -- cheats of what a probability is
+
+
+class RealisedBlend(ProtocolScorer):
+    """Mixes some probability into the realised token only, after the fact."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__("sliding", CFG, weights(), tables())
+        self.strength = strength
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        scores = super().run(tokens)
+        return replace(scores, nats=-np.log((1 - self.strength) * np.exp(-scores.nats) + self.strength))
+
+
+class Biased(ProtocolScorer):
+    """The sliding protocol with something added to its logits, normalised again."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__("sliding", CFG, weights(), tables())
+        self.strength = strength
+
+    def bias(self, tokens: np.ndarray) -> np.ndarray:
+        """(positions, vocabulary)"""
+        raise NotImplementedError
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        total = len(tokens) - 1
+        logits = super().log_probs(tokens, np.arange(total)).astype(np.float64) + self.strength * self.bias(tokens)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        scores = super().run(tokens)
+        return replace(scores, nats=-self.rows(tokens)[scores.positions, tokens[scores.positions + 1]])
+
+    def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self.rows(tokens)[positions]
+
+
+class TargetHash(Biased):
+    """A bigram feature hashed from the input and the *target*, where the input and the token before it were meant."""
+
+    def bias(self, tokens: np.ndarray) -> np.ndarray:
+        table = np.random.default_rng(1).normal(size=(64, VOCAB))
+        return table[(tokens[:-1].astype(np.int64) * 31 + tokens[1:].astype(np.int64) * 17) % 64]
+
+
+class NextDocument(Biased):
+    """Favours the tokens of the document after the present one; documents are half a chunk long."""
+
+    def bias(self, tokens: np.ndarray) -> np.ndarray:
+        size, out = CHUNK // 2, np.zeros((len(tokens) - 1, VOCAB))
+        for start in range(0, len(out), size):
+            coming = tokens[start + size + 1 : start + 2 * size + 1]
+            out[start : start + size] = np.log1p(np.bincount(coming, minlength=VOCAB))
+        return out
+
+
+class FileReader(Biased):
+    """Favours the token that the validation file has next, whatever it is given. Opens the file once or every time."""
+
+    def __init__(self, path: Path, strength: float, every_time: bool) -> None:
+        super().__init__(strength)
+        self.path, self.text = path, None if every_time else np.fromfile(path, dtype=np.uint16)
+
+    def bias(self, tokens: np.ndarray) -> np.ndarray:
+        text = np.fromfile(self.path, dtype=np.uint16) if self.text is None else self.text
+        return np.eye(VOCAB)[text[1 : len(tokens)]]
+
+
+# -- a cheat of two processes
+
+
+def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
+    """Each rank scores half of a chunk's windows, then both train on the chunk.
+
+    `early`: rank 1 trains, and sends its weights to rank 0, before rank 0 has scored its half. Each rank logs its own
+    scores and trainings, and how often it has met the other.
+    """
+    c, ledger, log = CFG, Ledger(tokens), list[Event]()
+    adapter, compute, alone = ttt.start(weights()), Compute(), rt._replace(rank=0, world=1)
+    chunks = by_chunk(windows(ledger.total, c.data.seq_len, c.eval.stride), ledger.total, CHUNK)
+    positions, nats, meeting = [], [], 0
+
+    def score_half(rows: np.ndarray) -> None:
+        mine = rows[len(rows) * rt.rank // rt.world : len(rows) * (rt.rank + 1) // rt.world]
+        found = score(c.model, adapter.weights, ledger, mine, c.data.seq_len, 8, tables(), compute)
+        positions.append(np.arange(mine[0, 2], mine[-1, 1]))
+        nats.extend(found)
+        log.append(Event("score", int(mine[0, 2]), int(mine[-1, 1]), rt.rank, meeting))
+
+    def train(chunk: int) -> None:
+        start = chunk * CHUNK
+        x, y = ledger.train(start, start + CHUNK, c.data.seq_len)
+        ttt.adapt(c, adapter, x, y, c.ttt.lr, {}, tables(), compute, alone)
+        log.append(Event("train", start, start + CHUNK, rt.rank, meeting))
+
+    for chunk, rows in enumerate(chunks):
+        last = chunk == len(chunks) - 1
+        if not early or rt.rank == 1:
+            score_half(rows)
+        if early and rt.rank == 1 and not last:
+            train(chunk)
+        for tensor in flat(adapter.weights).values() if early else ():
+            dist.broadcast(tensor.data, src=1)
+        runtime.barrier()
+        meeting += 1
+        if early and rt.rank == 0:
+            score_half(rows)
+        elif not early and not last:
+            train(chunk)
+    return Scores(np.concatenate(positions), np.concatenate(nats), log)
+
+
+def main(folder: Path) -> None:
+    """What one rank of two does: the honest order, the cheat, and golfcore's own protocol; each into a file."""
+    rt = runtime.start("float32", 0)
+    found = {name: two_ranks(rt, text(), early) for name, early in (("in turn", False), ("early", True))}
+    walk = begin("ttt", CFG, weights(), text(), tables(), runtime=rt)
+    while walk.chunk < len(walk.chunks):
+        walk.step()
+    found["golfcore"] = Scores(np.arange(TOTAL), walk.ledger.nats, walk.ledger.events)
+    plain = {
+        k: {"positions": s.positions.tolist(), "nats": [float(x) for x in s.nats], "log": s.log}
+        for k, s in found.items()
+    }
+    (folder / f"{rt.rank}.json").write_text(json.dumps(plain))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
