@@ -24,8 +24,10 @@ from golfcore.config import load
 from golfcore.errors import UserError
 from golfcore.pipeline import MEASURES
 from golfcore.plots import style
-from golfcore.plots.draw import PLOTS, Drawn, draw_run, redraw, tables_of
+from golfcore.plots.draw import ABLATION, PLOTS, Drawn, draw_run, redraw, tables_of
 from golfcore.records import RunFolder, open_run
+
+RUN = [name for name in PLOTS if not name.startswith(ABLATION)]  # the figures of one run
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_figure_lies_beside_its_table(drawn: dict[str, Drawn]) -> None:
-    assert list(drawn) == list(PLOTS)
+    assert list(drawn) == RUN
     for name, figure in drawn.items():
         svg, png, csv = figure.paths
         assert svg.read_text().startswith("<?xml") and png.read_bytes().startswith(b"\x89PNG")
@@ -66,13 +68,13 @@ def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[
     before = contents(folder)
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.hashsalt": "mine"}):
         paths = redraw(folder)
-    assert contents(folder) == before and len(paths) == 3 * len(PLOTS)
+    assert contents(folder) == before and len(paths) == 3 * len(RUN)
 
 
 def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text], drawn: dict[str, Drawn]) -> None:
     run, folder = made[0], drawn["curves"].paths[0].parent
     index = style.read_index(folder)
-    assert list(index) == sorted(PLOTS)
+    assert list(index) == sorted(RUN)
     for name, entry in index.items():
         assert (entry["run"], entry["config"], entry["seed"]) == (run.id, run.config().hash, 42)
         assert (entry["data"], entry["preset"]) == (run.data_hash(), "smoke")
@@ -112,7 +114,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
 def test_a_model_without_a_bigram_table_has_no_figure_of_it(tmp_path: Path) -> None:
     base = load("smoke")
     run, text = make_run(tmp_path / "plain", config=replace(base, model=replace(base.model, bigram_rows=0)))
-    assert list(tables_of(run, text)) == [name for name in PLOTS if name != "buckets"]
+    assert list(tables_of(run, text)) == [name for name in RUN if name != "buckets"]
 
 
 # -- legibility
@@ -145,7 +147,7 @@ def check_legible(fig: Figure) -> None:
         assert width <= 1 or height <= 1, f"{a!r} lies over {b!r}"
 
 
-@pytest.mark.parametrize("name", PLOTS)
+@pytest.mark.parametrize("name", RUN)
 def test_no_print_overlaps_or_leaves_the_figure(drawn: dict[str, Drawn], name: str) -> None:
     check_legible(draw(name, drawn[name].table))
 
@@ -184,7 +186,7 @@ def test_what_is_drawn_is_what_is_analysed() -> None:
     assert list(style.MEASURES) == [*MEASURES, "bigram"]
     assert style.CLASSES == list(scores.CLASS_NAMES.values())
     assert set(style.GROUPS) == {*sizes.GROUPS, "the rest of the file"}
-    assert all(hasattr(readings, name) for name in PLOTS)
+    assert all(hasattr(readings, name) for name in RUN)
 
 
 def test_plots_need_no_torch() -> None:
