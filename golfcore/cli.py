@@ -135,9 +135,7 @@ def _notebook_commands(commands: Commands) -> None:
     p.add_argument("--out", type=Path, default=Path("papermill_runs"), metavar="DIR")
 
     p = _add(commands, "figures", figures, "draw a run's figures beside their tables")
-    p.add_argument(
-        "runs", type=Path, nargs="*", metavar="RUN", help="default: the newest finished run in papermill_runs"
-    )
+    p.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="default: draw DIR again from its tables")
     p.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
 
 

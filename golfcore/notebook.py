@@ -191,12 +191,13 @@ def launch(command: Sequence[str]) -> None:
 
 
 def draw_runs(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Draw finished runs, without any the newest in papermill_runs: one into `out`, several each below `out`."""
-    from golfcore.analysis.runs import newest
-    from golfcore.plots.draw import draw_run
+    """Draw finished runs, one into `out`, several each below it; without any, draw `out` again from its tables."""
+    from golfcore.plots.draw import draw_run, redraw
     from golfcore.records import find_run
 
-    found = [find_run(path) for path in runs] or [newest(RUNS)]
+    if not runs:
+        return redraw(out)
+    found = [find_run(path) for path in runs]
     folders = [out] if len(found) == 1 else [out / run.id for run in found]
     drawn = [draw_run(run, folder) for run, folder in zip(found, folders, strict=True)]
     return [path for figures in drawn for figure in figures.values() for path in figure.paths]

@@ -27,12 +27,12 @@ from golfcore.model.attention import choose_compute
 from golfcore.progress import bar
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.policy import coverage, quantize_weights
-from golfcore.records import RunFolder, find_run, open_run
+from golfcore.records import RESULTS, RunFolder, find_run, open_run
 from golfcore.runtime import Runtime
 from golfcore.train.loop import train
 from golfcore.weights import Weights, flat, to_device, unflat
 
-FLOAT, ARTIFACT, RESULTS = "weights.safetensors", "artifact.golf", "results.json"
+FLOAT, ARTIFACT = "weights.safetensors", "artifact.golf"
 MEASURES = {  # name of the measure -> (weights, protocol); a, b and c of every table
     "float": (FLOAT, "static"),
     "static": (ARTIFACT, "static"),
@@ -78,8 +78,7 @@ class _Stages:
         self.compute = choose_compute(rt.device, rt.dtype)
         self.tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
         self.stream = train_stream(dataset, cfg.model.vocab_size, cfg.data.reserve_tokens)
-        every = val_tokens(dataset, cfg.model.vocab_size)
-        self.val = every[: cfg.data.val_tokens + 1] if cfg.data.val_tokens else every
+        self.val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
         if len(self.val) < 2:
             raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
 
@@ -314,11 +313,10 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     cfg = override(stored, changes, str(path))
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     dataset = prepare_data(cfg, lambda text: None)
-    val = val_tokens(dataset, cfg.model.vocab_size)
+    val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
     tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
     source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash}
-    limited = val[: cfg.data.val_tokens + 1] if cfg.data.val_tokens else val
-    return Packed(cfg, to_device(weights, rt.device), limited, tables, rt, source)
+    return Packed(cfg, to_device(weights, rt.device), val, tables, rt, source)
 
 
 def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:

@@ -5,8 +5,8 @@ import sys
 from tqdm import tqdm
 
 
-def bar(total: float, label: str, unit: str, initial: float = 0) -> tqdm:
-    """A bar on standard error. `initial` is what an earlier, interrupted run had done."""
+def bar(total: float, label: str, unit: str, initial: float = 0, show: bool = True) -> tqdm:
+    """A bar on standard error; `initial` is what an earlier, interrupted run had done. Ranks but the first hide it."""
     live = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -19,4 +19,5 @@ def bar(total: float, label: str, unit: str, initial: float = 0) -> tqdm:
         dynamic_ncols=live,
         mininterval=0.2 if live else 15.0,
         smoothing=0.1,
+        disable=not show,
     )

@@ -16,6 +16,8 @@ from golfcore import files
 from golfcore.config import Config, from_dict, to_dict
 from golfcore.errors import UserError
 
+RESULTS = "results.json"  # written last: a run that has it is finished
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -9,7 +9,7 @@ from pathlib import Path
 from golfcore import config, pipeline
 from golfcore.config import Config, MetaConfig
 from golfcore.errors import UserError
-from golfcore.records import RunFolder, differences
+from golfcore.records import RESULTS, RunFolder, differences
 
 
 def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:
@@ -75,7 +75,7 @@ def run_arms(
         folder = out / f"{label}-s{seed}"
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
-        began, fresh = time.monotonic(), not (folder / pipeline.RESULTS).exists()
+        began, fresh = time.monotonic(), not (folder / RESULTS).exists()
         folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say))
         if fresh:
             spent.append(time.monotonic() - began)

@@ -165,16 +165,6 @@ def test_the_table_of_runs_says_what_each_is_and_how_far_it_got(tmp_path: Path, 
     assert len(runs.as_text(table).splitlines()) == 5 and runs.as_text(Table()) == "no runs"
 
 
-def test_the_newest_run_is_the_one_that_finished_last(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a finished run, found none"):
-        runs.newest(tmp_path)
-    for name in ("b", "a"):
-        open_run(tmp_path / name, load("smoke"), "d" * 64, {})
-        files.write_json(tmp_path / name / runs.RESULTS, {})
-    open_run(tmp_path / "c", load("smoke"), "d" * 64, {})
-    assert runs.newest(tmp_path).id == "a"
-
-
 def test_listing_runs_needs_no_torch() -> None:
     code = "import sys, golfcore.analysis.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -205,9 +205,11 @@ def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
     monkeypatch.setattr("golfcore.plots.draw.text_of", lambda run: made[run.id][1])
     monkeypatch.setattr("golfcore.plots.draw.PLOTS", {name: PLOTS[name] for name in ("curves", "ttt")})
     monkeypatch.chdir(tmp_path)
-    newest = notebook.draw_runs([], Path("newest"))
-    assert {path.parent for path in newest} == {Path("newest")} and len(newest) == 3 * 2
-    assert json.loads(Path("newest/index.json").read_text())["curves"]["run"] == "two"
+    alone = notebook.draw_runs([notebook.RUNS / "two"], Path("alone"))
+    assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3 * 2
+    assert json.loads(Path("alone/index.json").read_text())["curves"]["run"] == "two"
+    before = {path: path.read_bytes() for path in alone}
+    assert notebook.draw_runs([], Path("alone")) == alone and before == {path: path.read_bytes() for path in alone}
     several = notebook.draw_runs([notebook.RUNS / name for name in made], Path("all"))
     assert {path.parent for path in several} == {Path("all/one"), Path("all/two")}
     index = json.loads(Path("all/one/index.json").read_text())

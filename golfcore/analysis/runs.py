@@ -7,9 +7,8 @@ import numpy as np
 from golfcore import files
 from golfcore.analysis.table import Row, Table, to_text
 from golfcore.errors import UserError
-from golfcore.records import RunFolder
+from golfcore.records import RESULTS, RunFolder
 
-RESULTS = "results.json"
 SMOOTHING = 40  # the smoothed loss is a mean over a window of the run's length / this, to either side
 
 
@@ -55,14 +54,6 @@ def provenance(run: RunFolder) -> dict[str, str | int]:
 def run_folders(folder: Path) -> list[RunFolder]:
     """The run folders right below `folder`, by name."""
     return [RunFolder(path.parent) for path in sorted(folder.glob("*/config.json"))]
-
-
-def newest(folder: Path) -> RunFolder:
-    """The run below `folder` that finished last (UserError if none did)."""
-    done = [run for run in run_folders(folder) if run.file(RESULTS).exists()]
-    if not done:
-        raise UserError(f"{folder}: expected a finished run, found none; golfcore run PRESET makes one")
-    return max(done, key=lambda run: run.file(RESULTS).stat().st_mtime_ns)
 
 
 def runs_table(folder: Path) -> Table:

@@ -32,9 +32,8 @@ def text_of(run: RunFolder) -> Text:
     vocab, rows = cfg.model.vocab_size, runs.curves(run).only(kind="train")
     stream = train_stream(dataset, vocab, cfg.data.reserve_tokens)
     trained = int(max(rows.numbers("tokens")))
-    val = np.asarray(val_tokens(dataset, vocab))
     return Text(
-        val=val[: cfg.data.val_tokens + 1] if cfg.data.val_tokens else val,
+        val=val_tokens(dataset, vocab, cfg.data.val_tokens),
         train=stream.read(0, min(trained, stream.length, TRAIN_TOKENS)).astype(np.int64),
         tables=load_tables(dataset.tokenizer, vocab),
         classes=np.asarray(token_classes(dataset.tokenizer, vocab)),

@@ -73,11 +73,15 @@ def open_dataset(path: str | Path) -> Dataset:
     return Dataset(path, train, val, models[0], data_hash, manifest)
 
 
-def val_tokens(dataset: Dataset, vocab_size: int) -> np.ndarray:
-    """All validation tokens in order, (N,) uint16. UserError: damaged shards, or a tokenizer of another size."""
+def val_tokens(dataset: Dataset, vocab_size: int, targets: int = 0) -> np.ndarray:
+    """The validation tokens in order, (N,) uint16; with `targets`, those of the first so many targets.
+
+    UserError: damaged shards, or a tokenizer of another size.
+    """
     load_tokenizer(dataset.tokenizer, vocab_size)
     shards = [open_shard(shard, vocab_size) for shard in dataset.val]
-    return np.concatenate(shards)
+    tokens = np.concatenate(shards)
+    return tokens[: targets + 1] if targets else tokens
 
 
 def train_stream(dataset: Dataset, vocab_size: int, reserve: int = 0) -> TokenStream:

@@ -69,7 +69,7 @@ def evaluate(
     result, and it is gone when done. Raises UserError for an unknown protocol or a chunk that windows would straddle.
     """
     walk = begin(name, cfg, weights, tokens, tables, runtime=runtime, compute=compute, resume=resume)
-    with bar(walk.ledger.total, label or name, "tok", initial=walk.scored) as progress:
+    with bar(walk.ledger.total, label or name, "tok", walk.scored, walk.runtime.is_main) as progress:
         while walk.chunk < len(walk.chunks):
             progress.update(walk.step())
             progress.set_postfix_str(f"bpb {walk.running_bpb():.4f}", refresh=False)

@@ -14,7 +14,7 @@ from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
 from golfcore.plots import ablation, style
 from golfcore.plots import run as plots
-from golfcore.records import RunFolder
+from golfcore.records import RESULTS, RunFolder
 
 PLOTS: dict[str, Callable[[Table], Figure]] = {
     "curves": plots.curves,
@@ -66,8 +66,8 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
 
     `text` is what `text_of(run)` reads if it is not given. UserError: the run has not finished, or its data are gone.
     """
-    if not run.file(runs.RESULTS).exists():
-        raise UserError(f"{run.path}: expected a finished run, found no {runs.RESULTS}; its command would go on")
+    if not run.file(RESULTS).exists():
+        raise UserError(f"{run.path}: expected a finished run, found no {RESULTS}; its command would go on")
     found = tables_of(run, text or text_of(run))
     command = f"golfcore figures {_spell(run.path)} --out {_spell(folder)}"
     texts = {name: getattr(readings, name)(table) for name, table in found.items()}

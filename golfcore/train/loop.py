@@ -73,9 +73,8 @@ class _Loop:
         c, s = self.cfg, self.state
         self._cover_inner_steps()
         self._warm_up()
-        with bar(
-            c.schedule.iterations * c.optim.batch_tokens, "train", "tok", s.step * c.optim.batch_tokens
-        ) as progress:
+        total, done = (steps * c.optim.batch_tokens for steps in (c.schedule.iterations, s.step))
+        with bar(total, "train", "tok", done, self.runtime.is_main) as progress:
             while s.step < c.schedule.iterations and not s.stopped:
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()
