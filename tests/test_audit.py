@@ -317,7 +317,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for i in range(60):
         (folder / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
-    data, out = folder.parent / "built", folder.parent / "run"
+    made = tmp_path_factory.mktemp("made")
+    data, out = made / "built", made / "run"
     assert golf("data", "build", folder, "--out", data, "--vocab-size", 320) == 0
     changes = ["model.vocab_size=320", "schedule.iterations=2", "schedule.warmdown_steps=1", "data.reserve_tokens=0"]
     changes += ["ttt.lr_candidates=[]", "data.val_tokens=600", "quant.calib_seqs=1", "ttt.lr=0.02"]
@@ -340,7 +341,7 @@ def test_the_command_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "strict causality      pass" in printed and "audit of ttt of" in printed
     assert "scaled for the audit: ttt.batch_seqs 8 -> 1" in printed and "chunks of 32, 1 epochs, rate 0.02" in printed
-    assert golf("audit", run, "--protocol", "ttt", "--json", *SMALL) == 1
+    assert golf("audit", run, "--protocol", "ttt", "--set", "ttt.lr_horizon=0", "--json", *SMALL) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["verdicts"]["strict causality"] == "fail" and found["verdicts"]["normalisation"] == "pass"
     assert [f["test"] for f in found["findings"] if f["verdict"] == "fail"] == ["T4"]

@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for i in range(40):
         (folder / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
-    out = folder.parent / "built"
+    out = tmp_path_factory.mktemp("made") / "built"
     assert golf("data", "build", folder, "--out", out, "--vocab-size", 320) == 0
     return out
 
