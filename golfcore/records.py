@@ -34,6 +34,10 @@ class RunFolder:
         where = self.file("config.json")
         return from_dict(files.read_json(where, "a run's configuration")["config"], str(where))
 
+    def config_hash(self) -> str:
+        """The configuration's hash when the run was made: a field that a later version adds does not change it."""
+        return files.read_json(self.file("config.json"), "a run's configuration")["hash"]
+
     def data_hash(self) -> str:
         return files.read_json(self.file("config.json"), "a run's configuration")["data_hash"]
 
@@ -93,7 +97,8 @@ def _key(inputs: Mapping[str, object]) -> str:
 
 def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[str, object]) -> RunFolder:
     """Create a run folder, or open one made with the same configuration and data (UserError if it was another)."""
-    run, wanted = RunFolder(path), {"config": to_dict(config), "data_hash": data_hash}
+    run = RunFolder(path)
+    wanted = {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash}
     where = run.file("config.json")
     if where.exists():
         found = files.read_json(where, "a run's configuration")

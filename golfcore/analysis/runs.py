@@ -48,7 +48,7 @@ def report(run: RunFolder) -> dict:
 def provenance(run: RunFolder) -> dict[str, str | int]:
     """Run id, preset, configuration hash, seed and data hash: what identifies every number of a run."""
     c = run.config()
-    return {"run": run.id, "preset": c.name, "config": c.hash, "seed": c.run.seed, "data": run.data_hash()}
+    return {"run": run.id, "preset": c.name, "config": run.config_hash(), "seed": c.run.seed, "data": run.data_hash()}
 
 
 def run_folders(folder: Path) -> list[RunFolder]:
