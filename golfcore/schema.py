@@ -143,7 +143,7 @@ class MetaConfig:
     loss_weight: float = 0.5
     delta_weight: float = 0.0  # also reward what the inner steps gain
     dtype: Literal["float32", "compute"] = "float32"  # quirk: compute rounds adapted weights, and their step, to it
-    log_pre_every: int = 4  # without a delta: the loss before the inner steps, at every so many meta steps; 0 = never
+    log_pre_every: int = 1  # without a delta: the loss before the inner steps, at every so many meta steps; 0 = never
     log_rates_every: int = 50  # steps between records of the learned rates
 
 
