@@ -9,7 +9,7 @@ from golfcore.config import Config, override, to_dict
 from golfcore.errors import UserError
 from golfcore.evals import protocols
 from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
-from golfcore.pipeline import open_packed
+from golfcore.packed import open_packed
 from golfcore.progress import bar
 
 CHUNKS = 8.5  # the last one partial, as a real stream's is

@@ -58,6 +58,7 @@ def _add(
 def _with_preset(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(config.preset_names())
     parser.add_argument("preset", metavar="PRESET", help=f"one of {names}, or a .toml file")
+    parser.add_argument("--scale", default="full", help=f"its size: {', '.join(config.scale_names())}")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a configuration value")
 
 
@@ -160,7 +161,7 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
 def show_params(args: argparse.Namespace) -> None:
     from golfcore import params
 
-    summary = params.summary(config.load(args.preset, overrides(args)).model)
+    summary = params.summary(config.load(args.preset, overrides(args), args.scale).model)
     if args.json:
         print(json.dumps(summary))
         return
@@ -171,21 +172,21 @@ def show_params(args: argparse.Namespace) -> None:
 
 
 def show_config(args: argparse.Namespace) -> None:
-    c = config.load(args.preset, overrides(args))
+    c = config.load(args.preset, overrides(args), args.scale)
     print(json.dumps({**config.to_dict(c), "hash": c.hash}, indent=1))
 
 
 def run(args: argparse.Namespace) -> None:
     from golfcore import pipeline
 
-    c = config.load(args.preset, overrides(args))
+    c = config.load(args.preset, overrides(args), args.scale)
     pipeline.run(c, args.out or pipeline.default_out(c))
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from golfcore import pipeline
+    from golfcore import packed
 
-    found = pipeline.evaluate_again(args.target, args.protocol, overrides(args))
+    found = packed.evaluate_again(args.target, args.protocol, overrides(args))
     if args.json:
         print(json.dumps(found))
         return

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from golfcore.checks import contradictions
 from golfcore.errors import UserError
 from golfcore.schema import (
     AverageConfig,
@@ -19,10 +20,10 @@ from golfcore.schema import (
     ModelConfig,
     OptimConfig,
     QuantConfig,
+    ReptileConfig,
     RunConfig,
     ScheduleConfig,
     TTTConfig,
-    contradictions,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "QuantConfig",
+    "ReptileConfig",
     "RunConfig",
     "ScheduleConfig",
     "TTTConfig",
@@ -41,10 +43,12 @@ __all__ = [
     "load",
     "override",
     "preset_names",
+    "scale_names",
     "to_dict",
 ]
 
 PRESETS = Path(__file__).parent / "presets"
+SCALES = PRESETS / "scales"
 SECTIONS: dict[str, type] = {
     f.name: typing.cast(type, f.default_factory) for f in fields(Config) if is_dataclass(f.default_factory)
 }
@@ -136,17 +140,39 @@ def read_preset(preset: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
         raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
     base = values.pop("base", None)
     merged = read_preset(base, (*seen, str(path))) if base else {}
-    for name, value in values.items():
-        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
-    return {**merged, "name": path.stem}
+    return {**_over(merged, values), "name": path.stem}
 
 
-def load(preset: str | Path, overrides: Mapping[str, object] = types.MappingProxyType({})) -> Config:
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above` in place of its own, table by table."""
+    merged = dict(below)
+    for name, value in above.items():
+        merged[name] = _over(merged.get(name, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def scale_names() -> list[str]:
+    return ["full", *sorted(p.stem for p in SCALES.glob("*.toml"))]
+
+
+def load(
+    preset: str | Path, overrides: Mapping[str, object] = types.MappingProxyType({}), scale: str = "full"
+) -> Config:
     """The configuration of a preset (name, or path of a .toml file) with dotted overrides applied.
 
-    Raises UserError for an unknown preset or key (with a suggestion), a wrong type, or values that contradict.
+    `scale`: another size than the preset's own, for a smaller machine: `presets/scales/SCALE.toml` over the preset, and
+    over that the preset's own table [scale.SCALE].
+    Raises UserError for an unknown preset, scale or key (with a suggestion), a wrong type, or values that contradict.
     """
-    return from_dict(_changed(read_preset(preset), overrides), str(preset))
+    if scale not in scale_names():
+        raise UserError(f"scale {scale!r}: expected one of {', '.join(scale_names())}")
+    values = read_preset(preset)
+    own = values.pop("scale", {})
+    keys(own, scale_names()[1:], f"{preset}, [scale]")
+    if scale != "full":
+        common = tomllib.loads((SCALES / f"{scale}.toml").read_text())
+        values = {**_over(_over(values, common), own.get(scale, {})), "name": f"{values['name']}-{scale}"}
+    return from_dict(_changed(values, overrides), str(preset))
 
 
 def override(cfg: Config, overrides: Mapping[str, object], source: str) -> Config:

@@ -1,10 +1,9 @@
-"""The configuration's sections: frozen dataclasses, and which of their values contradict one another.
+"""The configuration's sections as frozen dataclasses.
 
 A published system's accident is a named field ("quirk"), with the faithful value in that system's preset
 and the sound value as the default here.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -26,7 +25,10 @@ class ModelConfig:
     ln_scale: bool = True  # multiply normalised inputs by 1/sqrt(layer + 1)
     softcap: float = 30.0
     q_gain_init: float = 1.5
+    linear_init: Literal["orthogonal", "uniform"] = "orthogonal"  # uniform = torch's default, +-1/sqrt(columns)
+    embed_init: Literal["normal", "overtone"] = "normal"  # overtone: singular values s_1 / sqrt(k) (pr294)
     embed_init_std: float = 0.005
+    mix_init: Literal["identity", "phase"] = "identity"  # phase: early layers lean on the embedding (pr294)
     first_attn_scale: float = 1.0  # init of layer 0's attention scale
     init_dtype: Literal["float32", "bfloat16"] = "float32"  # initial values are rounded through this
     rope_dims: int = 16
@@ -36,10 +38,14 @@ class ModelConfig:
     xsa_last_n: int = 0  # exclusive self-attention on the last n layers
     bigram_rows: int = 0  # hash table rows; 0 = no n-gram embedding
     bigram_dim: int = 64
+    bigram_proj_init: Literal["orthogonal", "scaled", "zeros"] = "orthogonal"  # scaled: by 1/sqrt(2 layers) (pr398)
+    bigram_proj_group: Literal["scalar", "matrix"] = "scalar"  # AdamW, or Muon (pr398)
     bigram_split: bool = True  # one half of the table for word starts, one for the rest
     trigram: bool = False
     word_start_boost: bool = True
     smear: bool = True
+    ngram_trained: bool = True  # quirk: False = SmearGate and the n-gram embedding are in no optimizer (pr294)
+    memory_tokens: int = 0  # learned vectors in place of the first so many inputs of every row (pr398's ablation)
     ve_layers: tuple[int, ...] = ()  # layers whose values get the shared value embedding
     ve_dim: int = 128
     meta_sgd: bool = False  # train-only: a learned inner rate for every slot of the banks (exp106)
@@ -89,8 +95,11 @@ class OptimConfig:
     momentum: float = 0.99
     momentum_start: float = 0.92
     momentum_steps: int = 1500
+    matrix_decay: Literal["before", "after"] = "before"  # quirk: after = of what the step has just made (pr294)
+    momentum_dtype: Literal["compute", "float32"] = "compute"  # of Muon's buffers
     ns_steps: int = 5
     grad_clip: float = 0.3
+    z_loss: float = 0.0  # weight of the mean squared log-partition of the capped logits, in training only
     table_dtype: Literal["float32", "compute"] = "float32"  # quirk: tables (and moments) in the compute dtype
     qat: Literal["none", "matrices", "inert"] = "none"  # quirk: inert = announced, touches no matrix (published)
     qat_scale: float = 0.25  # late QAT starts when the LR multiplier falls below this
@@ -148,9 +157,27 @@ class MetaConfig:
 
 
 @dataclass(frozen=True)
+class ReptileConfig:
+    """A phase after training (Nichol et al. 2018; pr294): SGD on a few spans of text, then a step towards its end."""
+
+    share: float = 0.0  # of the training budget (tokens, or seconds by the wall clock); 0 = no such phase
+    inner_steps: int = 3  # each on text of its own
+    inner_lr: float = 0.1
+    outer_lr: float = 0.01
+    batch_seqs: int = 1
+    freeze_blocks: int = 0  # of the MLPs that take part, those of the first so many blocks do not
+
+
+@dataclass(frozen=True)
 class QuantConfig:
+    rounding: Literal["gptq", "nearest"] = "gptq"
     matrix_bits: int = 6
     table_bits: int = 8
+    lowest: Literal["symmetric", "full"] = "symmetric"  # quirk: full = codes go down to -qmax - 1, never used
+    float16: tuple[str, ...] = ()  # tensors that keep 16 bits whatever their size
+    guided_high: float = 0.0  # share of the matrices that get a bit more, by their gradients in training (pr398)
+    guided_low: float = 0.0  # share that get a bit less
+    guided_scale: float = 0.5  # gradients count while the LR multiplier is below this
     floor: bool = False  # quirk: scales are at least 1/qmax (this, not the bit width, made the artifact fit)
     clip_quantiles: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
     clip_score: Literal["hessian", "mse"] = "hessian"  # quirk: mse, which GPTQ does not minimise
@@ -164,6 +191,7 @@ class QuantConfig:
     calib_len: int = 2048
     calib_batch: int = 8
     temperature: float = 0.8
+    codec: Literal["ans", "zstd", "lzma", "zlib"] = "ans"  # of the codes; the last three as published
     max_bytes: int = 16_000_000  # artifact + code
 
 
@@ -171,21 +199,33 @@ class QuantConfig:
 class EvalConfig:
     stride: int = 64
     batch_seqs: int = 128
-    tail: Literal["exact", "published"] = "exact"  # quirk: published re-scores the last stride in every short window
+    tail: Literal["exact", "exp101", "pr398"] = "exact"  # quirk: both re-score the last stride in every short window
+    ppm_weight: float = 0.0  # of an adaptive order-1 model of the stream, mixed into every distribution (pr398: 0.05)
+    also: tuple[str, ...] = ()  # protocols that a run measures besides static, sliding and ttt
 
 
 @dataclass(frozen=True)
 class TTTConfig:
+    order: Literal["score-first", "train-first"] = "score-first"  # quirk: train-first is not legal (pr294, pr398)
     chunk_tokens: int = 65_536
-    epochs: int = 4
+    epochs: int = 4  # over each chunk once it is scored; train-first: over the whole stream
+    sweeps: int = 0  # train-first: so many more passes, a fresh optimizer, one step a chunk (pr398's "causal TTT")
+    optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.004
     lr_candidates: tuple[float, ...] = ()  # chosen among on reserved training text; () = use lr as it is
+    lr_shape: Literal["cosine", "constant"] = "cosine"  # over chunks
     lr_horizon: int = 0  # chunks in the cosine; 0 = as many as the stream has (published: depends on its length)
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD; Adam has its usual 0.9 and 0.999
     batch_seqs: int = 16
+    shards: int = 1  # quirk, train-first: a batch takes batch_seqs rows from each of so many parts of the stream
     clip: float = 1.0  # joint norm of the gradient; 0 = not clipped
+    adapted: Literal["all", "banks", "blocks", "mlps", "scalars", "lora"] = "all"  # blocks: their scales as well
+    lora_rank: int = 4
+    lora_roles: tuple[Literal["query", "key", "value", "out", "up", "down"], ...] = ("up", "down")
     freeze_blocks: int = 2
     freeze: Literal["all", "scalars"] = "all"  # quirk: scalars = the blocks' matrices are adapted all the same
+    top_fraction: float = 1.0  # adapt only on rows whose recorded loss is among this share of the highest so far
+    reset: Literal["never", "chunk", "document"] = "never"  # where adaptation starts again from the packed weights
     qat_projections: bool = False  # quirk: adaptation sees the two small projections fake-quantized
 
 
@@ -207,6 +247,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
+    reptile: ReptileConfig = field(default_factory=ReptileConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     ttt: TTTConfig = field(default_factory=TTTConfig)
@@ -218,117 +259,3 @@ class Config:
         values = asdict(self)
         del values["name"]
         return sha256_text(canonical_json(values))[:16]
-
-
-POSITIVE = {  # numbers that cannot be 0; no number can be negative
-    "model": (
-        "vocab_size",
-        "dim",
-        "n_heads",
-        "n_kv_heads",
-        "mlp_hidden",
-        "rope_dims",
-        "bigram_dim",
-        "ve_dim",
-        "softcap",
-    ),
-    "data": ("seq_len",),
-    "optim": ("batch_tokens", "grad_accum", "ns_steps"),
-    "schedule": ("iterations", "adaptive_every"),
-    "average": ("every", "keep"),
-    "meta": ("every", "log_rates_every"),
-    "quant": ("block", "calib_seqs", "calib_len", "calib_batch", "temperature", "max_bytes"),
-    "eval": ("stride", "batch_seqs"),
-    "ttt": ("chunk_tokens", "batch_seqs"),
-    "run": ("log_every", "checkpoint_every"),
-}
-
-
-def contradictions(c: Config) -> Iterable[str]:
-    """Sentences about values that cannot be, or cannot be together."""
-    return list(_out_of_range(c)) or list(_contradictory(c))
-
-
-def _out_of_range(c: Config) -> Iterable[str]:
-    for section, values in asdict(c).items():
-        for key, value in values.items() if isinstance(values, dict) else ():
-            numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, (int, float))]
-            if any(not 0 <= x < float("inf") for x in numbers):
-                yield f"{section}.{key}: expected a number of at least 0, found {value}"
-            elif key in POSITIVE.get(section, ()) and not value:
-                yield f"{section}.{key}: expected more than 0, found {value}"
-
-
-def _contradictory(c: Config) -> Iterable[str]:
-    m, s = c.model, c.data.seq_len
-    checks: list[tuple[bool, str]] = [
-        (m.dim % m.n_heads != 0, f"model.dim {m.dim} is not a multiple of model.n_heads {m.n_heads}"),
-        (m.n_heads % m.n_kv_heads != 0, f"model.n_heads {m.n_heads} is not a multiple of n_kv_heads {m.n_kv_heads}"),
-        (not m.blocks, "model.blocks is empty, expected one block number a layer"),
-        (
-            sorted(set(m.blocks)) != list(range(len(set(m.blocks)))),
-            f"model.blocks {list(m.blocks)} must use every block number from 0 to its largest",
-        ),
-        (
-            not 0 < m.rope_dims <= m.head_dim or m.rope_dims % 2 != 0,
-            f"model.rope_dims {m.rope_dims} must be even and within the head width {m.head_dim}",
-        ),
-        (
-            m.mlp == "swiglu" and 2 * m.mlp_hidden % 3 != 0,
-            f"model.mlp_hidden {m.mlp_hidden} must divide by 3 for swiglu",
-        ),
-        (
-            any(not 0 <= i < len(m.blocks) for i in m.ve_layers),
-            f"model.ve_layers {list(m.ve_layers)} names no such layer",
-        ),
-        (
-            any(not 0 <= i < len(m.blocks) // 2 for i in m.frozen_skips),
-            f"model.frozen_skips {list(m.frozen_skips)} names no such skip row",
-        ),
-        (m.trigram and not m.bigram_rows, "model.trigram needs model.bigram_rows > 0"),
-        (0 < m.bigram_rows < 4, f"model.bigram_rows {m.bigram_rows} is too few: expected 0 or at least 4"),
-        (m.rope_angles == "bfloat16" and not m.rope_ntk_len, "model.rope_angles bfloat16 needs model.rope_ntk_len"),
-        (
-            c.optim.batch_tokens % (c.optim.grad_accum * s) != 0,
-            f"optim.batch_tokens {c.optim.batch_tokens} is not a multiple of grad_accum x data.seq_len "
-            f"({c.optim.grad_accum} x {s})",
-        ),
-        (
-            c.ttt.chunk_tokens % c.eval.stride != 0,
-            f"ttt.chunk_tokens {c.ttt.chunk_tokens} is not a multiple of eval.stride {c.eval.stride}: "
-            "a scored span would straddle two chunks",
-        ),
-        (
-            c.ttt.chunk_tokens < s,
-            f"ttt.chunk_tokens {c.ttt.chunk_tokens} is less than data.seq_len {s}: nothing to adapt on",
-        ),
-        (s % c.eval.stride != 0, f"data.seq_len {s} is not a multiple of eval.stride {c.eval.stride}"),
-        (
-            c.schedule.clock == "wall" and c.schedule.max_seconds <= 0,
-            "schedule.clock wall needs schedule.max_seconds > 0",
-        ),
-        (
-            bool(c.ttt.lr_candidates) and c.data.reserve_tokens <= 2 * c.ttt.chunk_tokens,
-            "ttt.lr_candidates needs data.reserve_tokens of more than two TTT chunks",
-        ),
-        (not 2 <= c.quant.matrix_bits <= 8, f"quant.matrix_bits {c.quant.matrix_bits}: expected 2 to 8"),
-        (not 2 <= c.quant.table_bits <= 8, f"quant.table_bits {c.quant.table_bits}: expected 2 to 8"),
-        (not c.quant.clip_quantiles, "quant.clip_quantiles is empty, expected at least one"),
-    ]
-    return (sentence for wrong, sentence in [*checks, *_meta_checks(c)] if wrong)
-
-
-def _meta_checks(c: Config) -> list[tuple[bool, str]]:
-    m, adapts = c.meta, c.meta.enabled and c.meta.inner_steps > 0
-    idle = [key for key in ("inner_momentum", "inner_clip", "sam_rho", "delta_weight") if getattr(m, key)]
-    return [
-        (m.enabled and c.data.seq_len < 2, f"meta.enabled splits rows, but data.seq_len is {c.data.seq_len}"),
-        (
-            c.model.meta_sgd and not adapts,
-            "model.meta_sgd needs meta.enabled and meta.inner_steps > 0: nothing else trains the inner rates",
-        ),
-        (
-            m.enabled and not m.inner_steps and bool(idle),
-            f"meta.inner_steps 0 takes no inner step, but meta.{idle[0] if idle else ''} is set",
-        ),
-    ]

@@ -387,7 +387,7 @@ def case_f(meta: dict, arrays: Arrays) -> Outcome:
     whole = Config(
         model=config,
         data=DataConfig(seq_len=args["train_seq_len"]),
-        eval=EvalConfig(stride=cfg["stride"], batch_seqs=args["eval_batch_seqs"], tail="published"),
+        eval=EvalConfig(stride=cfg["stride"], batch_seqs=args["eval_batch_seqs"], tail="exp101"),
         ttt=TTTConfig(
             chunk_tokens=args["ttt_chunk_tokens"],
             epochs=args["ttt_epochs"],

@@ -61,7 +61,7 @@ class Case:
 
 
 def cases(path: Path) -> list[Case]:
-    horizon, tail = with_("ttt", lr_horizon=0), with_("eval", tail="published")
+    horizon, tail = with_("ttt", lr_horizon=0), with_("eval", tail="exp101")
     left = cheaters.LeftAdapted("ttt", CFG, cheaters.weights(), cheaters.tables())
     still = cheaters.LeftAdapted("ttt", with_("ttt", lr=0.0), cheaters.weights(), cheaters.tables())
     trained, everything = {"T1", "T3", "T7"}, {"T2", "T4", "T12"}
@@ -295,7 +295,7 @@ def test_rows_are_what_the_scores_were_taken_from_also_after_adaptation() -> Non
 
 
 def test_a_report_is_plain_values_and_its_verdicts_follow_from_its_findings() -> None:
-    report = audit(honest("sliding", with_("eval", tail="published")), text(), VOCAB, CHUNK, STRIDE, subject="tail")
+    report = audit(honest("sliding", with_("eval", tail="exp101")), text(), VOCAB, CHUNK, STRIDE, subject="tail")
     back = json.loads(json.dumps(report.as_dict()))
     assert back["passed"] is False and back["verdicts"]["single pass"] == "fail" and back["subject"] == "tail"
     assert [f["test"] for f in back["findings"] if f["verdict"] == "fail"] == ["T8"]

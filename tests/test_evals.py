@@ -49,8 +49,8 @@ def test_windows_by_example() -> None:
     assert windows(9, 4, 2).tolist() == [*exact[:3], [6, 9, 8]]
     assert windows(10, 4, 4).tolist() == [[0, 4, 0], [4, 8, 4], [8, 10, 8]]
     assert windows(3, 4, 2).tolist() == [[0, 3, 0]]
-    assert windows(10, 4, 2, "published").tolist() == [*exact, [8, 10, 8]]
-    assert windows(10, 4, 4, "published").tolist() == [[0, 4, 0], [4, 8, 4]]
+    assert windows(10, 4, 2, "exp101").tolist() == [*exact, [8, 10, 8]]
+    assert windows(10, 4, 4, "exp101").tolist() == [[0, 4, 0], [4, 8, 4]]
 
 
 @given(st.integers(1, 400), st.integers(1, 6), st.integers(1, 8))
@@ -63,10 +63,10 @@ def test_exact_windows_score_every_target_once(total: int, stride: int, strides:
 
 def test_published_tail_at_full_validation_size() -> None:
     """62,021,632 targets, stride 64, window 2048: 1,984 scores too many, or none, without running a model."""
-    for tail, extra in (("published", 1_984), ("exact", 0)):
+    for tail, extra in (("exp101", 1_984), ("exact", 0)):
         rows = windows(62_021_632, 2048, 64, tail)
         assert int((rows[:, 1] - rows[:, 2]).sum()) - 62_021_632 == extra
-    rows = windows(62_021_632, 2048, 64, "published")
+    rows = windows(62_021_632, 2048, 64, "exp101")
     sizes = [len(c) for c in by_chunk(rows, 62_021_632, 65_536)]
     assert len(sizes) == 947 and (sizes[0], sizes[1], sizes[945], sizes[946]) == (993, 1024, 1024, 415)
 
@@ -142,7 +142,7 @@ def test_sliding_scores_each_target_from_its_own_window(total: int) -> None:
 
 
 def test_the_published_static_evaluation_drops_the_remainder() -> None:
-    found = evaluate("static", with_({"eval.tail": "published"}), smoke_weights(), text(64 * 4 + 5), tables())
+    found = evaluate("static", with_({"eval.tail": "exp101"}), smoke_weights(), text(64 * 4 + 5), tables())
     assert found.tokens == 64 * 4 and np.isnan(found.per_target[-5:]).all() and found.chunks[-1]["bytes"] == 0
 
 

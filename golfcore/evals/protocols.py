@@ -91,7 +91,7 @@ def begin(
     """An evaluation that nothing was scored in yet (or what `resume` holds); arguments and errors as `evaluate`."""
     runtime = runtime or Runtime(weights.rest["tok_emb"].device, 0, 1, 0, torch.float32)
     compute = compute or choose_compute(runtime.device, runtime.dtype)
-    chosen, ledger = plan(name, cfg), Ledger(tokens, rescore=cfg.eval.tail == "published")
+    chosen, ledger = plan(name, cfg), Ledger(tokens, rescore=cfg.eval.tail != "exact")
     if ledger.total < 1:
         raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(tokens)}")
     return Walk(cfg, chosen, ledger, weights, tables, runtime, compute, resume, look)

@@ -13,13 +13,14 @@ def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.nd
     """(n, 3) int64 rows for a stream of `total` targets; stride = seq_len does not overlap.
 
     tail "exact": the last window is cut at the end and scores what is left, so every target is scored once.
-    tail "published" (exp101): every start that leaves at least one stride makes a window, and all windows cut at the
-    end score the same last stride again; a remainder shorter than a stride is dropped where windows do not overlap.
+    tail "exp101": every start that leaves at least one stride makes a window, and all windows cut at the end score the
+    same last stride again; a remainder shorter than a stride is dropped where windows do not overlap.
+    tail "pr398": the same, but every start that leaves at least one position makes a window.
     """
-    if tail == "published":
+    if tail != "exact":
         starts = np.arange(0, total, stride)
         stops = np.minimum(starts + seq_len, total)
-        keep = (stops - starts >= stride) | (starts == 0)
+        keep = (stops - starts >= (stride if tail == "exp101" else 1)) | (starts == 0)
         starts, stops = starts[keep], stops[keep]
         score_from = stops - np.minimum(stride, stops - starts)
     else:

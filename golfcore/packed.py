@@ -1,0 +1,58 @@
+"""Artifacts opened for scoring again: weights from one file, validation text from the data it names."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from golfcore import artifact, runtime
+from golfcore.config import Config, override
+from golfcore.data.datasets import val_tokens
+from golfcore.data.tokens import Tables, load_tables
+from golfcore.errors import UserError
+from golfcore.evals import result as results
+from golfcore.evals.protocols import evaluate
+from golfcore.pipeline import ARTIFACT, prepare_data
+from golfcore.records import find_run
+from golfcore.runtime import Runtime
+from golfcore.weights import Weights, to_device
+
+
+class Packed(NamedTuple):
+    """An artifact, and the validation text that its configuration names."""
+
+    cfg: Config
+    weights: Weights
+    val: np.ndarray
+    tables: Tables
+    runtime: Runtime
+    source: dict
+
+
+def open_packed(target: Path, changes: dict[str, object]) -> Packed:
+    """The artifact of a run folder, or an artifact file; `changes` override data, eval, ttt and run values.
+
+    UserError: neither a run nor an artifact, or a change to what the weights were trained with.
+    """
+    path = target / ARTIFACT if target.is_dir() else target
+    if target.is_dir():
+        find_run(target)
+    stored, weights = artifact.read(path)
+    for dotted in changes:
+        if dotted.split(".")[0] not in ("data", "eval", "ttt", "run"):
+            raise UserError(
+                f"override {dotted!r}: expected a data, eval, ttt or run value, the weights are what they are"
+            )
+    cfg = override(stored, changes, str(path))
+    rt = runtime.start(cfg.run.dtype, cfg.run.seed)
+    dataset = prepare_data(cfg, lambda text: None)
+    val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
+    tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
+    source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash}
+    return Packed(cfg, to_device(weights, rt.device), val, tables, rt, source)
+
+
+def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
+    """Score what `open_packed` opens under a protocol, as plain values; nothing is written. UserError as there."""
+    p = open_packed(target, changes)
+    return results.as_dict(evaluate(protocol, p.cfg, p.weights, p.val, p.tables, runtime=p.runtime, source=p.source))
