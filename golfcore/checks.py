@@ -155,6 +155,10 @@ def _ttt_checks(c: Config) -> list[tuple[bool, str]]:
             f"ttt.order score-first has no sweeps and no shards, found ttt.sweeps {t.sweeps} and shards {t.shards}",
         ),
         (
+            trains_first and t.lr_shape == "cosine",
+            "ttt.order train-first has no chunks to take a cosine over: it needs ttt.lr_shape constant",
+        ),
+        (
             trains_first and t.reset != "never",
             f"ttt.order train-first adapts before the first chunk: ttt.reset {t.reset} would undo all of it",
         ),

@@ -24,7 +24,7 @@ from golfcore.data.tokens import Tables
 from golfcore.model.attention import Compute, attend_reference, attend_sdpa
 from golfcore.model.forward import DEFAULT, forward, nll
 from golfcore.runtime import full_float32
-from golfcore.sgd import joint_norm, velocity
+from golfcore.sgd import clipped, joint_norm, velocity
 from golfcore.weights import Banks, Weights, flat, tree_map, unflat
 
 Loss = Callable[[Weights, Tensor, Tensor], Tensor]  # banks come as stacks or as tuples of slices, indexed alike
@@ -153,7 +153,7 @@ def inner_steps(
             tensors = flat(here)
             uphill = unflat({**tensors, **{n: tensors[n] + ascent * g[n] for n in names}})
             g = open_gradient(loss, uphill, names, masks, data, second)
-        momentum = velocity(g, momentum, cfg.inner_momentum, cfg.inner_clip)
+        momentum = velocity(clipped(g, cfg.inner_clip), momentum, cfg.inner_momentum)
         steps = {n: cfg.inner_lr * v for n, v in momentum.items()}
         moved = {n: moved[n] + step if n in moved else step for n, step in steps.items()}
     return moved
