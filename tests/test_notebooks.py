@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-SMALL = {"preset": "smoke", "seeds": "1"}  # parameters that make a notebook quick, where it has them
+SMALL = {"preset": "smoke", "seeds": "1", "repeats": 2}  # parameters that make a notebook quick, where it has them
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from golfcore import files
-from golfcore.analysis import ablation_readings, buckets, readings, runs, scores, sizes
+from golfcore.analysis import ablation_readings, buckets, depth_readings, readings, runs, scores, sizes
 from golfcore.analysis.readings import Reading
 from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
-from golfcore.plots import ablation, style
+from golfcore.plots import ablation, depth, style
 from golfcore.plots import run as plots
 from golfcore.records import RESULTS, RunFolder
 
@@ -30,8 +30,15 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "ablation-meta-sgd": ablation.meta_sgd,
     "ablation-interventions": ablation.interventions,
     "ablation-costs": ablation.costs,
+    "depth-sizes": depth.sizes,
+    "depth-tradeoff": depth.tradeoff,
+    "depth-differences": depth.differences,
+    "depth-curves": depth.curves,
+    "depth-scales": depth.scales,
+    "depth-specialisation": depth.specialisation,
 }
-ABLATION = "ablation-"
+ABLATION, DEPTH = "ablation-", "depth-"
+GROUPS = {ABLATION: ablation_readings, DEPTH: depth_readings}  # not of one run
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,16 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
 
 
 def draw_ablation(tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
-    """Draw the tables of an ablation, named as their plots without "ablation-"; one without rows is left out."""
-    found = {name: table for name, table in tables.items() if table}
-    texts = {ABLATION + name: getattr(ablation_readings, name.replace("-", "_"))(t) for name, t in found.items()}
-    drawn = draw_tables({ABLATION + name: t for name, t in found.items()}, texts, folder, about)
-    return {name.removeprefix(ABLATION): figure for name, figure in drawn.items()}
+    """`draw_group` of an ablation's tables."""
+    return draw_group(ABLATION, tables, folder, about)
+
+
+def draw_group(prefix: str, tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
+    """Draw the tables of one of GROUPS, named as their plots without `prefix`; one without rows is left out."""
+    found = {prefix + name: table for name, table in tables.items() if table}
+    said = {n: getattr(GROUPS[prefix], n.removeprefix(prefix).replace("-", "_"))(table) for n, table in found.items()}
+    drawn = draw_tables(found, said, folder, about)
+    return {name.removeprefix(prefix): figure for name, figure in drawn.items()}
 
 
 def draw_tables(
