@@ -196,12 +196,12 @@ def _shape(cfg: Config) -> Row:
 
 def _run_row(arm: Arm, run: Scored) -> Row:
     last, shape = run.run.metrics("train")[-1], _shape(run.config)
-    n_bytes = runs.report(run.run)["artifact"]["bytes"]
+    n_bytes, steps = runs.report(run.run)["artifact"]["bytes"], max(r["step"] for r in run.run.metrics())
     row: Row = {"kind": "run", "arm": arm.label, **run_source(run), **shape, "bytes": n_bytes}
     row["matrix_bytes"] = sum(int(number(r, "bytes")) for r in run_bytes(run.run) if r.get("group") == "matrices")
     row["bits_per_parameter"] = 8 * n_bytes / number(shape, "parameters")
     row["applied_per_byte"] = number(shape, "applied") / n_bytes
-    row["flops"] = number(shape, "flops_per_token") * last["step"] * run.config.optim.batch_tokens
+    row["flops"] = number(shape, "flops_per_token") * steps * run.config.optim.batch_tokens
     return row | {"step_seconds": last["elapsed"] / last["step"], **{name: run.bpb[name] for name in EVALUATIONS}}
 
 
