@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ def quantize_weights(
     weights: Weights,
     hessians: Mapping[str, Tensor] | None,
     progress: Callable[[int], object] | None = None,
+    *,
+    bits: Mapping[str, int] | None = None,
 ) -> Quantized:
     """Every exported tensor as the artifact stores it, on the CPU.
 
@@ -32,10 +35,17 @@ def quantize_weights(
         tensor = tensors[name].detach()
         if not bool(tensor.abs().max() <= SCALE_MAX):
             raise UserError(f"{name}: expected finite weights within float16, found {float(tensor.abs().max())}")
-        out[name] = _entry(cfg.quant, name, spec, tensor, hessians)
+        width = (bits or {}).get(name, cfg.quant.matrix_bits)
+        out[name] = _entry(replace(cfg.quant, matrix_bits=width), name, spec, tensor, hessians)
         if progress:
             progress(tensor.numel())
     return out
+
+
+def guided_bits(cfg: QuantConfig, sensitivity: Mapping[str, float]) -> dict[str, int]:
+    ranked, n = sorted(sensitivity, key=lambda name: -sensitivity[name]), len(sensitivity)
+    high, low = (max(1, int(share * n)) if share else 0 for share in (cfg.guided_high, cfg.guided_low))
+    return {m: cfg.matrix_bits + (i < high) - (i >= n - low) for i, m in enumerate(ranked)}
 
 
 def _entry(cfg: QuantConfig, name: str, spec: Spec, tensor: Tensor, hessians: Mapping[str, Tensor] | None) -> Entry:
