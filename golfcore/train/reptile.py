@@ -142,7 +142,7 @@ def _go(
                 raise Diverged(f"reptile, meta-step {now.meta_steps}: expected finite losses, found {found}")
             seconds = _together(before + time.perf_counter() - began, runtime)
             now = Progress(weights, now.meta_steps + 1, seconds)
-            progress.update(now.elapsed - before if timed else 1)
+            progress.update(min(now.elapsed, total) - min(before, total) if timed else 1)
             progress.set_postfix_str(f"loss {found[0]:.3f}", refresh=False)
             if runtime.is_main and (now.meta_steps <= 10 or now.meta_steps % cfg.run.log_every == 0):
                 row = {"kind": "reptile", "step": step, "meta_step": now.meta_steps, "tokens": text.position}
