@@ -77,7 +77,7 @@ KINDS = {
     "lawa": {"average": {"kind": "lawa", "every": 1, "keep": 3}},
     "qat": {"optim": {"qat": "matrices", "qat_scale": 0.9}},
     "meta": {"meta": {"enabled": True, "every": 2}},
-    "guided": {"quant": {"guided_high": 0.1, "guided_scale": 1.0}},
+    "guided": {"quant": {"guided_high": 0.1, "guided_scale": 2.0}},
     "adaptive": {"schedule": {"adaptive": True, "adaptive_min_steps": 1, "adaptive_every": 1}},
 }
 

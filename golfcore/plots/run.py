@@ -86,7 +86,8 @@ def waterfall(table: Table) -> Figure:
     ax.set_xlabel("bits per byte (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     _print(ax, 10, ["score", *(f"{number(row, 'bpb'):.4f}" for row in (*rows, bigram))], "bold")
-    _print(ax, 50, ["change [95 %]" if rows[-1].get("low") is not None else "change", *map(_change, rows)], "normal")
+    intervals = any(row.get("low") is not None for row in rows)
+    _print(ax, 50, ["change [95 %]" if intervals else "change", *map(_change, rows)], "normal")
     style.no_grid(ax, "y")
     return fig
 
