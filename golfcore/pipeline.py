@@ -136,7 +136,7 @@ class _Stages:
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
         artifact.write(self.run.file(ARTIFACT), c, quantized)
-        stored = coverage(c, quantized)
+        stored = coverage(c, quantized, bits)
         for kind, done in stored.items():
             note = "" if done else "none of that kind"
             self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values", note)

@@ -133,6 +133,7 @@ def test_a_run_of_other_stages_leaves_what_they_made(environment, phases: tuple[
     assert not run.file("reptile.safetensors").exists() and len(run.metrics("train")) == 6
     coverage = run.coverage()
     assert coverage["reptile"]["done"] > 0 and coverage["guided_bits"]["done"] > 0 and "ttt_steps" not in coverage
+    assert all(coverage[f"stored as int{bits}"]["done"] > 0 for bits in (5, 6, 7))
     sensitivity = json.loads(run.file("sensitivity.json").read_text())
     assert sensitivity["steps"] == coverage["guided_bits"]["done"] and len(sensitivity["mean_square"]) == 12
     again = golf(environment, "run", "smoke", *SETTINGS, *PHASES, "--out", run.path)

@@ -68,11 +68,11 @@ def is_coded(cfg: QuantConfig, spec: Spec) -> bool:
     return spec.kind in ("matrix", "table") and math.prod(spec.shape) > cfg.fp16_max_numel
 
 
-def coverage(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, int]:
+def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] | None = None) -> dict[str, int]:
     """How many scalars are stored at which precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}."""
-    bits: dict[Kind, int] = {"matrix": cfg.quant.matrix_bits, "table": cfg.quant.table_bits}
+    kinds: dict[Kind, int] = {"matrix": cfg.quant.matrix_bits, "table": cfg.quant.table_bits}
     out: dict[str, int] = {}
     for name, spec in entries(cfg.model).items():
-        label = f"int{bits[spec.kind]}" if isinstance(quantized[name], Coded) else "fp16"
+        label = f"int{(bits or {}).get(name, kinds[spec.kind])}" if isinstance(quantized[name], Coded) else "fp16"
         out[label] = out.get(label, 0) + math.prod(spec.shape)
     return out
