@@ -7,7 +7,7 @@ stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes
 results.json   the numbers of the tables, each with its source
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,11 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop rows after `step`: what a killed run logged beyond its last checkpoint is logged again."""
-        kept = [r for r in self.metrics() if r["step"] <= step]
+        self.keep(lambda r: r["step"] <= step)
+
+    def keep(self, wanted: Callable[[dict], bool]) -> None:
+        """Drop the rows that are not `wanted`."""
+        kept = [r for r in self.metrics() if wanted(r)]
         files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in kept))
 
     # -- coverage: a switch that does nothing is an error

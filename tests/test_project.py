@@ -32,7 +32,7 @@ LEVELS = [
     "optim schedule average meta quant",
     "artifact evals",
     "train",
-    "pipeline packed auditing sweep submission interop cli analysis baselines",
+    "pipeline report packed auditing sweep submission interop cli analysis baselines",
     "plots notebook",
     "__main__",
 ]

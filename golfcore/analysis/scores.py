@@ -12,8 +12,8 @@ from golfcore.data.tokens import TokenClass
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
-from golfcore.pipeline import MEASURES
 from golfcore.records import RunFolder
+from golfcore.report import MEASURES
 
 CLASS_NAMES = {
     TokenClass.WORD_START: "word start",
@@ -30,17 +30,21 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
 def waterfall(run: RunFolder) -> Table:
     """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
 
-    The interval is of the paired difference over chunks of text; it is missing where there are fewer than
-    MIN_CHUNKS. The last row is the bigram baseline. UserError: a run that has not ended.
+    Other protocols that the run measured follow, each with its difference to the sliding window. The interval is of the
+    paired difference over chunks of text; it is missing where there are fewer than MIN_CHUNKS, or where a protocol has
+    chunks of its own. The last row is the bigram baseline. UserError: a run that has not ended.
     """
     final, rows = report(run), Table()
-    for name in MEASURES:
+    before = {b: a for a, b in pairwise(MEASURES)}
+    for name in [*MEASURES, *(other for other in final["measures"] if other not in MEASURES)]:
         m = final["measures"][name]
-        rows.append({"measure": name} | {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats", "seconds")})
-    for before, row in pairwise(rows):
-        a, b = (evaluation(run, str(r["measure"])) for r in (before, row))
-        row["difference"] = b.bpb - a.bpb
-        row |= _interval(_paired(a, b), run.config().run.seed)
+        row: Row = {"measure": name}
+        row |= {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats", "seconds")}
+        if rows:
+            a, b = evaluation(run, before.get(name, "sliding")), evaluation(run, name)
+            row["difference"] = b.bpb - a.bpb
+            row |= _interval(_paired(a, b), run.config().run.seed) if _spans(a) == _spans(b) else {}
+        rows.append(row)
     return Table([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
 
 
@@ -65,12 +69,15 @@ def ttt_gain(run: RunFolder) -> Table:
 
 def _paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
     """(differences b - a in bits per byte of each chunk, bytes of each). Chunks without a scored byte are left out."""
-    spans = [[(c["start"], c["stop"]) for c in r.chunks] for r in (a, b)]
-    if spans[0] != spans[1]:
+    if _spans(a) != _spans(b):
         raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
     scored = [(x, y) for x, y in zip(a.chunks, b.chunks, strict=True) if x["bytes"] and y["bytes"]]
     bits = [[bits_per_byte(c["nats"], c["bytes"]) for c in pair] for pair in scored]
     return np.array([y - x for x, y in bits]), np.array([y["bytes"] for _, y in scored])
+
+
+def _spans(r: EvalResult) -> list[tuple[int, int]]:
+    return [(c["start"], c["stop"]) for c in r.chunks]
 
 
 def _running_bpb(r: EvalResult) -> np.ndarray:

@@ -28,9 +28,7 @@ def quantize_weights(
     cannot hold, or a name in `quant.float16` that the model does not have.
     """
     tensors = {**dict(matrices(weights)), **weights.rest}
-    known = entries(cfg.model)
-    if strange := sorted(set(cfg.quant.float16) - known.keys()):
-        raise UserError(f"quant.float16: expected names of stored tensors, as tok_emb or block0.up, found {strange[0]}")
+    known = check_names(cfg)
     used = hessians if cfg.quant.rounding == "gptq" else None
     out: Quantized = {}
     for name, spec in known.items():
@@ -41,6 +39,14 @@ def quantize_weights(
         if progress:
             progress(tensor.numel())
     return out
+
+
+def check_names(cfg: Config) -> dict[str, Spec]:
+    """What is stored, by name. UserError: a name in `quant.float16` that the model does not have."""
+    known = entries(cfg.model)
+    if strange := sorted(set(cfg.quant.float16) - known.keys()):
+        raise UserError(f"quant.float16: expected names of stored tensors, as tok_emb or block0.up, found {strange[0]}")
+    return known
 
 
 def _entry(
