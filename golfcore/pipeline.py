@@ -5,7 +5,7 @@ a run killed at any moment goes on with the same command.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,9 +48,10 @@ def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
     return open_dataset(folder)
 
 
-def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFolder:
+def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: Iterable[RunFolder] = ()) -> RunFolder:
     """All stages of `cfg` into the folder `out`; prints (through `say`) what was done and what was reused.
 
+    Training is taken from the first of the runs `donors` that trained alike, if one did.
     Raises UserError if `out` holds a run of another configuration or data, or anything else.
     """
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
@@ -62,7 +63,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFold
         dataset = prepare_data(cfg, lambda text: None)
         folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
         runtime.barrier()
-        _Stages(cfg, folder, dataset, rt, tell).all()
+        _Stages(cfg, folder, dataset, rt, tell).all(donors)
         return folder
     finally:
         runtime.stop()
@@ -80,9 +81,12 @@ class _Stages:
         if len(self.val) < 2:
             raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
 
-    def all(self) -> None:
+    def all(self, donors: Iterable[RunFolder]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
-        self.stage("train", base, [FLOAT], self.train)
+        training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
+        if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):
+            self.say(f"train: from {donor.id}")
+        self.stage("train", training, [FLOAT], self.train)
         trained = base | {"weights": self.sha(FLOAT)}
         self.stage("quantize", trained, [ARTIFACT], self.quantize)
         packed = trained | {"artifact": self.sha(ARTIFACT)}

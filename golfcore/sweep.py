@@ -59,9 +59,11 @@ def run_arms(
 ) -> list[RunFolder]:
     """Run every configuration with every seed into out/LABEL-sSEED; the folders, in the order of the runs.
 
-    All arms of a seed come before the next seed, so that an interrupted sweep has whole comparisons. What a run prints
-    goes through `say`, and before each run where the sweep is and how long the rest should take. UserError: no arms or
-    seeds, a seed twice, a label that is no name for a folder, or a folder that holds another configuration or data.
+    What trains alike trains once: a run takes its weights from any run in `out` that has the same
+    `Config.training_hash` and data. All arms of a seed come before the next seed, so that an interrupted sweep has
+    whole comparisons. What a run prints goes through `say`, and before each run where the sweep is and how long the
+    rest should take. UserError: no arms or seeds, a seed twice, a label that is no name for a folder, or a folder that
+    holds another configuration or data.
     """
     if not arms or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"sweep: expected arms and different seeds, found {len(arms)} arms and seeds {list(seeds)}")
@@ -76,7 +78,8 @@ def run_arms(
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say))
+        others = [RunFolder(path.parent) for path in sorted(out.glob("*/config.json"))]
+        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
