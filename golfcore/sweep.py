@@ -10,6 +10,7 @@ from golfcore import config, pipeline
 from golfcore.config import Config, MetaConfig
 from golfcore.errors import UserError
 from golfcore.records import RESULTS, RunFolder, differences
+from golfcore.sweepfile import Sweep
 
 
 def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:
@@ -83,6 +84,11 @@ def run_arms(
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
+
+
+def default_out(plan: Sweep) -> Path:
+    """The folder of a sweep's runs: the same whatever arms and seeds are chosen, so that they add up."""
+    return Path("papermill_runs") / f"{plan.name}-{plan.scale}-{plan.reference.config.hash[:8]}"
 
 
 def _minutes(seconds: float) -> str:
