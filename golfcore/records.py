@@ -51,10 +51,8 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop rows after `step`: what a killed run logged beyond its last checkpoint is logged again."""
-        self._write_metrics([r for r in self.metrics() if r["step"] <= step])
-
-    def _write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in rows))
+        kept = [r for r in self.metrics() if r["step"] <= step]
+        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in kept))
 
     # -- coverage: a switch that does nothing is an error
     def cover(self, feature: str, done: int, of: int, unit: str, note: str = "") -> None:
@@ -99,7 +97,8 @@ class RunFolder:
         record = files.read_json(donor.file(f"stages/{stage}.json"), "a stage record")
         for name in record["outputs"]:
             files.same_file(donor.file(name), self.file(name))
-        self._write_metrics(donor.metrics()[: record["metrics"]])
+        rows = donor.metrics()[: record["metrics"]]
+        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in rows))
         files.write_json(self.file("coverage.json"), record["coverage"])
         files.write_json(self.file(f"stages/{stage}.json"), {"from": donor.id, **record})
         return donor

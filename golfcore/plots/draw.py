@@ -13,17 +13,17 @@ from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
 from golfcore.plots import ablation, style
-from golfcore.plots import run as run_plots
+from golfcore.plots import run as plots
 from golfcore.plots import suite as suite_plots
 from golfcore.records import RESULTS, RunFolder
 
 PLOTS: dict[str, Callable[[Table], Figure]] = {
-    "curves": run_plots.curves,
-    "waterfall": run_plots.waterfall,
-    "ttt": run_plots.ttt,
-    "buckets": run_plots.buckets,
-    "losses": run_plots.losses,
-    "sizes": run_plots.sizes,
+    "curves": plots.curves,
+    "waterfall": plots.waterfall,
+    "ttt": plots.ttt,
+    "buckets": plots.buckets,
+    "losses": plots.losses,
+    "sizes": plots.sizes,
     "ablation-curves": ablation.curves,
     "ablation-differences": ablation.differences,
     "ablation-gains": ablation.gains,
@@ -31,7 +31,7 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "ablation-meta-sgd": ablation.meta_sgd,
     "ablation-interventions": ablation.interventions,
     "ablation-costs": ablation.costs,
-    "suite": suite_plots.suite,
+    "ablation-suite": suite_plots.suite,
 }
 ABLATION = "ablation-"
 
@@ -87,7 +87,7 @@ def draw_ablation(tables: Mapping[str, Table], folder: Path, about: Mapping[str,
 def draw_suite(table: Table, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
     """Draw the table of a sweep as suite-SWEEP: a folder may hold those of several."""
     name = f"suite-{sweep}"
-    return draw_tables({name: table}, {name: suite.reading(table)}, folder, {**about, "plot": "suite"})[name]
+    return draw_tables({name: table}, {name: suite.reading(table)}, folder, {**about, "plot": "ablation-suite"})[name]
 
 
 def draw_tables(
@@ -97,8 +97,10 @@ def draw_tables(
 
     The plot is the one of the table's name, unless `about` names another as "plot".
     """
-    plots = {name: str(about.get("plot", name)) for name in tables}
-    drawn = {n: Drawn(n, table, texts[n], tuple(_draw(n, table, folder, plots[n]))) for n, table in tables.items()}
+    drawn = {
+        n: Drawn(n, table, texts[n], tuple(_draw(n, table, folder, str(about.get("plot", n)))))
+        for n, table in tables.items()
+    }
     style.write_index(folder, {n: {**about, "files": _hashes(figure.paths)} for n, figure in drawn.items()})
     return drawn
 
