@@ -5,7 +5,7 @@ a run killed at any moment goes on with the same command.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,7 +48,7 @@ def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
     return open_dataset(folder)
 
 
-def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: Iterable[RunFolder] = ()) -> RunFolder:
+def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
     """All stages of `cfg` into the folder `out`; prints (through `say`) what was done and what was reused.
 
     Training is taken from the first of the runs `donors` that trained alike, if one did.
@@ -81,7 +81,7 @@ class _Stages:
         if len(self.val) < 2:
             raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
 
-    def all(self, donors: Iterable[RunFolder]) -> None:
+    def all(self, donors: tuple[RunFolder, ...]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
         training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
         if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):

@@ -7,7 +7,7 @@ stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes
 results.json   the numbers of the tables, each with its source
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class RunFolder:
         record |= {"metrics": len(self.metrics()), "coverage": self.coverage()}
         files.write_json(self.file(f"stages/{stage}.json"), record)
 
-    def adopt(self, stage: str, inputs: Mapping[str, object], donors: "Iterable[RunFolder]") -> "RunFolder | None":
+    def adopt(self, stage: str, inputs: Mapping[str, object], donors: "tuple[RunFolder, ...]") -> "RunFolder | None":
         """Take over the first stage of a run from one of `donors` that made it from the same inputs; which, or None.
 
         The stage's outputs become files of both folders; metrics and coverage are copied as they were when it ended.

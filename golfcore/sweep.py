@@ -79,7 +79,7 @@ def run_arms(
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        others = [RunFolder(path.parent) for path in sorted(out.glob("*/config.json"))]
+        others = tuple(RunFolder(path.parent) for path in sorted(out.glob("*/config.json")))
         folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)

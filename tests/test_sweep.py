@@ -197,7 +197,7 @@ def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path)
     donor.cover("ttt", 1, 1, "values")
 
     def adopted(name: str, wanted: dict[str, object]) -> RunFolder | None:
-        return open_run(tmp_path / name, Config(), "d", {}).adopt("train", wanted, [RunFolder(tmp_path / name), donor])
+        return open_run(tmp_path / name, Config(), "d", {}).adopt("train", wanted, (RunFolder(tmp_path / name), donor))
 
     assert adopted("other-data", {**inputs, "data": "e"}) is None
     assert adopted("other-training", {**inputs, "training": "u"}) is None
