@@ -86,6 +86,7 @@ class _Stages:
         training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
         if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):
             self.say(f"train: from {donor.id}")
+        runtime.barrier()
         self.stage("train", training, [FLOAT], self.train)
         trained = base | {"weights": self.sha(FLOAT)}
         self.stage("quantize", trained, [ARTIFACT], self.quantize)
