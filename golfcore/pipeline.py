@@ -43,9 +43,10 @@ def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
     return open_dataset(folder)
 
 
-def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFolder:
+def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
     """All stages of `cfg` into the folder `out`; prints (through `say`) what was done and what was reused.
 
+    Training is taken from the first of the runs `donors` that trained alike, if one did.
     Raises UserError if `out` holds a run of another configuration or data, or anything else.
     """
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
@@ -57,7 +58,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFold
         dataset = prepare_data(cfg, lambda text: None)
         folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
         runtime.barrier()
-        _Stages(cfg, folder, dataset, rt, tell).all()
+        _Stages(cfg, folder, dataset, rt, tell).all(donors)
         return folder
     finally:
         runtime.stop()
@@ -80,10 +81,14 @@ class _Stages:
         if cfg.reptile.share:
             reptile.budget(cfg)
 
-    def all(self) -> None:
+    def all(self, donors: tuple[RunFolder, ...]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
+        training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
+        if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):
+            self.say(f"train: from {donor.id}")
+        runtime.barrier()
         sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
-        self.stage("train", base, [FLOAT, *sensed], self.train)
+        self.stage("train", training, [FLOAT, *sensed], self.train)
         trained = base | {"weights": self.sha(FLOAT)} | {name: self.sha(name) for name in sensed}
         self.stage("quantize", trained, [ARTIFACT], self.quantize)
         packed = trained | {"artifact": self.sha(ARTIFACT)}

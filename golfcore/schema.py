@@ -262,4 +262,23 @@ class Config:
         """16 hex digits over every value but the name."""
         values = asdict(self)
         del values["name"]
-        return sha256_text(canonical_json(values))[:16]
+        return _hash(values)
+
+    @property
+    def training_hash(self) -> str:
+        """The same over what training reads: runs that agree in it, and in their data, train to the same weights.
+
+        Left out are the sections that act on trained weights only: eval, ttt, and quant, unless training rounds by it
+        (QAT) or records for it (guided bits: the scale below which, but not the shares).
+        """
+        values = asdict(self)
+        guided = self.quant.guided_high > 0 or self.quant.guided_low > 0
+        if self.optim.qat != "matrices":
+            values["quant"] = {"guided_scale": self.quant.guided_scale} if guided else {}
+        for name in ("name", "eval", "ttt"):
+            del values[name]
+        return _hash(values)
+
+
+def _hash(values: dict) -> str:
+    return sha256_text(canonical_json(values))[:16]

@@ -166,34 +166,30 @@ def test_a_score_that_trained_first_is_called_no_valid_score(whole: tuple[RunFol
 
 
 def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: Path, monkeypatch) -> None:
-    """ "finer": sliding windows at half the stride, under the plain configuration and not the chosen TTT rate."""
+    """Under their names' own settings, and not the chosen TTT rate."""
     monkeypatch.setenv("GOLFCORE_CACHE", environment["GOLFCORE_CACHE"])
     real, rates = pipeline.evaluate, {}
 
     def evaluate(name, cfg, *args, **kwargs):
         rates[kwargs["label"]] = cfg.ttt.lr
-        finer = replace(cfg, eval=replace(cfg.eval, stride=cfg.eval.stride // 2))
-        if name != "finer":
-            return real(name, cfg, *args, **kwargs)
-        return replace(real("sliding", finer, *args, **kwargs), protocol=name)
+        return real(name, cfg, *args, **kwargs)
 
     monkeypatch.setattr(pipeline, "evaluate", evaluate)
-    monkeypatch.setattr(pipeline, "plan", lambda name, cfg: None)
-    changes = {"eval.also": ["finer", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
+    changes = {"eval.also": ["ppm", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
     cfg, said = load("smoke", changes), list[str]()
     run = pipeline.run(cfg, tmp_path / "run", said.append)
     measures = numbers(run)["measures"]
-    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "finer"]
+    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "ppm"]
     assert measures.keys() == report.measures(cfg).keys()
-    assert measures["finer"]["weights"] == "artifact.golf" and measures["finer"]["bpb"] != measures["sliding"]["bpb"]
-    assert rates["finer"] == cfg.ttt.lr and rates["ttt"] in cfg.ttt.lr_candidates
+    assert measures["ppm"]["weights"] == "artifact.golf" and measures["ppm"]["bpb"] != measures["sliding"]["bpb"]
+    assert rates["ppm"] == cfg.ttt.lr and rates["ttt"] in cfg.ttt.lr_candidates
     labels = [line[:50].strip() for line in said[-1].splitlines()]
-    assert labels.index("artifact, finer") == labels.index("(c) artifact, sliding window + TTT") + 1
+    assert labels.index("artifact, ppm") == labels.index("(c) artifact, sliding window + TTT") + 1
     (listed,) = runs.runs_table(tmp_path)
-    assert listed["finer"] == measures["finer"]["bpb"] and listed["legality"] == "score-first"
+    assert listed["ppm"] == measures["ppm"]["bpb"] and listed["legality"] == "score-first"
     table = scores.waterfall(run)
     assert [row["measure"] for row in table] == [*report.measures(cfg), "bigram"]
-    assert table[4]["difference"] == pytest.approx(measures["finer"]["bpb"] - measures["sliding"]["bpb"])
+    assert table[4]["difference"] == pytest.approx(measures["ppm"]["bpb"] - measures["sliding"]["bpb"])
     with style.drawing():
         assert plots.waterfall(table).axes
 
