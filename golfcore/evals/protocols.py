@@ -8,6 +8,7 @@ All three run the same loop: score a chunk, record it in the ledger, then perhap
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from golfcore import params, tensors
-from golfcore.config import Config
+from golfcore.config import Config, override
 from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
 from golfcore.evals import ttt
@@ -39,6 +40,15 @@ class Plan:
     adapts: bool
 
 
+def names() -> dict[str, str]:
+    """Every protocol that `evaluate` knows, in one line each."""
+    return {
+        "static": "windows that do not overlap",
+        "sliding": "a window every eval.stride tokens",
+        "ttt": "sliding; after a chunk is scored, adapt on it",
+    }
+
+
 def plan(name: str, cfg: Config) -> Plan:
     plans = {
         "static": Plan(cfg.data.seq_len, False),
@@ -57,6 +67,7 @@ def evaluate(
     tokens: np.ndarray,
     tables: Tables,
     *,
+    changes: Mapping[str, object] | None = None,
     runtime: Runtime | None = None,
     compute: Compute | None = None,
     resume: Path | None = None,
@@ -66,8 +77,10 @@ def evaluate(
     """Score the stream `tokens` (total + 1,) ids under protocol `name`. The weights are not changed.
 
     `resume`: a file for the state between chunks; an evaluation killed at any moment goes on from it to the same
-    result, and it is gone when done. Raises UserError for an unknown protocol or a chunk that windows would straddle.
+    result, and it is gone when done. `changes`: dotted overrides of eval and ttt values. Raises UserError for an unknown
+    protocol or a chunk that windows would straddle.
     """
+    cfg = override(cfg, changes or {}, f"changes of protocol {name}")
     walk = begin(name, cfg, weights, tokens, tables, runtime=runtime, compute=compute, resume=resume)
     with bar(walk.ledger.total, label or name, "tok", walk.scored, walk.runtime.is_main) as progress:
         while walk.chunk < len(walk.chunks):
