@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-SMALL = {"preset": "smoke", "seeds": "1"}  # parameters that make a notebook quick, where it has them
+SMALL = {
+    "preset": "smoke",
+    "seeds": "1",
+    "cells": "abc,float,order,stride,epochs",
+}  # parameters that make a notebook quick, where it has them
 
 
 @pytest.fixture(scope="module")

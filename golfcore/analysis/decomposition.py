@@ -30,15 +30,19 @@ def _row(m: Measured, reference: EvalResult | None) -> Row:
     row: Row = {"label": cell.label, "group": cell.group, "protocol": cell.protocol, "weights": cell.weights}
     if r is None:
         return row | {"note": m.note}
-    row |= {"bpb": r.bpb, "reference": cell.reference or None}
+    row |= {"bpb": float(r.bpb), "reference": cell.reference or None}
     if reference is not None:
-        row |= {"difference": r.bpb - reference.bpb} | interval(paired(reference, r), _seed(r))
+        row |= {"difference": _less(r, reference)} | interval(paired(reference, r), _seed(r))
     row |= {"seconds": r.seconds, "tokens_per_second": r.tokens / max(r.seconds, 1e-9), "legality": str(r.legality)}
     row |= {"steps": r.coverage.get("ttt_steps", 0), "adapted": r.coverage.get("ttt_adapted", 0)}
     row |= {"targets": r.tokens, "repeats": r.repeats}
     changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
     sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}
     return row | {"changes": changes or None, **sources}
+
+
+def _less(r: EvalResult, other: EvalResult) -> float:
+    return float(r.bpb - other.bpb)
 
 
 def _seed(r: EvalResult) -> int:
@@ -93,14 +97,14 @@ def gains(measured: Sequence[Measured]) -> Table:
     here = {name: paired(r[less], r[of]) for name, (of, less) in GAINS.items() if of in r and less in r}
     for name, by_chunk in here.items():
         of, less = GAINS[name]
-        row: Row = {"kind": "gain", "gain": name, "is": f"{of} - {less}", "value": r[of].bpb - r[less].bpb}
+        row: Row = {"kind": "gain", "gain": name, "is": f"{of} - {less}", "value": _less(r[of], r[less])}
         if name in ("context", "adaptation") and "both" in here and r["c"].bpb != r["a"].bpb:
-            row["share"] = (r[of].bpb - r[less].bpb) / (r["c"].bpb - r["a"].bpb)
+            row["share"] = _less(r[of], r[less]) / _less(r["c"], r["a"])
         rows.append(row | interval(by_chunk, _seed(r[of])))
     for name, (one, other) in CONTRASTS.items():
         if one in here and other in here and len(here[one][0]) == len(here[other][0]):
             (x, weights), (y, _) = here[one], here[other]
-            values = {g: r[GAINS[g][0]].bpb - r[GAINS[g][1]].bpb for g in (one, other)}
+            values = {g: _less(*(r[label] for label in GAINS[g])) for g in (one, other)}
             row = {"kind": "contrast", "gain": name, "is": f"({one}) - ({other})", "value": values[one] - values[other]}
             rows.append(row | interval((x - y, weights), _seed(r["b"])))
     return rows
@@ -167,14 +171,18 @@ def _adapts_legally(m: Measured) -> bool:
     return legal and m.cell.group in ("abc", "reset", "protocols")
 
 
-def strides(rows: Table) -> Table:
-    """The scores without adaptation at each stride, from the widest, and their time. `rows`: those of `table`."""
+def strides(measured: Sequence[Measured], window: int) -> Table:
+    """Scores without adaptation from the widest stride on, and what they cost. Empty if there is one at most.
+
+    `computed`: tokens that the model reads for each target that it scores, a window over a stride.
+    """
+    rows = {str(row["label"]): row for row in table(measured) if row.get("bpb") is not None}
     found = Table()
-    for row in rows:
-        if row.get("bpb") is None or row["label"] != "a" and row["group"] != "stride":
-            continue
-        kept = {k: row.get(k) for k in ("label", "bpb", "difference", "low", "high", "seconds", "tokens_per_second")}
-        found.append(kept)
+    for cell in (m.cell for m in measured if m.cell.label in rows):
+        if cell.label == "a" or cell.group == "stride":
+            row, stride = rows[cell.label], int(str(cell.changes.get("eval.stride", window)))
+            kept = {k: row.get(k) for k in ("bpb", "difference", "low", "high", "seconds", "tokens_per_second")}
+            found.append({"label": cell.label, "stride": stride, "computed": window / stride, **kept})
     return found if len(found) > 1 else Table()
 
 
@@ -187,7 +195,7 @@ def tables(measured: Sequence[Measured], window: int) -> dict[str, Table]:
         "waterfall": Table(row for row in scores if row["group"] in ("abc", "float")),
         "scores": Table(row for row in scores if row["group"] in ("abc", "protocols")),
         "controls": Table(row for row in scores if row["label"] == "c" or row["group"] in controls),
-        "strides": strides(scores),
+        "strides": strides(measured, window),
         "positions": positions(measured, window),
         "stream": along(measured),
     }

@@ -112,9 +112,9 @@ def chunk_order(total: int, chunk: int, seed: int = ORDER_SEED) -> np.ndarray:
 def shuffled(tokens: np.ndarray, chunk: int, seed: int = ORDER_SEED) -> np.ndarray:
     """The stream (N + 1,) with its chunks of `chunk` targets in another order; the same targets, each once.
 
-    A chunk is a block of targets: block i is tokens[i chunk + 1 : (i + 1) chunk + 1]. The first token stays first, it is
-    never a target. At a seam the first target of a block follows the last token of another block: its context is another
-    text's, until the window has passed the seam, and its leading space may cost a byte more or less.
+    A chunk is a block of targets: block i is tokens[i chunk + 1 : (i + 1) chunk + 1]. The first token stays first, it
+    is never a target. At a seam the first target of a block follows the last token of another block: its context is
+    another text's, until the window has passed the seam, and its leading space may cost a byte more or less.
     """
     order = chunk_order(len(tokens) - 1, chunk, seed)
     blocks = [tokens[1 + i * chunk : 1 + (i + 1) * chunk] for i in order]
@@ -149,8 +149,8 @@ def measure(
     `changes` override data, eval and ttt values of all cells; a run's chosen TTT rate is every cell's unless the cell
     or its protocol has its own. Results are saved in `out` under a hash of the weights, configuration, protocol and
     data: those that are there are not measured again, and a killed cell goes on. Nats of every target are kept for a, b
-    and c only. A cell that this model, text or configuration cannot have gets a sentence in place of a result. UserError as
-    `open_packed`.
+    and c only. A cell that this model, text or configuration cannot have gets a sentence in place of a result.
+    UserError as `open_packed`.
     """
     study = _Study(target, dict(changes or {}), out)
     cells = standard(study.packed.cfg) if cells is None else cells
@@ -196,7 +196,9 @@ class _Study:
             self.shas[cell.weights] = files.sha256_file(path)
         source = p.source | {"weights": self.shas[cell.weights], "config": cfg.hash, "seed": cfg.run.seed}
         facts = {"protocol": cell.protocol, "order": ORDER_SEED if cell.shuffled else None}
-        key = files.sha256_text(files.canonical_json({**facts, **{k: source[k] for k in ("weights", "config", "data")}}))
+        key = files.sha256_text(
+            files.canonical_json({**facts, **{k: source[k] for k in ("weights", "config", "data")}})
+        )
         if key not in self.done:
             self.done[key] = self._saved(cell, f"{cell.protocol}-{key[:16]}", source)
         return self.done[key]

@@ -77,8 +77,8 @@ def evaluate(
     """Score the stream `tokens` (total + 1,) ids under protocol `name`. The weights are not changed.
 
     `resume`: a file for the state between chunks; an evaluation killed at any moment goes on from it to the same
-    result, and it is gone when done. `changes`: dotted overrides of eval and ttt values. Raises UserError for an unknown
-    protocol or a chunk that windows would straddle.
+    result, and it is gone when done. `changes`: dotted overrides of eval and ttt values. Raises UserError for an
+    unknown protocol or a chunk that windows would straddle.
     """
     cfg = override(cfg, changes or {}, f"changes of protocol {name}")
     walk = begin(name, cfg, weights, tokens, tables, runtime=runtime, compute=compute, resume=resume)
