@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from synthetic_run import make_result, make_text
-from test_plots import check_legible, draw
+from test_plots import check_legible, draw, prints
 
 from golfcore.analysis import token_losses, token_readings
 from golfcore.analysis.table import Table, number, read_csv
@@ -181,6 +181,15 @@ def test_figures_stay_legible_for_other_losses(evaluations: dict[str, EvalResult
     one = {"sliding": make_result("sliding", nats, text)}
     for name, table in token_losses.tables(one, text, PIECES, "sliding").items():
         check_legible(draw("tokens-" + name, table))
+
+
+def test_the_figure_of_thresholds_says_whose_numbers_and_which_are_impossible(
+    evaluations: dict[str, EvalResult], text: Text
+) -> None:
+    table = token_losses.tables(evaluations, text, PIECES, "sliding")["exceedance"]
+    printed = [words for words, _ in prints(draw("tokens-exceedance", table))]
+    assert {"measured here, (b) sliding window", "published (pr294)"} <= set(printed)
+    assert [words for words in printed if "impossible" in words] == ["55.0, impossible", "30.0, impossible"]
 
 
 def test_a_reading_names_what_is_impossible(evaluations: dict[str, EvalResult], text: Text) -> None:

@@ -48,7 +48,7 @@ def exceedance(table: Table) -> Figure:
         (left, ours, f"measured here, {style.MEASURES[measure][0]}", "bound"),
         (right, theirs, "published (pr294)", "bound_low"),
     )
-    for ax, rows, text, bound in sides:
+    for ax, rows, whose, bound in sides:
         _bars(ax, -0.2, [100 * value for value in rows.numbers("share")], PALE, "of targets")
         at = [y + 0.2 for y in range(len(rows))]
         shares, least = ([100 * value for value in rows.numbers(c)] for c in ("share_of_loss", bound))
@@ -61,7 +61,7 @@ def exceedance(table: Table) -> Figure:
             style.note(ax, text, (max(share, limit), y), (5, 0), fontsize=6.5, color=look)
         ax.set_xlabel("share (%)")
         ax.set_xlim(0, 118)
-        style.subtitle(ax, text)
+        style.subtitle(ax, whose)
         style.no_grid(ax, "y")
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.4, -0.6)
