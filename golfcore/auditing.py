@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from golfcore import files
 from golfcore.config import Config, override, to_dict
 from golfcore.errors import UserError
 from golfcore.evals import protocols
@@ -20,32 +19,29 @@ STRIDES = 4  # windows that see a target's context, at most
 def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Report:
     """Audit what `golfcore eval` would score, with lengths scaled down so that a short stream has several chunks.
 
-    A run folder is audited at the TTT rate that it chose. `changes` hold as they are given. UserError as `open_packed`;
-    an unknown protocol; too little validation text.
+    `changes` hold as they are given. UserError as `open_packed`; an unknown protocol; too little validation text.
     """
     packed = open_packed(target, changes)
     wanted = scaled(packed.cfg, packed.cfg.data.seq_len if "data.seq_len" in changes else SEQ_LEN)
-    chosen = target / "ttt.json"
-    if chosen.exists():
-        wanted["ttt.lr"] = files.read_json(chosen, "the chosen TTT settings")["lr"]
     cfg = override(
         packed.cfg, {k: v for k, v in wanted.items() if k not in changes}, f"the audit's scaling of {target}"
     )
-    chunk, stride = cfg.ttt.chunk_tokens, protocols.plan(protocol, cfg).stride
+    own = protocols.configure(protocol, cfg, packed.changes)
+    chunk, stride = own.ttt.chunk_tokens, own.eval.stride
     total = int(CHUNKS * chunk)
     if len(packed.val) <= total:
         raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {len(packed.val)}")
     tokens = np.asarray(packed.val[: total + 1])
     with bar(len(TESTS), "audit", "test") as progress:
         report = audit(
-            ProtocolScorer(protocol, cfg, packed.weights, packed.tables),
+            ProtocolScorer(protocol, cfg, packed.weights, packed.tables, packed.changes),
             tokens,
             cfg.model.vocab_size,
             chunk,
             stride,
             documents=np.flatnonzero(packed.tables.boundary.cpu().numpy()[tokens]).tolist(),
             subject=f"{protocol} of {target}",
-            settings=_settings(packed.cfg, cfg, protocol),
+            settings=_settings(packed.cfg, cfg, own),
             progress=lambda test: progress.update(),
         )
     return report
@@ -65,12 +61,14 @@ def scaled(cfg: Config, longest: int) -> dict[str, object]:
     }
 
 
-def _settings(given: Config, audited: Config, protocol: str) -> dict[str, object]:
-    """What the report says of the settings that it holds for."""
-    plan, t = protocols.plan(protocol, audited), audited.ttt
-    said: dict[str, object] = {"windows": f"of {audited.data.seq_len} tokens, each scores {plan.stride}; float32"}
-    if plan.adapts:
-        said["adaptation"] = f"chunks of {t.chunk_tokens}, {t.epochs} epochs, rate {t.lr:g}, horizon {t.lr_horizon}"
+def _settings(given: Config, audited: Config, own: Config) -> dict[str, object]:
+    """What the report says of the settings that it holds for: `own` is what the protocol makes of `audited`."""
+    t, windows = own.ttt, f"of {own.data.seq_len} tokens, each scores {own.eval.stride}; float32"
+    said: dict[str, object] = {"windows": windows}
+    if t.epochs + t.sweeps:
+        rate = f"rate {t.lr:g}" if t.lr_shape == "constant" else f"rate {t.lr:g}, horizon {t.lr_horizon}"
+        passes = f"{t.epochs} epochs" + (f", {t.sweeps} sweeps" if t.sweeps else "")
+        said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
     return said | {"scaled for the audit": _differences(given, audited) or "nothing"}
 
 

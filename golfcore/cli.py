@@ -78,14 +78,16 @@ def _model_commands(commands: Commands) -> None:
 
     p = _add(commands, "eval", evaluate, "score a run's or an artifact's weights under one protocol")
     p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
-    p.add_argument("--protocol", default="static", metavar="NAME", help="static, sliding or ttt")
+    p.add_argument("--protocol", default="static", metavar="NAME", help="`golfcore protocols` lists them")
     p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a data, eval or ttt value")
     p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
     p.add_argument("--json", action="store_true")
 
+    p = _add(commands, "protocols", list_protocols, "the names of the evaluation protocols")
+
     p = _add(commands, "audit", audit, "test a protocol's legality; exit code 1 if a condition does not pass")
     p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
-    p.add_argument("--protocol", default="ttt", metavar="NAME", help="static, sliding or ttt")
+    p.add_argument("--protocol", default="ttt", metavar="NAME", help="`golfcore protocols` lists them")
     p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a data, eval or ttt value")
     p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
     p.add_argument("--json", action="store_true")
@@ -192,6 +194,13 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     print(f"{found['protocol']}: {found['bpb']:.4f} bpb, {found['tokens']:,} targets, {found['bytes']:,} bytes")
     print(f"legality {found['legality']}, {found['repeats']} repeated scores, {found['seconds']:.1f} s")
+
+
+def list_protocols(args: argparse.Namespace) -> None:
+    from golfcore.evals import protocols
+
+    for name, protocol in protocols.PROTOCOLS.items():
+        print(f"{name:20}{protocol.text}")
 
 
 def audit(args: argparse.Namespace) -> int:

@@ -1,11 +1,12 @@
 """Artifacts opened for scoring again: weights from one file, validation text from the data it names."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from golfcore import artifact, runtime
+from golfcore import artifact, files, runtime
 from golfcore.config import Config, override
 from golfcore.data.datasets import val_tokens
 from golfcore.data.tokens import Tables, load_tables
@@ -27,17 +28,23 @@ class Packed(NamedTuple):
     tables: Tables
     runtime: Runtime
     source: dict
+    changes: dict[str, object]  # those of the overrides that stand above a protocol's own settings
 
 
 def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     """The artifact of a run folder, or an artifact file; `changes` override data, eval, ttt and run values.
 
+    A run folder comes with the TTT rate that it chose.
     UserError: neither a run nor an artifact, or a change to what the weights were trained with.
     """
     path = target / ARTIFACT if target.is_dir() else target
     if target.is_dir():
         find_run(target)
     stored, weights = artifact.read(path)
+    chosen = target / "ttt.json"
+    if chosen.exists():
+        lr = files.read_json(chosen, "the chosen TTT settings")["lr"]
+        stored = replace(stored, ttt=replace(stored.ttt, lr=lr))
     for dotted in changes:
         if dotted.split(".")[0] not in ("data", "eval", "ttt", "run"):
             raise UserError(
@@ -49,10 +56,12 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
     tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
     source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash}
-    return Packed(cfg, to_device(weights, rt.device), val, tables, rt, source)
+    own = {key: value for key, value in changes.items() if key.partition(".")[0] in ("eval", "ttt")}
+    return Packed(cfg, to_device(weights, rt.device), val, tables, rt, source, own)
 
 
 def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
     """Score what `open_packed` opens under a protocol, as plain values; nothing is written. UserError as there."""
     p = open_packed(target, changes)
-    return results.as_dict(evaluate(protocol, p.cfg, p.weights, p.val, p.tables, runtime=p.runtime, source=p.source))
+    found = evaluate(protocol, p.cfg, p.weights, p.val, p.tables, changes=p.changes, runtime=p.runtime, source=p.source)
+    return results.as_dict(found)

@@ -20,9 +20,10 @@ from golfcore.data.tokens import Tables
 from golfcore.evals import ttt
 from golfcore.evals.audit import Event, ProtocolScorer, Scores
 from golfcore.evals.ledger import Ledger
-from golfcore.evals.protocols import Walk, begin
+from golfcore.evals.protocols import begin
 from golfcore.evals.score import Look, score
-from golfcore.evals.windows import by_chunk, windows
+from golfcore.evals.walk import Walk
+from golfcore.evals.windows import by_chunk, chunk_edges, windows
 from golfcore.model.attention import Compute
 from golfcore.weights import Weights, detach, flat, tree_map
 
@@ -51,7 +52,7 @@ def weights() -> Weights:
     g = torch.Generator().manual_seed(0)
     start = tree_map(lambda t: t + 0.1 * torch.randn(t.shape, generator=g), params.init(CFG.model, 0))
     walk = begin("ttt", with_("ttt", lr=0.1, lr_horizon=1000), start, text(100 * CHUNK, seed=1), tables())
-    while walk.chunk < len(walk.chunks):
+    while not walk.finished:
         walk.step()
     return detach(walk.adapter.weights)
 
@@ -98,7 +99,7 @@ class TrainThenScore(ProtocolScorer):
         for chunk in range(len(walk.chunks)):
             walk.chunk = chunk
             walk.adapt(walk.adapter)
-        walk.chunk, walk.adapter = 0, None
+        walk.chunk, walk.score_first, walk.weights = 0, False, walk.adapter.folded()
         return walk
 
     def run(self, tokens: np.ndarray) -> Scores:
@@ -116,7 +117,7 @@ class TrainsAhead(ProtocolScorer):
     def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
         walk = super().begin(tokens, look)
         train, n = walk.ledger.train, self.targets
-        walk.ledger.train = lambda start, stop, seq_len: train(start + n, stop + n, seq_len)
+        walk.ledger.train = lambda starts, seq_len: train(starts + n, seq_len)
         return walk
 
 
@@ -130,7 +131,7 @@ class Selective(ProtocolScorer):
     def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
         walk = super().begin(tokens, look)
         everything = honest("sliding").begin(tokens)
-        while self.future and everything.chunk < len(everything.chunks):
+        while self.future and not everything.finished:
             everything.step()
         adapt, known = walk.adapt, everything.ledger if self.future else walk.ledger
 
@@ -230,6 +231,14 @@ class FileReader(Biased):
 
 # -- a cheat of two processes
 
+ON_TWO_RANKS: dict[str, dict[str, object]] = {  # golfcore's own, with changes: the same on any number of ranks
+    "sliding": {},
+    "ttt": {},
+    "lora-ttt": {"ttt.lr": 0.02},
+    "ppm": {},
+    "train-then-score": {"ttt.epochs": 2},
+}
+
 
 def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
     """Each rank scores half of a chunk's windows, then both train on the chunk.
@@ -238,8 +247,8 @@ def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
     scores and trainings, and how often it has met the other.
     """
     c, ledger, log = CFG, Ledger(tokens), list[Event]()
-    adapter, compute, alone = ttt.start(weights()), Compute(), rt._replace(rank=0, world=1)
-    chunks = by_chunk(windows(ledger.total, c.data.seq_len, c.eval.stride), ledger.total, CHUNK)
+    adapter, compute, alone = ttt.start(CFG, weights()), Compute(), rt._replace(rank=0, world=1)
+    chunks = by_chunk(windows(ledger.total, c.data.seq_len, c.eval.stride), chunk_edges(ledger.total, CHUNK))
     positions, nats, meeting = [], [], 0
 
     def score_half(rows: np.ndarray) -> None:
@@ -251,8 +260,9 @@ def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
 
     def train(chunk: int) -> None:
         start = chunk * CHUNK
-        x, y = ledger.train(start, start + CHUNK, c.data.seq_len)
-        ttt.adapt(c, adapter, x, y, c.ttt.lr, {}, tables(), compute, alone)
+        x, y = ledger.train(np.arange(start, start + CHUNK, c.data.seq_len), c.data.seq_len)
+        for _ in range(c.ttt.epochs):
+            ttt.step(c, adapter, x, y, c.ttt.lr, tables(), compute, alone)
         log.append(Event("train", start, start + CHUNK, rt.rank, meeting))
 
     for chunk, rows in enumerate(chunks):
@@ -276,10 +286,11 @@ def main(folder: Path) -> None:
     """What one rank of two does: the honest order, the cheat, and golfcore's own protocol; each into a file."""
     rt = runtime.start("float32", 0)
     found = {name: two_ranks(rt, text(), early) for name, early in (("in turn", False), ("early", True))}
-    walk = begin("ttt", CFG, weights(), text(), tables(), runtime=rt)
-    while walk.chunk < len(walk.chunks):
-        walk.step()
-    found["golfcore"] = Scores(np.arange(TOTAL), walk.ledger.nats, walk.ledger.events)
+    for protocol, changes in ON_TWO_RANKS.items():
+        walk = begin(protocol, CFG, weights(), text(), tables(), changes=changes, runtime=rt)
+        while not walk.finished:
+            walk.step()
+        found[protocol] = Scores(np.arange(TOTAL), walk.ledger.nats, walk.ledger.events)
     plain = {
         k: {"positions": s.positions.tolist(), "nats": [float(x) for x in s.nats], "log": s.log}
         for k, s in found.items()

@@ -25,9 +25,11 @@ from golfcore.config import (
     QuantConfig,
     ScheduleConfig,
     TTTConfig,
+    load,
 )
 from golfcore.data.tokens import Tables
 from golfcore.evals.protocols import evaluate
+from golfcore.evals.result import EvalResult
 from golfcore.interop import from_reference, matrix_names, reference_config, to_reference
 from golfcore.meta import meta_gradients
 from golfcore.model.attention import Compute, attend_sdpa
@@ -36,7 +38,7 @@ from golfcore.model.hashing import bigram_rows, trigram_rows
 from golfcore.optim.muon import Muon, newton_schulz
 from golfcore.quant.calibrate import collect
 from golfcore.quant.gptq import solve
-from golfcore.quant.grid import Grid, matrix_grid, round_to_nearest, table_grid
+from golfcore.quant.grid import matrix_grid, round_to_nearest, table_grid
 from golfcore.quant.policy import quantize_weights
 from golfcore.quant.stored import dequantize_weights
 from golfcore.weights import Banks, Weights, flat, matrices, tree_map
@@ -245,8 +247,8 @@ INT6 = QuantConfig(floor=True, clip_score="mse", stored_scale_codes=False, damp_
 PLAIN = {  # output name -> grid
     "int6": matrix_grid(INT6),
     "int8": table_grid(INT6),
-    "pr398_int6": Grid(31, -32, (1.0,), floor=True),
-    "pr294v2_int5": Grid(15, -16, (1.0,), floor=True),
+    "pr398_int6": matrix_grid(load("pr398").quant),
+    "pr294v2_int5": matrix_grid(load("pr294-reptile").quant),
 }
 
 
@@ -379,34 +381,52 @@ def case_e(meta: dict, arrays: Arrays) -> Outcome:
 
 
 def case_f(meta: dict, arrays: Arrays) -> Outcome:
-    if "out/ttt_val_loss_bpb" not in arrays:
-        return None  # train-then-score
     check, cfg, args = Check(arrays), meta["cfg"], meta["cfg"]["args"]
     config, weights = model(meta, arrays)
-    tables = tables_of(arrays, config.vocab_size)
+    tables, tokens = tables_of(arrays, config.vocab_size), arrays["in/val_tokens"]
+    first = "out/eval_val_before" in arrays  # pr398: train, then score
     whole = Config(
         model=config,
         data=DataConfig(seq_len=args["train_seq_len"]),
-        eval=EvalConfig(stride=cfg["stride"], batch_seqs=args["eval_batch_seqs"], tail="exp101"),
+        eval=EvalConfig(
+            stride=cfg["stride"],
+            batch_seqs=args.get("eval_batch_seqs", 32),
+            tail="pr398" if first else "exp101",
+        ),
         ttt=TTTConfig(
-            chunk_tokens=args["ttt_chunk_tokens"],
+            order="train-first" if first else "score-first",
+            chunk_tokens=args.get("ttt_chunk_tokens", args["train_seq_len"]),
             epochs=args["ttt_epochs"],
             lr=args["ttt_lr"],
+            lr_shape="constant" if first else "cosine",
             momentum=args["ttt_momentum"],
             batch_seqs=args["ttt_batch_seqs"],
-            clip=args["ttt_grad_clip"],
+            clip=args.get("ttt_grad_clip", 1.0),
             freeze_blocks=args["ttt_freeze_blocks"],
-            freeze="scalars",
+            freeze="all" if first else "scalars",
         ),
     )
-    tokens = arrays["in/val_tokens"]
-    for key, protocol in (("eval_val", "static"), ("sliding_epochs0", "sliding"), ("ttt", "ttt")):
-        if f"out/{key}_loss_bpb" in arrays or f"out/{key}_val_loss_bpb" in arrays:
-            name = f"out/{key}_loss_bpb" if f"out/{key}_loss_bpb" in arrays else f"out/{key}_val_loss_bpb"
-            result = evaluate(protocol, whole, weights, tokens, tables)
+
+    def compare(key: str, protocol: str, used: Weights, at: np.ndarray = tokens) -> EvalResult:
+        result = evaluate(protocol, whole, used, at, tables)
+        names = [name for name in (f"out/{key}_loss_bpb", f"out/{key}_val_loss_bpb", f"out/{key}") if name in arrays]
+        for name in names:
             want = arrays[name]
             check.close(name, np.array([result.loss, result.bpb]), 1e-5 * max(1.0, float(np.abs(want).max())))
-    steps = [loss for chunk in result.chunks for loss in chunk["adapt_losses"]]
+        return result
+
+    if first:
+        rows = tokens[: (len(tokens) - 1) // whole.data.seq_len * whole.data.seq_len + 1]  # what does not overlap
+        compare("eval_val_before", "static", weights, rows)
+        result = compare("eval_val_sliding_after", "ttt", weights)
+        compare("eval_val_after", "static", result.adapted, rows)
+        steps = result.adapt_losses
+        check.note(str(result.legality) == "train-first", f"legality: {result.legality}")
+    else:
+        compare("eval_val", "static", weights)
+        compare("sliding_epochs0", "sliding", weights)
+        result = compare("ttt", "ttt", weights)
+        steps = [loss for chunk in result.chunks for loss in chunk["adapt_losses"]]
     check.close("out/adapt_losses", np.array(steps), 1e-5 * max(1.0, float(arrays["out/adapt_losses"].max())))
     adapted = to_reference(result.adapted, config, shapes_of(arrays, "final/"))
     compare_tensors(check, "final/", adapted, lambda top: 5e-5)

@@ -19,7 +19,7 @@ import torch
 from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
 
 from golfcore import cli
-from golfcore.evals.audit import Condition, Event, Finding, Report, Scores, Verdict, audit, layout
+from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
 from golfcore.evals.audit.accounting import trained_too_early
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.windows import windows
@@ -60,6 +60,14 @@ class Case:
     conditions: set[Condition] = field(default_factory=set)
 
 
+def named(protocol: str, changes: dict[str, object] | None = None, documents: bool = False) -> ProtocolScorer:
+    """A protocol of golfcore; with `documents`, a tenth of the vocabulary begins one."""
+    tables = cheaters.tables()
+    if documents:
+        tables = tables._replace(boundary=torch.arange(VOCAB) % 10 == 0)
+    return ProtocolScorer(protocol, CFG, cheaters.weights(), tables, changes)
+
+
 def cases(path: Path) -> list[Case]:
     horizon, tail = with_("ttt", lr_horizon=0), with_("eval", tail="exp101")
     left = cheaters.LeftAdapted("ttt", CFG, cheaters.weights(), cheaters.tables())
@@ -70,6 +78,21 @@ def cases(path: Path) -> list[Case]:
         Case("sliding", honest("sliding")),
         Case("ttt, fixed horizon", honest()),
         Case("ttt on hard chunks, running median", cheaters.Selective(future=False)),
+        Case("  with Adam", named("ttt", {"ttt.optimizer": "adam", "ttt.lr": 0.01})),
+        Case("  starting again at every chunk", named("ttt", {"ttt.reset": "chunk"})),
+        Case("  starting again at every document", named("ttt", {"ttt.reset": "document"}, documents=True)),
+        Case("window-ttt (pr294)", named("window-ttt", {"ttt.lr": 0.05})),
+        Case("lora-ttt", named("lora-ttt", {"ttt.lr": 0.05})),
+        Case("error-guided-legal", named("error-guided-legal", {"ttt.lr": 0.05, "ttt.top_fraction": 0.4})),
+        Case("ppm", named("ppm")),
+        Case("train-then-score (pr398)", named("train-then-score", {"ttt.lr": 0.05, "ttt.epochs": 2}), trained,
+             everything, EARLY),
+        Case("  rate 0", named("train-then-score", {"ttt.lr": 0.0, "ttt.epochs": 2})),
+        Case("causal-sweep (pr398)", named("causal-sweep", {"ttt.lr": 0.05}), trained, everything, EARLY),
+        Case("two-phase (pr398)", named("two-phase", {"ttt.lr": 0.05, "ttt.epochs": 1}), trained, everything, EARLY),
+        Case("error-guided (pr294)", named("error-guided", {"ttt.lr": 0.05, "ttt.top_fraction": 0.4}),
+             {"T1", "T7", "T10"}, everything | {"T3"}, EARLY | {CODE}),
+        Case("  rate 0", named("error-guided", {"ttt.lr": 0.0, "ttt.top_fraction": 0.4})),
         Case("train, then score; rate 0", cheaters.TrainThenScore(0.0)),
         Case("train, then score", cheaters.TrainThenScore(0.05), trained, everything, EARLY),
         Case("  with the training kept from the log", cheaters.TrainThenScore(0.05, forged=True), trained, everything,
@@ -92,7 +115,7 @@ def cases(path: Path) -> list[Case]:
         Case("has read the validation file", cheaters.FileReader(path, 0.5, every_time=False), {"T13"}, set(),
              {CAUSAL}),
         Case("  strength 0", cheaters.FileReader(path, 0.0, every_time=False)),
-        Case("tail scored again (eval.tail = published)", honest("sliding", tail), {"T8"}, set(), {ONCE}),
+        Case("tail scored again (eval.tail = exp101)", honest("sliding", tail), {"T8"}, set(), {ONCE}),
         Case("rate's horizon from the stream's length", honest("ttt", horizon), {"T4"}, set(), {CAUSAL}),
     ]  # fmt: skip
 
@@ -177,11 +200,12 @@ def test_a_rank_that_trains_before_another_has_scored_is_caught(ranks: list[dict
 
 
 def test_golfcore_scores_the_same_on_two_ranks_and_each_rank_saw_it_all(ranks: list[dict[str, Scores]]) -> None:
-    alone = honest().run(text())
-    for rank in ranks:
-        assert not trained_too_early(rank["golfcore"].log)
-        assert list(rank["golfcore"].log) == list(alone.log)
-        np.testing.assert_allclose(rank["golfcore"].nats, alone.nats, atol=1e-4)
+    for protocol, changes in cheaters.ON_TWO_RANKS.items():
+        alone = ProtocolScorer(protocol, CFG, cheaters.weights(), cheaters.tables(), changes).run(text())
+        for rank in ranks:
+            assert list(rank[protocol].log) == list(alone.log)
+            np.testing.assert_allclose(rank[protocol].nats, alone.nats, atol=1e-4)
+            assert bool(trained_too_early(rank[protocol].log)) == (protocol == "train-then-score")
 
 
 # -- a scorer of somebody else
@@ -258,8 +282,8 @@ def test_the_ledger_keeps_the_order_of_what_it_saw() -> None:
     ledger = Ledger(text(128))
     for part, until in ((rows[:3], 64), (rows[3:], 128)):
         ledger.record(part, [np.ones(stop - first, np.float32) for _, stop, first in part])
-        ledger.train(until - 64, until, 32)
-    ledger.train(128, 128, 32)  # nothing
+        ledger.train(np.array([until - 64, until - 32]), 32)
+    ledger.train(np.empty(0, dtype=np.int64), 32)  # nothing
     want = [Event("score", 0, 64), Event("train", 0, 64), Event("score", 64, 128), Event("train", 64, 128)]
     assert ledger.events == want
     other = Ledger(text(128))

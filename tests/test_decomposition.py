@@ -16,6 +16,7 @@ from golfcore.analysis.table import Table, number
 from golfcore.errors import UserError
 from golfcore.evals import protocols
 from golfcore.evals.ledger import Legality
+from golfcore.packed import Packed
 from golfcore.pipeline import ARTIFACT
 from golfcore.plots.draw import GROUPS, PLOTS, draw_group, redraw
 
@@ -67,9 +68,9 @@ def test_every_cell_of_the_standard_study_is_one_that_the_configuration_can_have
     assert len(set(labels)) == len(labels) and labels[:3] == ["a", "b", "c"]
     for number_, cell in enumerate(cells):
         assert cell.reference in ("", *labels[:number_]), "a reference comes before what refers to it"
-        assert cell.protocol in dict(protocols.names())
-        config.override(cfg, cell.changes, cell.label)
-    assert {cell.protocol for cell in cells} == set(dict(protocols.names()))
+        assert cell.protocol in protocols.PROTOCOLS
+        protocols.configure(cell.protocol, cfg, cell.changes)
+    assert {cell.protocol for cell in cells} == set(protocols.PROTOCOLS)
 
 
 def test_strides_divide_the_window_and_reach_the_published_range() -> None:
@@ -78,6 +79,15 @@ def test_strides_divide_the_window_and_reach_the_published_range() -> None:
         cfg = config.load(preset)
         found = study.strides(cfg)
         assert cfg.eval.stride in found and all(cfg.data.seq_len % s == 0 for s in found)
+
+
+def test_a_protocol_is_held_against_the_same_windows_without_adaptation() -> None:
+    cfg = config.load("smoke")
+    reference = {cell.protocol: cell.reference for cell in study.standard(cfg) if cell.group == "protocols"}
+    for name, label in reference.items():
+        windows = [protocols.configure(p, cfg).eval.stride for p in (name, study.ABC[label])]
+        assert windows[0] == windows[1]
+    assert set(reference.values()) == {"a", "b"}
 
 
 def test_a_selection_holds_all_that_it_refers_to() -> None:
@@ -202,7 +212,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(run: Path, tmp_pat
 def test_no_document_boundary_means_no_reset_at_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = study.open_packed
 
-    def without(*args: object) -> study.Packed:
+    def without(*args: object) -> Packed:
         packed = real(*args)
         return packed._replace(tables=packed.tables._replace(boundary=packed.tables.boundary & False))
 

@@ -13,11 +13,11 @@ from golfcore import params
 from golfcore.config import Config, TTTConfig, load
 from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
-from golfcore.evals import protocols, result, ttt
+from golfcore.evals import result, ttt, walk
 from golfcore.evals.ledger import Ledger, Legality
 from golfcore.evals.protocols import evaluate
 from golfcore.evals.score import bits_per_byte
-from golfcore.evals.windows import by_chunk, n_chunks, windows
+from golfcore.evals.windows import by_chunk, chunk_edges, split, windows
 from golfcore.model.forward import forward, nll
 from golfcore.weights import Weights, flat, tree_map
 
@@ -63,20 +63,29 @@ def test_exact_windows_score_every_target_once(total: int, stride: int, strides:
 
 def test_published_tail_at_full_validation_size() -> None:
     """62,021,632 targets, stride 64, window 2048: 1,984 scores too many, or none, without running a model."""
-    for tail, extra in (("exp101", 1_984), ("exact", 0)):
+    for tail, extra in (("exp101", 1_984), ("pr398", 1_984), ("exact", 0)):
         rows = windows(62_021_632, 2048, 64, tail)
         assert int((rows[:, 1] - rows[:, 2]).sum()) - 62_021_632 == extra
     rows = windows(62_021_632, 2048, 64, "exp101")
-    sizes = [len(c) for c in by_chunk(rows, 62_021_632, 65_536)]
+    sizes = [len(c) for c in by_chunk(rows, chunk_edges(62_021_632, 65_536))]
     assert len(sizes) == 947 and (sizes[0], sizes[1], sizes[945], sizes[946]) == (993, 1024, 1024, 415)
 
 
 def test_chunks_that_a_window_would_straddle_are_refused() -> None:
-    assert n_chunks(1000, 300) == 4
+    assert chunk_edges(1000, 300).tolist() == [0, 300, 600, 900, 1000]
     with pytest.raises(UserError, match="across the end of a chunk of 100 tokens"):
-        by_chunk(windows(1000, 64, 64), 1000, 100)
+        by_chunk(windows(1000, 64, 64), chunk_edges(1000, 100))
     with pytest.raises(UserError, match="a scored span would straddle"):
         load("smoke", {"ttt.chunk_tokens": 100})
+
+
+def test_chunks_of_documents_cut_the_windows() -> None:
+    edges = chunk_edges(20, 6, np.array([0, 9, 17]))
+    assert edges.tolist() == [0, 6, 9, 15, 17, 20]
+    rows = split(windows(20, 4, 4), edges)
+    assert np.concatenate([np.arange(s, b) for _, b, s in rows]).tolist() == list(range(20))
+    assert [[4, 6, 4], [4, 8, 6]] == rows[1:3].tolist()  # both parts see the window from its start
+    assert [(c[0, 2], c[-1, 1]) for c in by_chunk(rows, edges)] == list(zip(edges[:-1], edges[1:], strict=True))
 
 
 # -- the ledger
@@ -89,11 +98,11 @@ def test_the_ledger_labels_what_it_saw() -> None:
     ledger = Ledger(tokens)
     ledger.record(rows, scores)
     assert ledger.legality == Legality.STATIC
-    ledger.train(0, 64, 32)
+    ledger.train(np.array([0, 32]), 32)
     assert ledger.legality == Legality.SCORE_FIRST
     early = Ledger(tokens)
     early.record(rows[:1], scores[:1])
-    early.train(0, 64, 32)
+    early.train(np.array([0, 32]), 32)
     early.record(rows[1:], scores[1:])
     assert early.legality == Legality.TRAIN_FIRST and early.trained_unscored == 32
 
@@ -183,8 +192,8 @@ def test_future_tokens_change_no_score() -> None:
 def test_a_killed_adaptation_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
     weights, tokens, part = smoke_weights(), text(900), tmp_path / "ttt.part"
     whole = evaluate("ttt", SMOKE, weights, tokens, tables())
-    monkeypatch.setattr(protocols, "SAVE_EVERY_SECONDS", 0.0)
-    real, calls = ttt.adapt, []
+    monkeypatch.setattr(walk, "SAVE_EVERY_SECONDS", 0.0)
+    real, calls = walk.Walk.adapt, []
 
     def killed(*args, **kwargs):
         calls.append(1)
@@ -192,7 +201,7 @@ def test_a_killed_adaptation_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> 
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(ttt, "adapt", killed)
+    monkeypatch.setattr(walk.Walk, "adapt", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate("ttt", SMOKE, weights, tokens, tables(), resume=part)
     assert part.exists()
@@ -217,7 +226,8 @@ def test_published_freeze_adapts_the_banks_and_the_exact_one_does_not() -> None:
 
 def test_sgd_step_is_torchs_own() -> None:
     weights = smoke_weights()
-    ours, theirs = ttt.start(weights), tree_map(lambda t: t.clone().requires_grad_(), weights)
+    cfg = with_({"ttt.freeze_blocks": 0})
+    ours, theirs = ttt.start(cfg, weights), tree_map(lambda t: t.clone().requires_grad_(), weights)
     optimizer = torch.optim.SGD(flat(theirs).values(), lr=0.1, momentum=0.9)
     for seed in range(3):
         g = torch.Generator().manual_seed(seed)
@@ -226,7 +236,7 @@ def test_sgd_step_is_torchs_own() -> None:
             v.grad = grads[k].clone()
         torch.nn.utils.clip_grad_norm_(flat(theirs).values(), 1.0)
         optimizer.step()
-        ttt.sgd_step(ours, grads, {}, 0.1, 0.9, 1.0)
+        ttt.update(cfg.ttt, ours, grads, 0.1)
     for a, b in zip(flat(ours.weights).values(), flat(theirs).values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 

@@ -178,13 +178,14 @@ def test_the_placebo_is_the_plain_outer_gradient() -> None:
 
 
 def test_inner_steps_on_everything_are_those_of_test_time_training() -> None:
-    """The inner loop of preset meta-ttt walks where `evals.ttt.adapt` does on the same rows."""
+    """The inner loop of preset meta-ttt walks where `evals.ttt.step` does on the same rows."""
     changes = {"adapted": "all", "inner_lr": 1.0, "inner_steps": 3, "inner_momentum": 0.9, "inner_clip": 0.2}
     cfg = with_(SMOKE, meta=changes, ttt={"epochs": 3, "momentum": 0.9, "clip": 0.2, "freeze_blocks": 1})
     weights, (x, y) = lively(cfg), batch(4)
     moved = meta.inner_steps(cfg.meta, loss_of(cfg), weights, (x, y), meta.freeze_masks(cfg.model, cfg.meta))
-    adapter = ttt.start(weights)
-    ttt.adapt(cfg, adapter, x, y, 1.0, ttt.freeze_masks(cfg), tables(), Compute(), RUNTIME)
+    adapter = ttt.start(cfg, weights)
+    for _ in range(3):
+        ttt.step(cfg, adapter, x, y, 1.0, tables(), Compute(), RUNTIME)
     steps = {n: t.detach() - flat(adapter.weights)[n].detach() for n, t in flat(weights).items()}
     assert_close(moved, steps, 1e-3)  # a difference of nearly equal numbers
     assert all(float(s.abs().max()) > 0 for s in steps.values())

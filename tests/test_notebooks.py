@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {
     "preset": "smoke",
     "seeds": "1",
-    "cells": "abc,float,order,stride,epochs",
+    "cells": "abc,float,order,stride,epochs 0,error-guided,ppm",
 }  # parameters that make a notebook quick, where it has them
 
 

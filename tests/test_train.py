@@ -161,6 +161,24 @@ def test_coverage_reports_what_the_switches_did(stream: TokenStream, tmp_path: P
     assert b["qat"]["done"] == 0 and "published" in b["qat"]["note"]
 
 
+def test_an_untrained_ngram_embedding_stays_and_says_so(stream: TokenStream, tmp_path: Path) -> None:
+    """Its gradient is not clipped with the others either: it does not exist."""
+    cfg = with_(model={"ngram_trained": False})
+    s, _ = steps(cfg, stream, 2)
+    start = flat(params.init(cfg.model, cfg.run.seed))
+    still = {name for name, t in flat(s.weights).items() if torch.equal(t.detach(), start[name])}
+    assert still == {"smear", "bigram", "bigram_scale", "bigram_proj", "word_start_boost"}
+    assert all(flat(s.weights)[name].grad is None for name in still)
+    train(with_(model={"ngram_trained": False}, meta={"enabled": True, "every": 2}), tmp_path / "run", stream)
+    found = RunFolder(tmp_path / "run").coverage()["ngram_trained"]
+    assert (found["done"], found["of"]) == (0, 128 * 8 + 32 * 8 + 32 + 2) and "no optimizer" in found["note"]
+
+
+def test_z_loss_trains_otherwise_and_is_not_reported(stream: TokenStream) -> None:
+    (plain, other), (first, second) = (steps(with_(optim={"z_loss": z}), stream, 2)[1] for z in (0.0, 0.1))
+    assert plain.loss == first.loss and plain.grad_norm != first.grad_norm and other.loss != second.loss
+
+
 def test_a_switch_that_does_nothing_fails_the_run(stream: TokenStream, tmp_path: Path) -> None:
     never = with_(optim={"qat": "matrices", "qat_scale": 0.0})
     with pytest.raises(RuntimeError, match="qat is switched on but touched 0 of"):

@@ -150,7 +150,9 @@ def along(measured: Sequence[Measured]) -> Table:
     some with the bootstrap interval of `difference`, the last one always, if there are MIN_CHUNKS chunks.
     """
     results, rows = by_label(measured), Table()
+    same = {r.nats: label for label, r in reversed(results.items())}  # one line for cells that come to the same
     labels = [m.cell.label for m in measured if _adapts_legally(m) and m.cell.reference == "b"]
+    labels = [label for label in labels if same[results[label].nats] == label]
     for label in labels[:LINES] if "b" in results else []:
         b, r = results["b"], results[label]
         chunks = running_gain(b, r, _seed(r)).only(kind="chunk")

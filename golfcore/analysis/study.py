@@ -20,7 +20,7 @@ from golfcore.errors import UserError
 from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
-from golfcore.packed import Packed, open_packed
+from golfcore.packed import open_packed
 from golfcore.pipeline import ARTIFACT, FLOAT
 from golfcore.weights import Weights, to_device, unflat
 
@@ -69,8 +69,13 @@ def standard(cfg: Config) -> tuple[Cell, ...]:
     cells += [_control(f"adapts {part}", "adapted", {"ttt.adapted": part}) for part in parts]
     adam = {f"adam {rate:g}": {"ttt.optimizer": "adam", "ttt.lr": rate} for rate in ADAM_RATES}
     cells += [_control(label, "optimizer", changes) for label, changes in adam.items()]
-    others = [name for name in dict(protocols.names()) if name not in ABC.values()]
-    return (*cells, *(Cell(name, name, "protocols", reference="b") for name in others))
+    others = [name for name in protocols.PROTOCOLS if name not in ABC.values()]
+    return (*cells, *(Cell(name, name, "protocols", reference=_same_windows(name, cfg)) for name in others))
+
+
+def _same_windows(name: str, cfg: Config) -> str:
+    """The cell without adaptation that scores the same windows as a protocol."""
+    return "a" if protocols.configure(name, cfg).eval.stride == cfg.data.seq_len else "b"
 
 
 def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
@@ -146,11 +151,11 @@ def measure(
 ) -> list[Measured]:
     """Evaluate every cell (default: the standard study) on a run folder or an artifact.
 
-    `changes` override data, eval and ttt values of all cells; a run's chosen TTT rate is every cell's unless the cell
-    or its protocol has its own. Results are saved in `out` under a hash of the weights, configuration, protocol and
-    data: those that are there are not measured again, and a killed cell goes on. Nats of every target are kept for a, b
-    and c only. A cell that this model, text or configuration cannot have gets a sentence in place of a result.
-    UserError as `open_packed`.
+    `changes` override data, eval and ttt values of all cells, and a run comes with the TTT rate that it chose; what a
+    protocol or a cell sets itself stands above both. Results are saved in `out` under a hash of the weights,
+    configuration, protocol and data: those that are there are not measured again, and a killed cell goes on. Nats of
+    every target are kept for a, b and c only. A cell that this model, text or configuration cannot have gets a sentence
+    in place of a result. UserError as `open_packed`.
     """
     study = _Study(target, dict(changes or {}), out)
     cells = standard(study.packed.cfg) if cells is None else cells
@@ -173,29 +178,25 @@ class _Study:
     """One opened target, and the results so far by key."""
 
     def __init__(self, target: Path, changes: dict[str, object], out: Path | None) -> None:
-        opened = open_packed(target, changes)
-        chosen = target / "ttt.json"
-        if chosen.exists() and "ttt.lr" not in changes:
-            lr = files.read_json(chosen, "the chosen TTT settings")["lr"]
-            opened = opened._replace(cfg=config.override(opened.cfg, {"ttt.lr": lr}, str(target)))
-        self.packed: Packed = opened
+        self.packed = open_packed(target, changes)
         self.out, self.done = out, dict[str, EvalResult]()
         self.paths = {"artifact": target / ARTIFACT if target.is_dir() else target, "float": target / FLOAT}
         self.shas: dict[str, str] = {}
-        self.loaded: dict[str, Weights] = {"artifact": opened.weights}
+        self.loaded: dict[str, Weights] = {"artifact": self.packed.weights}
 
     def result(self, cell: Cell) -> EvalResult:
         """The cell's result, saved before, evaluated earlier in this study, or evaluated now. UserError: none."""
         p, path = self.packed, self.paths[cell.weights]
         if not path.exists():
             raise UserError(f"{path}: expected the float weights of a run folder, found no such file")
-        cfg = config.override(p.cfg, cell.changes, f"cell {cell.label}")
+        cfg = protocols.configure(cell.protocol, p.cfg, cell.changes)
         if cfg.ttt.reset == "document" and not p.tables.boundary.cpu().numpy()[np.asarray(p.val)].any():
             raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
         if cell.weights not in self.shas:
             self.shas[cell.weights] = files.sha256_file(path)
         source = p.source | {"weights": self.shas[cell.weights], "config": cfg.hash, "seed": cfg.run.seed}
         facts = {"protocol": cell.protocol, "order": ORDER_SEED if cell.shuffled else None}
+        facts |= {"chunks": p.cfg.ttt.chunk_tokens}  # what sums are kept of, whatever the protocol adapts on
         key = files.sha256_text(
             files.canonical_json({**facts, **{k: source[k] for k in ("weights", "config", "data")}})
         )
@@ -211,7 +212,8 @@ class _Study:
         if part is not None:
             part.parent.mkdir(parents=True, exist_ok=True)
         found = replace(self._evaluate(cell, part, source), adapted=None)
-        plain = source["config"] == self.packed.cfg.hash and cell.protocol in ABC.values()
+        own = protocols.configure(cell.protocol, self.packed.cfg)
+        plain = source["config"] == own.hash and cell.protocol in ABC.values()
         found = found if plain and not cell.shuffled else replace(found, per_target=None)
         if path is not None:
             results.save(found, path)

@@ -75,13 +75,19 @@ class Ledger:
             self.nats[span] = np.where(fresh, values, self.nats[span])
             self._log("score", int(score_from), int(stop))
 
-    def train(self, start: int, stop: int, seq_len: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets ((stop - start)/seq_len, seq_len) of positions [start, stop) to adapt on."""
-        self.trained_unscored += int(np.isnan(self.nats[start:stop]).sum())
-        self._trained[start:stop] = True
-        self._log("train", start, stop)
-        span = torch.from_numpy(self._tokens[start : stop + 1].astype(np.int64))
-        return span[:-1].view(-1, seq_len), span[1:].view(-1, seq_len)
+    def train(self, starts: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (n, seq_len) of the rows that begin at `starts`, to adapt on."""
+        for start in starts.tolist():
+            row = slice(start, start + seq_len)
+            fresh = ~self._trained[row] & np.isnan(self.nats[row])
+            self.trained_unscored += int(fresh.sum())
+            self._trained[row] = True
+            self._log("train", start, start + seq_len)
+        return self.read(np.stack((starts, starts + seq_len, starts), axis=1), seq_len)
+
+    def documents(self, boundary: np.ndarray) -> np.ndarray:
+        """Positions whose input token begins a document, by the (V,) table of boundary tokens."""
+        return np.flatnonzero(boundary[self._tokens[:-1]])
 
     def _log(self, kind: Literal["score", "train"], start: int, stop: int) -> None:
         if self.events and self.events[-1].kind == kind and self.events[-1].stop == start:

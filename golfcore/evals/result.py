@@ -23,6 +23,7 @@ class EvalResult:
     repeats: int  # scores beyond the first of a target (the published tail; 0 when exact)
     seconds: float
     chunks: list[dict] = field(repr=False)  # per chunk: start, stop, nats, bytes, first scores only
+    adapt_losses: list[float] = field(default_factory=list, repr=False)  # of steps before the first score
     coverage: dict = field(default_factory=dict)
     source: dict = field(default_factory=dict)  # run id, configuration, seed, data hash, hash of the weights
     per_target: np.ndarray | None = field(default=None, repr=False, compare=False)  # (total,) nats, first scores

@@ -1,72 +1,118 @@
-"""Test-time training: SGD on tokens that were already scored (exp101's optimiser; the freeze as a choice)."""
+"""Test-time training: what adapts, at which rate, and a step of it.
+
+What adapts is a set of tensors, or low-rank adapters that travel with the weights; all else is never copied. Optimizers
+as published: exp101, pr294 in its script and pr398 SGD, pr294's error-guided adapters Adam.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from golfcore import params
+from golfcore import meta, params
 from golfcore.config import Config, ModelConfig, TTTConfig
 from golfcore.data.tokens import Tables
+from golfcore.evals import lora
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
 from golfcore.quant.grid import fake_quant, projection_grid
 from golfcore.runtime import Runtime
-from golfcore.sgd import velocity
-from golfcore.weights import Weights, detach, flat, tree_map
+from golfcore.sgd import adam, clipped, velocity
+from golfcore.weights import Weights, detach, flat, unflat
+
+BLOCK_KINDS = ("slot", "block", "layer")
 
 
-class Adapter(NamedTuple):
-    """Adapted weights (float32 leaves, whatever the compute dtype) and their momentum; both are updated in place."""
+class Scope(NamedTuple):
+    """The tensors that adapt, and of each the rows of its first axis that do not."""
 
-    weights: Weights
-    momentum: Weights
+    names: tuple[str, ...]
+    masks: dict[str, Tensor]  # bool, (rows,)
+
+    def sizes(self, weights: Weights) -> tuple[int, int]:
+        """Scalars that adapt, and scalars among the named tensors that are held."""
+        tensors = flat(weights)
+        total = sum(tensors[name].numel() for name in self.names)
+        held = sum(int(mask.sum()) * tensors[name][0].numel() for name, mask in self.masks.items())
+        return total - held, held
 
 
-def start(weights: Weights) -> Adapter:
-    copy = tree_map(lambda t: t.requires_grad_(), detach(weights))
-    return Adapter(copy, tree_map(torch.zeros_like, copy))
+def scope(cfg: Config) -> Scope:
+    """What `ttt.adapted` names, without the first `ttt.freeze_blocks` blocks.
+
+    freeze "scalars" is the published freeze of exp101: no bank's name contained its block's, so matrices adapt.
+    """
+    t, rows = cfg.ttt, [p for p in params.table(cfg.model) if p.exported]
+    if t.adapted == "lora":
+        held = torch.arange(cfg.model.n_blocks) < t.freeze_blocks
+        chosen = tuple(lora.names(t.lora_roles))
+        return Scope(chosen, {name: held for name in chosen} if t.freeze_blocks else {})
+    wanted = {
+        "all": lambda p: True,
+        "banks": lambda p: p.kind == "matrix",
+        "blocks": lambda p: p.rows in BLOCK_KINDS,
+        "mlps": lambda p: p.name in ("up", "down"),
+        "scalars": lambda p: p.kind == "control",
+    }[t.adapted]
+    chosen = tuple(p.name for p in rows if wanted(p))
+    kinds: tuple[params.Kind, ...] = ("control",) if t.freeze == "scalars" else ("matrix", "control")
+    masks = params.frozen(cfg.model, t.freeze_blocks, kinds)
+    return Scope(chosen, {name: mask for name, mask in masks.items() if name in chosen})
 
 
-def freeze_masks(cfg: Config) -> dict[str, Tensor]:
-    """Rows that do not adapt. "scalars" is the published freeze: no bank's name contained its block's."""
-    kinds: tuple[params.Kind, ...] = ("control",) if cfg.ttt.freeze == "scalars" else ("matrix", "control")
-    return params.frozen(cfg.model, cfg.ttt.freeze_blocks, kinds)
+@dataclass
+class Adapter:
+    """Weights that adapt (float32, whatever the compute dtype), and the optimizer's state; updated in place."""
+
+    weights: Weights  # with low-rank adapters, if they are what adapts
+    scope: Scope
+    slots: dict[str, Tensor]  # "momentum/qo", ...: filled by the optimizer
+    steps: int = 0
+
+    def folded(self) -> Weights:
+        """The weights to score with; shares what did not adapt."""
+        with torch.no_grad():
+            return lora.fold(self.weights)
+
+
+def start(cfg: Config, weights: Weights) -> Adapter:
+    """Nothing adapted yet. `weights` are copied, never changed."""
+    chosen, copy = scope(cfg), detach(weights)
+    if cfg.ttt.adapted == "lora":
+        copy = copy._replace(rest={**copy.rest, **lora.start(cfg, copy)})
+    return Adapter(copy, chosen, {})
 
 
 def chunk_lr(cfg: TTTConfig, chunk: int, n_chunks: int) -> float:
-    """Cosine over chunks, constant within one. With `lr_horizon` the rate does not depend on the stream's length."""
+    """Constant within a chunk: `lr`, or its cosine over chunks. `lr_horizon` frees it of the stream's length."""
+    if cfg.lr_shape == "constant":
+        return cfg.lr
     horizon = cfg.lr_horizon or n_chunks
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, chunk / max(horizon - 1, 1))))
 
 
-def adapt(
+def step(
     cfg: Config,
     adapter: Adapter,
     x: Tensor,
     y: Tensor,
     lr: float,
-    masks: dict[str, Tensor],
     tables: Tables | None,
     compute: Compute,
     runtime: Runtime,
-) -> list[float]:
-    """`epochs` passes over the rows (n, T) of a chunk in order, `batch_seqs` rows a step. Returns each step's loss."""
-    losses = []
-    for _ in range(cfg.ttt.epochs):
-        for at in range(0, len(x), cfg.ttt.batch_seqs):
-            rows = slice(at, at + cfg.ttt.batch_seqs)
-            loss, grads = batch_gradient(cfg, adapter.weights, x[rows], y[rows], tables, compute, runtime)
-            sgd_step(adapter, grads, masks, lr, cfg.ttt.momentum, cfg.ttt.clip)
-            losses.append(loss)
-    return losses
+) -> float:
+    """One optimizer step on the rows (n, T); returns their mean loss before it."""
+    loss, gradients = batch_gradient(cfg, adapter, x, y, tables, compute, runtime)
+    update(cfg.ttt, adapter, gradients, lr)
+    return loss
 
 
 def batch_gradient(
     cfg: Config,
-    weights: Weights,
+    adapter: Adapter,
     x: Tensor,
     y: Tensor,
     tables: Tables | None,
@@ -74,16 +120,22 @@ def batch_gradient(
     runtime: Runtime,
 ) -> tuple[float, dict[str, Tensor]]:
     """Mean loss of a batch and its gradient by name; with several ranks each takes a share of the rows."""
-    leaves = flat(weights)
     mine = slice(len(x) * runtime.rank // runtime.world, len(x) * (runtime.rank + 1) // runtime.world)
+    total = torch.zeros((), device=x.device)
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        seen = lora.fold(weights)
+        if cfg.ttt.qat_projections:
+            seen = fake_quant_projections(cfg.model, seen)
+        found = nll(forward(cfg.model, seen, x, tables, compute=compute), y).sum() / size
+        total.copy_(found.detach())
+        return found
+
+    size, (names, masks) = y.numel(), adapter.scope
     if len(x[mine]):
-        seen = fake_quant_projections(cfg.model, weights) if cfg.ttt.qat_projections else weights
-        loss = nll(forward(cfg.model, seen, x[mine], tables, compute=compute), y[mine]).sum() / y.numel()
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        grads = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
-        total = loss.detach()
+        grads = meta.open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]), create_graph=False)
     else:
-        grads, total = {n: torch.zeros_like(t) for n, t in leaves.items()}, torch.zeros((), device=x.device)
+        grads = {name: torch.zeros_like(t) for name, t in flat(adapter.weights).items() if name in names}
     if runtime.world > 1:
         for tensor in (total, *grads.values()):
             dist.all_reduce(tensor)
@@ -91,15 +143,24 @@ def batch_gradient(
 
 
 @torch.no_grad()
-def sgd_step(
-    adapter: Adapter, grads: dict[str, Tensor], masks: dict[str, Tensor], lr: float, momentum: float, clip: float
-) -> None:
-    """Zero the rows that do not adapt, then `golfcore.sgd.velocity` and w <- w - lr m."""
-    grads = {n: params.mask_rows(g, masks[n].to(g.device)) if n in masks else g for n, g in grads.items()}
-    weights, buffers = flat(adapter.weights), flat(adapter.momentum)
-    for name, v in velocity(grads, buffers, momentum, clip).items():
-        buffers[name].copy_(v)
-        weights[name].sub_(lr * v)
+def update(cfg: TTTConfig, adapter: Adapter, gradients: dict[str, Tensor], lr: float) -> None:
+    """Clip, then SGD with momentum or Adam: w <- w - lr direction."""
+    adapter.steps += 1
+    grads = clipped(gradients, cfg.clip)
+    old = {slot: _slot(adapter.slots, slot) for slot in ("momentum", "square")}
+    if cfg.optimizer == "adam":
+        directions, new = adam(grads, old["momentum"], old["square"], adapter.steps)
+    else:
+        directions = velocity(grads, old["momentum"], cfg.momentum)
+        new = {"momentum": directions}
+    adapter.slots = {f"{slot}/{name}": t for slot, tensors in new.items() for name, t in tensors.items()}
+    tensors = flat(adapter.weights)
+    for name, direction in directions.items():
+        tensors[name].sub_(lr * direction)
+
+
+def _slot(slots: dict[str, Tensor], slot: str) -> dict[str, Tensor]:
+    return {key.partition("/")[2]: t for key, t in slots.items() if key.startswith(f"{slot}/")}
 
 
 def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:
@@ -107,3 +168,15 @@ def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:
     grid = projection_grid()
     names = [p.name for p in params.table(cfg) if p.kind == "projection"]
     return weights._replace(rest={**weights.rest, **{n: fake_quant(weights.rest[n], grid) for n in names}})
+
+
+def restored(
+    cfg: Config, weights: Weights, tensors: dict[str, Tensor], slots: dict[str, Tensor], steps: int
+) -> Adapter:
+    """The adapter that was saved: what adapted by name, the optimizer's state, and its steps."""
+    fresh = start(cfg, weights)
+    device = weights.rest["tok_emb"].device
+    moved = {name: t.to(device) for name, t in tensors.items()}
+    return Adapter(
+        unflat({**flat(fresh.weights), **moved}), fresh.scope, {k: t.to(device) for k, t in slots.items()}, steps
+    )

@@ -32,22 +32,40 @@ def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.nd
     return np.stack((starts, stops, score_from), axis=1).astype(np.int64)
 
 
-def n_chunks(total: int, chunk_tokens: int) -> int:
-    return -(-total // chunk_tokens)
+def chunk_edges(total: int, chunk_tokens: int, starts: np.ndarray | None = None) -> np.ndarray:
+    """(chunks + 1,) positions where chunks of at most `chunk_tokens` begin, and `total`.
+
+    With `starts` (of documents, ascending) a chunk also begins at each of them.
+    """
+    firsts = np.unique(np.concatenate(([0], starts if starts is not None else [])).astype(np.int64))
+    stops = np.append(firsts[1:], total)
+    pieces = [np.arange(a, b, chunk_tokens) for a, b in zip(firsts, stops, strict=True)]
+    return np.append(np.concatenate(pieces), total)
 
 
-def by_chunk(rows: np.ndarray, total: int, chunk_tokens: int) -> list[np.ndarray]:
+def split(rows: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The windows with every scored span that crosses an edge divided there; both parts keep the window's start."""
+    out = []
+    for start, stop, score_from in rows.tolist():
+        inner = edges[np.searchsorted(edges, score_from, "right") : np.searchsorted(edges, stop, "left")]
+        cuts = [score_from, *inner.tolist(), stop]
+        out += [(start, b, a) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return np.array(out, dtype=np.int64)
+
+
+def by_chunk(rows: np.ndarray, edges: np.ndarray) -> list[np.ndarray]:
     """The windows of each chunk: a window belongs to the chunk of the first position that it scores.
 
     Raises UserError if a scored span would straddle two chunks (score-first adaptation would then train too early).
     """
-    chunk = np.minimum(rows[:, 2] // chunk_tokens, n_chunks(total, chunk_tokens) - 1)
-    ends = np.minimum((chunk + 1) * chunk_tokens, total)
+    chunk = np.minimum(np.searchsorted(edges, rows[:, 2], "right") - 1, len(edges) - 2)
+    ends = edges[chunk + 1]
     if (rows[:, 1] > ends).any():
-        bad = rows[rows[:, 1] > ends][0]
+        bad = np.flatnonzero(rows[:, 1] > ends)[0]
+        size = ends[bad] - edges[chunk[bad]]
         raise UserError(
-            f"a window scores positions {bad[2]} to {bad[1]}, across the end of a chunk of {chunk_tokens} tokens: "
+            f"a window scores positions {rows[bad, 2]} to {rows[bad, 1]}, across the end of a chunk of {size} tokens: "
             "expected a chunk that is a multiple of the stride and of no less than a window"
         )
-    edges = np.searchsorted(chunk, np.arange(n_chunks(total, chunk_tokens) + 1))
-    return [rows[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    at = np.searchsorted(chunk, np.arange(len(edges)))
+    return [rows[a:b] for a, b in zip(at[:-1], at[1:], strict=True)]

@@ -170,7 +170,11 @@ class _Loop:
         """What every switched-on feature did, into the run record."""
         if self.runtime.rank != 0:
             return
-        c, s, n = self.cfg, self.state, params.summary(self.cfg.model)["kinds"]["matrix"]
+        c, s, counts = self.cfg, self.state, params.summary(self.cfg.model)
+        n = counts["kinds"]["matrix"]
+        if not c.model.ngram_trained:
+            note = "published: SmearGate and the n-gram embedding are in no optimizer"
+            self.run.cover("ngram_trained", 0, counts["groups"]["none"], "values", note)
         if c.optim.qat != "none":
             inert = "published: announced, but no bank matrix passes through it" if c.optim.qat == "inert" else ""
             done = n if s.qat and c.optim.qat == "matrices" else 0

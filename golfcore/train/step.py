@@ -14,7 +14,7 @@ from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
 from golfcore.meta import Batch, split
 from golfcore.model.attention import Compute
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import forward, training_loss
 from golfcore.optim import build
 from golfcore.quant.grid import fake_quant, qat_grid
 from golfcore.runtime import Runtime, all_reduce_mean_
@@ -44,10 +44,10 @@ class Report(NamedTuple):
 
 
 def loss_function(cfg: Config, tables: Tables, compute: Compute, compiled: bool) -> Loss:
-    """Mean next-token loss of a batch; one graph for own, fake-quantized and adapted weights."""
+    """`training_loss` of a batch; one graph for own, fake-quantized and adapted weights."""
 
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return nll(forward(cfg.model, weights, x, tables, compute=compute), y).mean()
+        return training_loss(cfg.model, forward(cfg.model, weights, x, tables, compute=compute), y, cfg.optim.z_loss)
 
     return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 

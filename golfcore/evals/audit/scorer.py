@@ -14,8 +14,8 @@ from golfcore.config import Config
 from golfcore.data.tokens import Tables
 from golfcore.evals import protocols
 from golfcore.evals.ledger import Event
-from golfcore.evals.protocols import Walk
 from golfcore.evals.score import Look
+from golfcore.evals.walk import Walk
 from golfcore.weights import Weights, flat
 
 
@@ -58,15 +58,24 @@ class Scorer(Protocol):
 class ProtocolScorer:
     """A protocol of golfcore (`golfcore.evals.protocols`) with its configuration, weights and byte tables."""
 
-    def __init__(self, protocol: str, cfg: Config, weights: Weights, tables: Tables) -> None:
-        self.protocol, self.cfg, self.weights, self.tables = protocol, cfg, weights, tables
+    def __init__(
+        self,
+        protocol: str,
+        cfg: Config,
+        weights: Weights,
+        tables: Tables,
+        changes: protocols.Changes | None = None,
+    ) -> None:
+        self.protocol, self.cfg, self.weights, self.tables, self.changes = protocol, cfg, weights, tables, changes
 
     def __deepcopy__(self, memo: dict) -> "ProtocolScorer":
         """A copy that shares the weights, which an evaluation reads only (T0 shows if it does not)."""
         return copy.copy(self)
 
     def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
-        return protocols.begin(self.protocol, self.cfg, self.weights, tokens, self.tables, look=look)
+        return protocols.begin(
+            self.protocol, self.cfg, self.weights, tokens, self.tables, changes=self.changes, look=look
+        )
 
     def run(self, tokens: np.ndarray) -> Scores:
         states, start = list[np.ndarray](), fingerprint(self.weights)
@@ -99,7 +108,7 @@ class ProtocolScorer:
 
 
 def _finished(walk: Walk) -> Walk:
-    while walk.chunk < len(walk.chunks):
+    while not walk.finished:
         walk.step()
     return walk
 

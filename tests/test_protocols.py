@@ -1,0 +1,283 @@
+"""Laws of the named protocols: what each adapts, when, and what the ledger makes of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from golfcore import params
+from golfcore.config import load
+from golfcore.data.tokens import Tables
+from golfcore.errors import UserError
+from golfcore.evals import lora, ttt, walk
+from golfcore.evals.ledger import Legality
+from golfcore.evals.ppm import Ppm
+from golfcore.evals.protocols import PROTOCOLS, configure, evaluate
+from golfcore.model.forward import forward
+from golfcore.weights import Weights, flat, matrix, tree_map
+
+CFG = load(
+    "smoke",
+    {"ttt.freeze_blocks": 0, "ttt.lr": 0.02, "ttt.lr_candidates": [], "ttt.chunk_tokens": 128, "ttt.batch_seqs": 2},
+)
+VOCAB, T, CHUNK = CFG.model.vocab_size, CFG.data.seq_len, CFG.ttt.chunk_tokens
+
+
+def weights() -> Weights:
+    g = torch.Generator().manual_seed(0)
+    return tree_map(lambda t: t + 0.1 * torch.randn(t.shape, generator=g), params.init(CFG.model, 0))
+
+
+def tables() -> Tables:
+    starts = torch.from_numpy(np.random.default_rng(0).random(VOCAB) < 0.4)
+    return Tables(torch.ones(VOCAB, dtype=torch.int16), starts, torch.arange(VOCAB) == 1)
+
+
+def text(total: int = 600, seed: int = 0) -> np.ndarray:
+    return (2 + np.random.default_rng(seed).zipf(1.3, total + 1) % (VOCAB - 2)).astype(np.uint16)
+
+
+def run(name: str, tokens: np.ndarray | None = None, **changes: object):
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return evaluate(name, CFG, weights(), text() if tokens is None else tokens, tables(), changes=dotted)
+
+
+# -- names
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_scores_every_target_once_and_the_ledger_labels_it(name: str) -> None:
+    found = run(name)
+    assert found.tokens == 600 and found.repeats == 0 and np.isfinite(found.per_target).all()
+    trains_first = name in ("train-then-score", "causal-sweep", "two-phase", "error-guided")
+    still = name in ("static", "sliding", "ppm")
+    label = Legality.TRAIN_FIRST if trains_first else Legality.STATIC if still else Legality.SCORE_FIRST
+    if name == "error-guided-legal":  # the 2 % of ten windows may be none
+        assert found.legality in (Legality.SCORE_FIRST, Legality.STATIC)
+    else:
+        assert found.legality == label
+    spans = [(c["start"], c["stop"]) for c in found.chunks]
+    assert spans == [(a, min(a + CHUNK, 600)) for a in range(0, 600, CHUNK)]  # whatever the protocol's own chunk
+
+
+def test_what_a_user_asks_for_stands_above_the_protocol() -> None:
+    own = configure("train-then-score", CFG, {"ttt.lr": 0.5, "ttt.epochs": 3}).ttt
+    assert (own.lr, own.epochs, own.order, own.momentum) == (0.5, 3, "train-first", 0.9)
+    with pytest.raises(UserError, match="unknown protocol 'best'; known: static, sliding"):
+        configure("best", CFG)
+    with pytest.raises(UserError, match="expected changes of eval and ttt values, found 'model.dim'"):
+        configure("ttt", CFG, {"model.dim": 8})
+    with pytest.raises(UserError, match="a scored span would straddle"):
+        configure("ttt", CFG, {"ttt.chunk_tokens": 100})
+
+
+def test_no_epochs_is_the_sliding_window() -> None:
+    assert np.array_equal(run("ttt", ttt__epochs=0).per_target, run("sliding").per_target)
+
+
+# -- what adapts
+
+
+@pytest.mark.parametrize(
+    "adapted, moves",
+    [
+        ("banks", {"qo", "kv", "up", "down"}),
+        ("mlps", {"up", "down"}),
+        ("blocks", {"qo", "kv", "up", "down", "attn_scale", "mlp_scale", "resid_mix", "q_gain"}),
+        (
+            "scalars",
+            {"attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "smear", "bigram_scale", "word_start_boost"}
+            | {"ve_scale", "ve_layer_scale"},
+        ),
+        ("all", {p.name for p in params.table(CFG.model)}),
+    ],
+)
+def test_only_what_was_named_adapts(adapted: str, moves: set[str]) -> None:
+    before = flat(weights())
+    after = run("ttt", ttt__adapted=adapted)
+    moved = {name for name, t in flat(after.adapted).items() if not torch.equal(t, before[name])}
+    assert moved == moves
+    assert after.coverage["ttt_adapted"] == sum(before[name].numel() for name in moves)
+
+
+def test_frozen_blocks_do_not_adapt_whatever_is_named() -> None:
+    before = weights()
+    for adapted in ("all", "mlps", "lora"):
+        after = run("ttt", ttt__adapted=adapted, ttt__freeze_blocks=1).adapted
+        for role in ("up", "down"):
+            assert torch.equal(matrix(after.banks, role, 0), matrix(before.banks, role, 0))
+            assert not torch.equal(matrix(after.banks, role, 1), matrix(before.banks, role, 1))
+
+
+def test_low_rank_adapters_are_added_to_the_chosen_matrices() -> None:
+    cfg = replace(CFG, ttt=replace(CFG.ttt, adapted="lora", lora_rank=3, lora_roles=("value", "down")))
+    w = weights()
+    adapter = ttt.start(cfg, w)
+    assert all(
+        torch.equal(a, b) for a, b in zip(flat(lora.fold(adapter.weights)).values(), flat(w).values(), strict=True)
+    )
+    g = torch.Generator().manual_seed(1)
+    for name in adapter.scope.names:
+        t = adapter.weights.rest[name]
+        t.copy_(torch.randn(t.shape, generator=g))
+    folded = lora.fold(adapter.weights)
+    for role in ("query", "key", "value", "out", "up", "down"):
+        for block in range(CFG.model.n_blocks):
+            difference = matrix(folded.banks, role, block) - matrix(w.banks, role, block)
+            if role in ("value", "down"):
+                a, b = (adapter.weights.rest[f"{role}.{part}"][block] for part in "ab")
+                torch.testing.assert_close(difference, b @ a, atol=1e-5, rtol=1e-4)
+                assert torch.linalg.matrix_rank(difference, atol=1e-3) == 3
+            else:
+                assert not difference.any()
+    x = torch.from_numpy(text(63)[None].astype(np.int64))
+    seen = adapter.weights._replace(rest={k: v for k, v in adapter.weights.rest.items() if "." not in k})
+    assert not torch.equal(forward(CFG.model, folded, x, tables()), forward(CFG.model, seen, x, tables()))
+
+
+def test_adam_is_torchs_own() -> None:
+    cfg = replace(CFG, ttt=replace(CFG.ttt, optimizer="adam", clip=1.0))
+    ours, theirs = ttt.start(cfg, weights()), {k: v.clone().requires_grad_() for k, v in flat(weights()).items()}
+    optimizer = torch.optim.Adam(theirs.values(), lr=0.01)
+    for seed in range(4):
+        g = torch.Generator().manual_seed(seed)
+        grads = {k: torch.randn(v.shape, generator=g) for k, v in theirs.items()}
+        for k, v in theirs.items():
+            v.grad = grads[k].clone()
+        torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        optimizer.step()
+        ttt.update(cfg.ttt, ours, grads, 0.01)
+    for a, b in zip(flat(ours.weights).values(), theirs.values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+# -- when it adapts
+
+
+def test_a_reset_at_every_chunk_reaches_one_chunk_on() -> None:
+    """Chunk c is scored with the packed weights adapted on chunk c - 1 alone."""
+    tokens = text()
+    found = run("ttt", tokens, ttt__reset="chunk", ttt__lr_shape="constant").per_target
+    start = 2 * CHUNK - 64  # a stream whose first chunk boundary falls where the third chunk begins
+    assert np.array_equal(found[:CHUNK], run("sliding", tokens).per_target[:CHUNK])
+    other = tokens.copy()
+    other[1:CHUNK] = other[1:CHUNK][::-1]  # what chunk 0 held reaches the third chunk by no other way than adaptation
+    changed = run("ttt", other, ttt__reset="chunk", ttt__lr_shape="constant").per_target
+    assert start > CHUNK
+    assert not np.array_equal(found[CHUNK : 2 * CHUNK], changed[CHUNK : 2 * CHUNK])
+    assert np.array_equal(found[2 * CHUNK :], changed[2 * CHUNK :])
+    kept = run("ttt", other, ttt__lr_shape="constant").per_target
+    assert not np.array_equal(run("ttt", tokens, ttt__lr_shape="constant").per_target[2 * CHUNK :], kept[2 * CHUNK :])
+
+
+def test_a_reset_at_every_document_forgets_the_one_before() -> None:
+    tokens = text()
+    tokens[[200, 440]] = 1
+    asked = {"ttt__reset": "document", "ttt__lr_shape": "constant"}
+    found = run("ttt", tokens, **asked)
+    assert found.tokens == 600 and found.legality == Legality.SCORE_FIRST
+    sliding = run("sliding", tokens).per_target
+    assert not np.array_equal(found.per_target[CHUNK:200], sliding[CHUNK:200])
+    np.testing.assert_allclose(found.per_target[200 : 200 + CHUNK], sliding[200 : 200 + CHUNK], atol=1e-5)
+    assert np.abs(found.per_target[200 + CHUNK : 440] - sliding[200 + CHUNK : 440]).max() > 1e-3
+    with pytest.raises(UserError, match="ttt.reset document makes a chunk of every document"):
+        run("ttt", tokens, ttt__reset="document", ttt__lr_horizon=0)
+
+
+def test_only_hard_rows_are_trained_on_and_by_their_recorded_loss() -> None:
+    everything, hard = (
+        run("ttt", ttt__top_fraction=f, ttt__epochs=1, ttt__batch_seqs=1).coverage["ttt_steps"] for f in (1.0, 0.3)
+    )
+    assert 0 < hard < everything == 8  # four whole chunks of two rows; the last is not adapted on
+    found = run("error-guided", ttt__top_fraction=0.25, ttt__epochs=1)
+    static = run("static").per_target[: 9 * T].reshape(9, T).mean(1)
+    assert found.coverage["ttt_steps"] == 2  # a quarter of the nine whole rows, the hardest
+    first = float(found.adapt_losses[0])
+    assert first == pytest.approx(float(static[np.sort(np.argsort(-static)[:2])[0]]), rel=1e-4)
+
+
+def test_train_first_order_of_batches() -> None:
+    """Epochs in order; `shards` takes a part of each batch from every part of the stream; a sweep steps by chunk."""
+
+    def batches(**changes: object) -> list[list[int]]:
+        w = walk_of("train-then-score", changes)
+        return [(b // T).tolist() for b in w.batches]
+
+    assert batches(**{"ttt.epochs": 2, "ttt.batch_seqs": 4}) == 2 * [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert batches(**{"ttt.epochs": 1, "ttt.batch_seqs": 2, "ttt.shards": 2}) == [[0, 1, 4, 5], [2, 3, 6, 7], [8]]
+    assert batches(**{"ttt.epochs": 0, "ttt.sweeps": 1}) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+
+
+def walk_of(name: str, changes: dict[str, object]) -> walk.Walk:
+    from golfcore.evals.protocols import begin
+
+    return begin(name, CFG, weights(), text(), tables(), changes=changes)
+
+
+def test_training_first_pays_and_is_labelled() -> None:
+    """The cheat works (it must, for its label to matter): a lower score than any honest one."""
+    cheat, honest = run("train-then-score", ttt__lr=0.05), run("score-first", ttt__lr=0.05)
+    assert cheat.bpb < honest.bpb - 0.05 and cheat.legality == Legality.TRAIN_FIRST
+    assert len(cheat.adapt_losses) == cheat.coverage["ttt_steps"] == 20 * 5
+
+
+@pytest.mark.parametrize("name", ["train-then-score", "error-guided-legal", "ppm", "lora-ttt"])
+def test_a_killed_evaluation_goes_on_to_the_same_bits(name: str, tmp_path, monkeypatch) -> None:
+    part, changes = tmp_path / "part", {"ttt__top_fraction": 0.5} if "guided" in name else {}
+    if name == "train-then-score":
+        changes = {"ttt__epochs": 2}
+    whole = run(name, **changes)
+    monkeypatch.setattr(walk, "SAVE_EVERY_SECONDS", 0.0)
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    real, calls = walk.Walk.step, []
+
+    def killed(self: walk.Walk) -> int:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(walk.Walk, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(name, CFG, weights(), text(), tables(), changes=dotted, resume=part)
+    resumed = evaluate(name, CFG, weights(), text(), tables(), changes=dotted, resume=part)
+    assert np.array_equal(whole.per_target, resumed.per_target) and not part.exists()
+    assert whole.adapt_losses == resumed.adapt_losses and whole.chunks == resumed.chunks
+
+
+# -- PPM
+
+
+def test_the_adaptive_model_is_a_distribution_that_learns() -> None:
+    ppm, rng = Ppm(16), np.random.default_rng(0)
+    previous = 0
+    for target in rng.integers(0, 4, 300).tolist():
+        whole = ppm.probability(previous, slice(None))
+        assert whole.shape == (16,) and abs(whole.sum() - 1) < 1e-12 and (whole > 0).all()
+        assert whole[target] == pytest.approx(ppm.probability(previous, target))
+        ppm.see(previous, target)
+        previous = target
+    assert ppm.probability(0, slice(None))[:4].sum() > 0.9
+
+
+def test_the_adaptive_model_by_hand() -> None:
+    """After a b a b: order 1 of a has seen b twice; order 0 has seen a once and b twice (the first a is no target)."""
+    ppm = Ppm(4)
+    for a, b in ((0, 1), (1, 0), (0, 1)):
+        ppm.see(a, b)
+    assert ppm.probability(0, 1) == pytest.approx(2 / 3 + 1 / 3 * (2 / 5 + 2 / 5 / 4))
+    assert ppm.probability(0, 3) == pytest.approx(1 / 3 * 2 / 5 / 4)
+    assert ppm.probability(3, 0) == pytest.approx(1 / 5 + 2 / 5 / 4)
+
+
+def test_blending_is_a_mixture_with_a_fixed_weight() -> None:
+    tokens = text()
+    plain, mixed = run("sliding", tokens).per_target, run("ppm", tokens, eval__ppm_weight=0.25).per_target
+    ppm = Ppm(VOCAB)
+    for p, (a, b) in enumerate(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True)):
+        want = 0.75 * np.exp(-np.float64(plain[p])) + 0.25 * ppm.probability(a, b)
+        assert mixed[p] == pytest.approx(-np.log(want), rel=1e-5)
+        ppm.see(a, b)
+    with pytest.raises(UserError, match="eval.ppm_weight needs eval.tail exact"):
+        run("sliding", tokens, eval__ppm_weight=0.1, eval__tail="exp101")
