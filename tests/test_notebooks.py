@@ -16,7 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-SMALL = {"preset": "smoke", "scale": "smoke", "seeds": "1"}  # parameters that make a notebook quick, where it has them
+SMALL = {  # parameters that make a notebook quick, where it has them
+    "preset": "smoke",
+    "scale": "smoke",
+    "seeds": "1",
+    "cells": "abc,float,order,stride,epochs 0,error-guided,ppm",
+}
 OWN = {"10_ablation_suite": {"arms": "tight-swa,ppm"}}  # and those of one notebook
 FIGURES = {"10_ablation_suite": 1}  # at least; of the others 6
 

@@ -24,10 +24,10 @@ from golfcore.config import load
 from golfcore.errors import UserError
 from golfcore.pipeline import MEASURES
 from golfcore.plots import style
-from golfcore.plots.draw import ABLATION, PLOTS, Drawn, draw_run, redraw, tables_of
+from golfcore.plots.draw import GROUPS, PLOTS, Drawn, draw_run, redraw, tables_of
 from golfcore.records import RunFolder, open_run
 
-RUN = [name for name in PLOTS if not name.startswith(ABLATION)]  # the figures of one run
+RUN = [name for name in PLOTS if not name.startswith(tuple(GROUPS))]  # the figures of one run
 
 
 @pytest.fixture(scope="module")

@@ -43,19 +43,23 @@ def waterfall(run: RunFolder) -> Table:
         if rows:
             a, b = evaluation(run, before.get(name, "sliding")), evaluation(run, name)
             row["difference"] = b.bpb - a.bpb
-            row |= _interval(_paired(a, b), run.config().run.seed) if _spans(a) == _spans(b) else {}
+            row |= interval(paired(a, b), run.config().run.seed) if _spans(a) == _spans(b) else {}
         rows.append(row)
     return Table([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
 
 
 def ttt_gain(run: RunFolder) -> Table:
-    """What adaptation does as it goes on: a row for each chunk (kind "chunk"), and the sum of them (kind "total").
+    """What adaptation does as a run's validation text goes on: `running_gain` from its score (b) to its score (c)."""
+    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"), run.config().run.seed)
+
+
+def running_gain(a: EvalResult, b: EvalResult, seed: int) -> Table:
+    """From sliding `a` to adapted `b` as the text goes on: a row for each chunk (kind "chunk"), and "total".
 
     `sliding`, `ttt` and `difference` are over all chunks so far, `here` is the difference on the chunk alone, all in
     bits per byte; `stop` counts targets. The total has an interval if there are at least MIN_CHUNKS chunks.
     """
-    a, b = evaluation(run, "sliding"), evaluation(run, "ttt")
-    here, weights = _paired(a, b)
+    here, weights = paired(a, b)
     running = {name: _running_bpb(r) for name, r in (("sliding", a), ("ttt", b))}
     rows = Table()
     for i, chunk in enumerate(b.chunks):
@@ -64,10 +68,10 @@ def ttt_gain(run: RunFolder) -> Table:
         rows.append(row | {"difference": float(running["ttt"][i] - running["sliding"][i]), "here": float(here[i])})
     total: Row = {"kind": "total", "stop": b.chunks[-1]["stop"], "bytes": int(weights.sum())}
     total |= {k: rows[-1][k] for k in ("sliding", "ttt", "difference")}
-    return Table([*rows, total | _interval((here, weights), run.config().run.seed)])
+    return Table([*rows, total | interval((here, weights), seed)])
 
 
-def _paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
+def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
     """(differences b - a in bits per byte of each chunk, bytes of each). Chunks without a scored byte are left out."""
     if _spans(a) != _spans(b):
         raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
@@ -85,12 +89,13 @@ def _running_bpb(r: EvalResult) -> np.ndarray:
     return nats / (np.log(2) * n_bytes)
 
 
-def _interval(paired: tuple[np.ndarray, np.ndarray], seed: int) -> Row:
-    differences, weights = paired
-    n = len(differences)
+def interval(differences: tuple[np.ndarray, np.ndarray], seed: int) -> Row:
+    """`chunks`, and if they are at least MIN_CHUNKS the ends `low` and `high` of what `paired` returned."""
+    values, weights = differences
+    n = len(values)
     if n < MIN_CHUNKS:
         return {"chunks": n}
-    found = paired_bootstrap(differences, weights, block_length(n), seed)
+    found = paired_bootstrap(values, weights, block_length(n), seed)
     return {"chunks": n, "low": found.low, "high": found.high}
 
 
@@ -103,7 +108,7 @@ def loss_by_class(run: RunFolder, text: Text) -> Table:
     """
     rows, before = Table(), dict[str, float]()
     for name in ("static", "sliding", "ttt"):
-        found = _classes(evaluation(run, name), text)
+        found = by_class(evaluation(run, name), text)
         for row in found:
             label, bpb = str(row["class"]), number(row, "bpb")
             rows.append({"measure": name} | row | ({"change": bpb - before[label]} if label in before else {}))
@@ -111,7 +116,8 @@ def loss_by_class(run: RunFolder, text: Text) -> Table:
     return rows
 
 
-def _classes(r: EvalResult, text: Text) -> Table:
+def by_class(r: EvalResult, text: Text) -> Table:
+    """The classes of one evaluation; columns and errors as `loss_by_class`."""
     previous, target = text.val[:-1], text.val[1:]
     if r.per_target is None or r.per_target.shape != target.shape:
         raise ValueError(f"{r.protocol}: expected scores of {len(target)} targets")

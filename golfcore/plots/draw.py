@@ -7,12 +7,22 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from golfcore import files
-from golfcore.analysis import ablation_readings, buckets, readings, runs, scores, sizes, suite
+from golfcore.analysis import (
+    ablation_readings,
+    buckets,
+    readings,
+    runs,
+    scores,
+    sizes,
+    study_readings,
+    suite,
+    token_readings,
+)
 from golfcore.analysis.readings import Reading
 from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
-from golfcore.plots import ablation, style
+from golfcore.plots import ablation, protocols, style, tokens
 from golfcore.plots import run as plots
 from golfcore.plots import suite as suite_plots
 from golfcore.records import RESULTS, RunFolder
@@ -32,8 +42,21 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "ablation-interventions": ablation.interventions,
     "ablation-costs": ablation.costs,
     "ablation-suite": suite_plots.suite,
+    "protocols-waterfall": protocols.waterfall,
+    "protocols-scores": protocols.scores,
+    "protocols-controls": protocols.controls,
+    "protocols-strides": protocols.strides,
+    "protocols-positions": protocols.positions,
+    "protocols-stream": protocols.stream,
+    "tokens-histogram": tokens.histogram,
+    "tokens-exceedance": tokens.exceedance,
+    "tokens-concentration": tokens.concentration,
+    "tokens-classes": tokens.classes,
+    "tokens-frequency": tokens.frequency,
+    "tokens-pieces": tokens.pieces,
 }
 ABLATION = "ablation-"
+GROUPS = {ABLATION: ablation_readings, "protocols-": study_readings, "tokens-": token_readings}  # not of one run
 
 
 @dataclass(frozen=True)
@@ -77,11 +100,16 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
 
 
 def draw_ablation(tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
-    """Draw the tables of an ablation, named as their plots without "ablation-"; one without rows is left out."""
-    found = {name: table for name, table in tables.items() if table}
-    texts = {ABLATION + name: getattr(ablation_readings, name.replace("-", "_"))(t) for name, t in found.items()}
-    drawn = draw_tables({ABLATION + name: t for name, t in found.items()}, texts, folder, about)
-    return {name.removeprefix(ABLATION): figure for name, figure in drawn.items()}
+    """`draw_group` of an ablation's tables."""
+    return draw_group(ABLATION, tables, folder, about)
+
+
+def draw_group(prefix: str, tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
+    """Draw the tables of one of GROUPS, named as their plots without `prefix`; one without rows is left out."""
+    found = {prefix + name: table for name, table in tables.items() if table}
+    said = {n: getattr(GROUPS[prefix], n.removeprefix(prefix).replace("-", "_"))(table) for n, table in found.items()}
+    drawn = draw_tables(found, said, folder, about)
+    return {name.removeprefix(prefix): figure for name, figure in drawn.items()}
 
 
 def draw_suite(table: Table, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
