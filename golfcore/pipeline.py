@@ -85,7 +85,7 @@ class _Stages:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
         training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
         if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):
-            self.say(f"train: from {donor.id}")
+            self.say(f"train: from {donor}")
         runtime.barrier()
         sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
         self.stage("train", training, [FLOAT, *sensed], self.train)

@@ -87,11 +87,11 @@ class RunFolder:
         record |= {"metrics": len(self.metrics()), "coverage": self.coverage()}
         files.write_json(self.file(f"stages/{stage}.json"), record)
 
-    def adopt(self, stage: str, inputs: Mapping[str, object], donors: "tuple[RunFolder, ...]") -> "RunFolder | None":
-        """Take over the first stage of a run from one of `donors` that made it from the same inputs; which, or None.
+    def adopt(self, stage: str, inputs: Mapping[str, object], donors: "tuple[RunFolder, ...]") -> str | None:
+        """Take over the first stage of a run from one of `donors` that has it from the same inputs.
 
         The stage's outputs become files of both folders; metrics and coverage are copied as they were when it ended.
-        Its record, written last, says "from".
+        Its record, written last, says "from" which run: the one that did the work, which is also returned.
         """
         if self.finished(stage, inputs):
             return None
@@ -104,8 +104,9 @@ class RunFolder:
         rows = donor.metrics()[: record["metrics"]]
         files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in rows))
         files.write_json(self.file("coverage.json"), record["coverage"])
-        files.write_json(self.file(f"stages/{stage}.json"), {"from": donor.id, **record})
-        return donor
+        record = {"from": donor.id, **record}
+        files.write_json(self.file(f"stages/{stage}.json"), record)
+        return record["from"]
 
     def stages(self) -> dict[str, dict]:
         """Records of the stages done: hash of inputs, outputs with hashes, seconds; "from" if another run did it."""

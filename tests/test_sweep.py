@@ -202,14 +202,16 @@ def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path)
     donor.log({"kind": "later", "step": 1})
     donor.cover("ttt", 1, 1, "values")
 
-    def adopted(name: str, wanted: dict[str, object]) -> RunFolder | None:
+    def adopted(name: str, wanted: dict[str, object]) -> str | None:
         return open_run(tmp_path / name, Config(), "d", {}).adopt("train", wanted, (RunFolder(tmp_path / name), donor))
 
     assert adopted("other-data", {**inputs, "data": "e"}) is None
     assert adopted("other-training", {**inputs, "training": "u"}) is None
-    assert adopted("same", inputs) == donor and adopted("same", inputs) is None  # it has its own now
+    assert adopted("same", inputs) == "donor" and adopted("same", inputs) is None  # it has its own now
     same = RunFolder(tmp_path / "same")
     assert same.finished("train", inputs) and same.metrics() == donor.metrics()[:1] and list(same.coverage()) == ["qat"]
+    third = open_run(tmp_path / "third", Config(), "d", {})
+    assert third.adopt("train", inputs, (same,)) == "donor" == third.stages()["train"]["from"]  # who did the work
     files.write_text(same.file("weights"), "other")
     assert donor.file("weights").read_text() == "w" and not same.finished("train", inputs)
     files.write_text(donor.file("weights"), "damaged")
