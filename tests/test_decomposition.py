@@ -294,7 +294,8 @@ def test_the_figures_of_a_study_are_drawn_from_their_tables_again(measured: list
 
 
 def test_every_figure_of_a_group_has_a_reading() -> None:
-    for prefix, module in GROUPS.items():
+    for prefix in ("protocols-", "tokens-"):
+        module = GROUPS[prefix]
         names = [n.removeprefix(prefix).replace("-", "_") for n in PLOTS if n.startswith(prefix)]
         assert names and all(hasattr(module, name) for name in names)
 
