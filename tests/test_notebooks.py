@@ -22,7 +22,10 @@ SMALL = {  # parameters that make a notebook quick, where it has them
     "seeds": "1",
     "cells": "abc,float,order,stride,epochs 0,error-guided,ppm",
 }
-OWN = {"10_ablation_suite": {"arms": "tight-swa,ppm"}}  # and those of one notebook
+OWN = {  # and those of one notebook
+    "09_depth_recurrence": {"repeats": 2},
+    "10_ablation_suite": {"arms": "tight-swa,ppm"},
+}
 FIGURES = {"10_ablation_suite": 1}  # at least; of the others 6
 
 

@@ -87,7 +87,7 @@ def differences(table: Table) -> Figure:
     for ax, name in zip(fig.subplots(2, 3, sharey=True).flat, MEASURES, strict=True):
         ax.axvline(0, color=BLACK, lw=0.8)
         for y, arm in enumerate(others):
-            _two_intervals(ax, y, table.one(measure=name, arm=arm), looks[arm][1])
+            two_intervals(ax, y, table.one(measure=name, arm=arm), looks[arm][1])
         ax.set_yticks(range(len(others)), [looks[arm][0] for arm in others])
         ax.set_ylim(len(others) - 0.5, -0.5)
         ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -100,7 +100,8 @@ def differences(table: Table) -> Figure:
     return fig
 
 
-def _two_intervals(ax: Axes, y: float, row: Row, colour: str) -> None:
+def two_intervals(ax: Axes, y: float, row: Row, colour: str) -> None:
+    """A difference with its intervals over chunks (thick) and over seeds (thin), where it has them."""
     for over, width in (("seeds", 1.0), ("chunks", 4.0)):
         if row.get(f"{over}_low") is not None:
             ax.plot([number(row, f"{over}_low"), number(row, f"{over}_high")], [y, y], color=colour, lw=width)

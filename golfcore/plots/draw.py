@@ -10,6 +10,7 @@ from golfcore import files
 from golfcore.analysis import (
     ablation_readings,
     buckets,
+    depth_readings,
     readings,
     runs,
     scores,
@@ -22,7 +23,7 @@ from golfcore.analysis.readings import Reading
 from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
-from golfcore.plots import ablation, protocols, style, tokens
+from golfcore.plots import ablation, depth, protocols, style, tokens
 from golfcore.plots import run as plots
 from golfcore.plots import suite as suite_plots
 from golfcore.records import RESULTS, RunFolder
@@ -54,9 +55,20 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "tokens-classes": tokens.classes,
     "tokens-frequency": tokens.frequency,
     "tokens-pieces": tokens.pieces,
+    "depth-sizes": depth.sizes,
+    "depth-tradeoff": depth.tradeoff,
+    "depth-differences": depth.differences,
+    "depth-curves": depth.curves,
+    "depth-scales": depth.scales,
+    "depth-specialisation": depth.specialisation,
 }
-ABLATION = "ablation-"
-GROUPS = {ABLATION: ablation_readings, "protocols-": study_readings, "tokens-": token_readings}  # not of one run
+ABLATION, DEPTH = "ablation-", "depth-"
+GROUPS = {  # not of one run
+    ABLATION: ablation_readings,
+    DEPTH: depth_readings,
+    "protocols-": study_readings,
+    "tokens-": token_readings,
+}
 
 
 @dataclass(frozen=True)

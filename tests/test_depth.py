@@ -1,0 +1,304 @@
+"""Depth recurrence: arms are equal in what they claim, compute is counted by hand, scales are those of the weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic_run import make_run
+from test_plots import check_legible
+
+from golfcore import config, files, params, tensors
+from golfcore.analysis import compare, depth, depth_readings, depth_scales
+from golfcore.analysis.compare import Arm
+from golfcore.analysis.depth import applied, exported, flops_per_token
+from golfcore.analysis.table import Table, number, read_csv
+from golfcore.config import Config, load
+from golfcore.errors import UserError
+from golfcore.pipeline import FLOAT
+from golfcore.plots import draw, style
+from golfcore.weights import flat
+
+BASES = [
+    ("demo", {}, "full", 2),
+    ("demo", {"model.blocks": [0, 1, 0, 1, 0, 1]}, "full", 0),
+    ("demo", {"model.mlp": "swiglu"}, "full", 3),
+    ("demo", {"model.blocks": [0, 1], "model.ve_layers": [1], "model.bigram_rows": 0}, "full", 3),
+    ("exp101", {}, "demo", 2),
+    ("exp106", {}, "full", 2),
+]
+
+
+@pytest.fixture(params=BASES, ids=lambda base: f"{base[0]}-{base[2]}-{base[3]}-{len(base[1])}")
+def arms(request: pytest.FixtureRequest) -> dict[str, Config]:
+    return depth.arms(*request.param)
+
+
+# -- arms
+
+
+def test_arms_are_equal_in_what_they_claim(arms: dict[str, Config]) -> None:
+    assert list(arms) == list(depth.ARMS) and all(cfg.name == name for name, cfg in arms.items())
+    shared, unique, shallow, long, narrow = (cfg.model for cfg in arms.values())
+    assert flops_per_token(arms["shared"]) == flops_per_token(arms["unique"])
+    assert (
+        shared.n_layers == unique.n_layers == narrow.n_layers and shared.dim == unique.dim == shallow.dim > narrow.dim
+    )
+    assert shallow.n_blocks == shallow.n_layers == shared.n_blocks < unique.n_blocks == narrow.n_blocks
+    assert long == shallow
+    trained = {name: flops_per_token(cfg) * cfg.schedule.iterations for name, cfg in arms.items()}
+    assert (
+        trained["shallow-long"] == pytest.approx(trained["shared"], rel=0.01) and trained["shallow"] < trained["shared"]
+    )
+    assert abs(exported(narrow) / exported(shared) - 1) < 0.01
+    assert abs(exported(shallow) / exported(shared) - 1) < 0.02  # the scales and skips of the layers it lacks
+    assert narrow.head_dim == shared.head_dim
+
+
+def test_sharing_saves_the_matrices_of_the_blocks_that_are_not_there(arms: dict[str, Config]) -> None:
+    shared, unique = (params.summary(arms[name].model)["kinds"]["matrix"] for name in ("shared", "unique"))
+    assert unique * arms["shared"].model.n_blocks == shared * arms["shared"].model.n_layers
+
+
+def test_arms_differ_in_nothing_but_the_stack(arms: dict[str, Config]) -> None:
+    """All else of the configuration is equal, but for what counts blocks."""
+
+    def rest(cfg: Config) -> dict:
+        values = config.to_dict(cfg)
+        of_model = ("blocks", "ve_layers", "xsa_last_n", "frozen_skips", "dim", "n_heads", "n_kv_heads", "mlp_hidden")
+        for section, keys in (("model", of_model), *((s, ("freeze_blocks",)) for s in ("meta", "ttt", "reptile"))):
+            values[section] = {k: v for k, v in values[section].items() if k not in keys}
+        return values | {"name": "", "schedule": {**values["schedule"], "iterations": 0, "warmdown_steps": 0}}
+
+    assert all(rest(cfg) == rest(arms["shared"]) for cfg in arms.values())
+    same = [cfg.schedule for name, cfg in arms.items() if name != "shallow-long"]
+    assert set(same) == {same[0]}
+
+
+def test_what_names_layers_follows_the_stack() -> None:
+    base = load("exp101", {"model.xsa_last_n": 4, "ttt.freeze_blocks": 4})
+    longer = depth.restack(base, tuple(range(22)))
+    assert longer.model.ve_layers == (18, 19, 20, 21) and longer.model.xsa_last_n == 4
+    assert longer.model.frozen_skips == (3, 4) and longer.ttt.freeze_blocks == 8
+    shorter = depth.restack(base, (0, 1, 2))
+    assert shorter.model.ve_layers == (0, 1, 2) and shorter.model.xsa_last_n == 3
+    assert shorter.model.frozen_skips == () and shorter.ttt.freeze_blocks == 1
+    assert depth.restack(load("exp101"), tuple(range(22))).model.xsa_last_n == 22  # all stays all
+    assert depth.restack(base, base.model.blocks) == base
+    assert depth.restack(load("demo", {"model.ve_layers": [0]}), (0, 1)).model.ve_layers == (1,)
+    assert depth.restack(load("demo", {"model.ve_layers": []}), (0, 1)).model.ve_layers == ()
+
+
+def test_steps_keep_the_shape_of_the_schedule() -> None:
+    found = depth.arms("demo", {}, repeats=2, steps=100)["unique"].schedule
+    assert (found.iterations, found.warmdown_steps) == (100, 60)
+
+
+def test_what_is_no_comparison_is_refused() -> None:
+    with pytest.raises(UserError, match=r"expected blocks that are applied more than once, found model.blocks \[0, 1"):
+        depth.arms("demo", {})
+    with pytest.raises(UserError, match="expected shared and then different others, found unique, shared"):
+        depth.arms("demo", {}, repeats=2, names=["unique", "shared"])
+    with pytest.raises(UserError, match="arms: unknown key 'uniqe'; did you mean 'unique'"):
+        depth.arms("demo", {}, repeats=2, names=["shared", "uniqe"])
+
+
+# -- compute
+
+
+def test_compute_by_hand() -> None:
+    small = {"model.dim": 8, "model.n_heads": 2, "model.n_kv_heads": 1, "model.mlp_hidden": 10, "model.blocks": [0, 0]}
+    small |= {"model.vocab_size": 300, "model.bigram_rows": 16, "model.bigram_dim": 4, "model.ve_layers": [1]}
+    small |= {"model.ve_dim": 6, "model.rope_dims": 2, "data.seq_len": 64}
+    cfg = load("smoke", small)
+    block = 2 * 8 * 8 + 2 * 4 * 8 + 2 * 10 * 8
+    weights = 2 * block + 300 * 8 + 8 * 4 + 4 * 6  # two applications, head, both projections
+    assert applied(cfg.model) == weights
+    assert flops_per_token(cfg) == 6 * weights + 12 * 2 * 8 * 64
+
+
+# -- tables of runs
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
+    """The arms of the smallest preset with two seeds, without training; scores and weights are random."""
+    folder, found = tmp_path_factory.mktemp("depth"), []
+    for name, cfg in depth.arms("smoke", {}, repeats=3).items():
+        for seed in (1, 2):
+            seeded = config.override(cfg, {"run.seed": seed}, name)
+            run, _ = make_run(folder / f"{name}-s{seed}", config=seeded)
+            _shift(run.path, 0.01 * seed - 0.2 * (name == "unique"))
+            weights, generator = flat(params.init(cfg.model, seed)), torch.Generator().manual_seed(seed)
+            for tensor in ("attn_scale", "mlp_scale", "resid_mix", "skip"):
+                weights[tensor] = weights[tensor] + 0.1 * torch.randn(weights[tensor].shape, generator=generator)
+            tensors.save(run.file(FLOAT), weights, {})
+            found.append(run.path)
+    return compare.arms_of(found)
+
+
+def _shift(run: Path, by: float) -> None:
+    """Change every score of a run by `by` bits per byte."""
+    report = json.loads((run / "results.json").read_text())
+    for name in compare.EVALUATIONS:
+        path = run / f"eval/{name}.json"
+        result = json.loads(path.read_text())
+        for chunk in result["chunks"]:
+            chunk["nats"] += by * np.log(2) * chunk["bytes"]
+        files.write_json(path, result)
+        report["measures"][name]["bpb"] += by
+    files.write_json(run / "results.json", report)
+
+
+def made(groups: list[Arm]) -> dict[str, Table]:
+    return {
+        "sizes": depth.sizes(groups),
+        "tradeoff": depth.summary(groups),
+        "differences": depth.differences(groups),
+        "curves": depth.curves(groups),
+        "scales": depth_scales.scales(groups),
+        "specialisation": depth_scales.specialisation(groups),
+    }
+
+
+@pytest.fixture(scope="module")
+def tables(groups: list[Arm]) -> dict[str, Table]:
+    return made(groups)
+
+
+def test_every_row_says_where_it_is_from(groups: list[Arm], tables: dict[str, Table]) -> None:
+    configs = {run.run.id: run.run.config_hash() for arm in groups for run in arm.runs}
+    for row in [row for table in tables.values() for row in table]:
+        assert row["data"] == "d" * 64
+        if "run" in row:
+            assert row["config"] == configs[str(row["run"])] and str(row["run"]) == f"{row['arm']}-s{row['seed']}"
+        else:
+            assert row["runs"] == f"{row['arm']}-s1 {row['arm']}-s2" and row["seeds"] == "1 2"
+            assert row["config"] == next(arm.config.hash for arm in groups if arm.label == row["arm"])
+    assert all(row["other_runs"] == f"{row['other']}-s1 {row['other']}-s2" for row in tables["differences"])
+
+
+def test_sizes_and_compute_add_up(groups: list[Arm], tables: dict[str, Table]) -> None:
+    for arm in groups:
+        mean, runs = (tables["tradeoff"].only(kind=kind, arm=arm.label) for kind in ("arm", "run"))
+        parts, row = tables["sizes"].only(arm=arm.label), mean[0]
+        assert sum(parts.numbers("parameters")) == row["parameters"] == exported(arm.config.model)
+        assert sum(parts.numbers("bytes")) == pytest.approx(number(row, "bytes"))
+        assert number(parts.one(part="matrices"), "bytes") == pytest.approx(number(row, "matrix_bytes"))
+        assert number(row, "bits_per_parameter") == pytest.approx(8 * number(row, "bytes") / number(row, "parameters"))
+        assert number(row, "flops") == flops_per_token(arm.config) * 100 * arm.config.optim.batch_tokens
+        assert number(row, "step_seconds") == pytest.approx(0.1)
+        assert number(row, "ttt") == pytest.approx(np.mean(runs.numbers("ttt")))
+        assert number(row, "ttt_low") < number(row, "ttt") < number(row, "ttt_high")
+
+
+def test_differences_are_shared_less_the_other(tables: dict[str, Table]) -> None:
+    means = tables["tradeoff"].only(kind="arm")
+    for row in tables["differences"]:
+        if row["measure"] != "ttt_gain":
+            ours, theirs = (number(means.one(arm=row[side]), str(row["measure"])) for side in ("arm", "other"))
+            assert number(row, "difference") == pytest.approx(ours - theirs)
+    rows = tables["differences"].only(measure="ttt")
+    assert number(rows.one(other="unique"), "flops_ratio") == 1 and number(rows.one(other="unique"), "bytes_ratio") < 1
+    assert 0.9 < number(rows.one(other="shallow"), "bytes_ratio") < 1.2
+    assert number(rows.one(other="shallow"), "flops_ratio") > 1.5
+
+
+def test_a_difference_is_read_only_if_both_kinds_of_chance_leave_it(tables: dict[str, Table]) -> None:
+    parts = depth_readings.differences(tables["differences"]).split("shared less ")
+    text = {part.split(" ")[0]: part for part in parts[1:]}
+    assert "+0.2000, shared is worse (" in text["unique"]
+    assert "not resolved (" in text["shallow"] and "includes no difference" in text["unique-narrow"]
+    one_seed = Table({k: v for k, v in row.items() if not k.startswith("seeds_")} for row in tables["differences"])
+    assert depth_readings.differences(one_seed).count("not resolved (too few seeds or chunks") == 4
+    assert "one arm" in depth_readings.differences(Table())
+
+
+def test_an_arm_that_is_no_larger_no_dearer_and_better_is_named() -> None:
+    rows = [("small", 1, 1, 3.0), ("large", 2, 1, 3.1), ("good", 2, 2, 2.9)]
+    columns = ("arm", "bytes", "flops", "ttt")
+    table = Table(dict(zip(columns, row, strict=True)) | {"kind": "arm", "static": 3.0, "sliding": 3.0} for row in rows)
+    text = depth_readings.tradeoff(table)
+    assert text.endswith("by the mean better: small than large.") and "(c) good" in text
+
+
+def test_curves_count_the_compute_of_their_arm(groups: list[Arm], tables: dict[str, Table]) -> None:
+    for arm in groups:
+        rows = tables["curves"].only(kind="val", arm=arm.label, seed=1)
+        per_step = flops_per_token(arm.config) * arm.config.optim.batch_tokens
+        assert rows.numbers("flops") == [step * per_step for step in rows.numbers("step")]
+
+
+# -- scales
+
+
+def test_scales_are_those_of_the_weights(groups: list[Arm], tables: dict[str, Table]) -> None:
+    shared = groups[0]
+    weights = tensors.load(shared.runs[0].run.file(FLOAT), "weights")[0]
+    rows = tables["scales"].only(arm="shared", seed=1)
+    assert len(rows) == 4 * 6 + 3
+    for row in rows.only(kind="layer"):
+        layer, name = int(number(row, "layer")), str(row["name"])
+        assert (row["block"], row["application"]) == (layer % 2, layer // 2)
+        tensor = weights["resid_mix"][:, int(name[-1] == "0")] if name.startswith("mix") else weights[name]
+        assert number(row, "mean") == pytest.approx(float(tensor[layer].mean()))
+        assert number(row, "spread") == pytest.approx(float(tensor[layer].std(correction=0)))
+    assert [row["start"] for row in rows.only(name="mix_x0")] == [0.0] * 6
+    assert rows.only(name="attn_scale").numbers("start") == pytest.approx([0.1, 1, 1, 1, 1, 1])
+    skips = rows.only(kind="skip")
+    assert [(row["from_layer"], row["layer"], row["block"]) for row in skips] == [(2, 3, 1), (1, 4, 0), (0, 5, 1)]
+    assert skips.numbers("mean") == pytest.approx([float(row.mean()) for row in weights["skip"]])
+
+
+def test_shares_of_variance_are_those_of_what_made_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    channels, own = (torch.randn(shape, generator=generator) for shape in ((1, 4000), (4, 4000)))
+    levels = torch.tensor([[-1.0], [0], [1], [2]])
+    assert depth_scales.variances(channels.expand(4, -1))["common"] == pytest.approx(1)
+    assert depth_scales.variances(levels.expand(-1, 9))["level"] == pytest.approx(1)
+    unrelated = depth_scales.variances(own)
+    assert unrelated["common"] == pytest.approx(0.25, abs=0.02) and unrelated["pattern"] == pytest.approx(
+        0.75, abs=0.02
+    )
+    mixed = depth_scales.variances(channels + levels + own)
+    assert number(mixed, "level") + number(mixed, "common") + number(mixed, "pattern") == pytest.approx(1)
+    assert mixed["between"] == pytest.approx(1.25, rel=0.1) and mixed["within"] == pytest.approx(2, rel=0.1)
+    assert mixed["ratio"] == pytest.approx(number(mixed, "between") / number(mixed, "within"))
+    assert "ratio" not in depth_scales.variances(torch.ones(2, 3))
+
+
+def test_applications_are_grouped_by_the_shared_blocks_in_every_arm_as_deep(tables: dict[str, Table]) -> None:
+    table = tables["specialisation"]
+    assert {(row["arm"], row["shares"]) for row in table} == {
+        ("shared", True),
+        ("unique", False),
+        ("unique-narrow", False),
+    }
+    assert {row["applications"] for row in table} == {3} and len(table) == 3 * 2 * 4 * 2  # arms, seeds, scales, blocks
+
+
+# -- figures
+
+
+def test_every_table_is_drawn_read_and_legible(tables: dict[str, Table], tmp_path: Path) -> None:
+    drawn = draw.draw_group(draw.DEPTH, tables | {"nothing": Table()}, tmp_path, {"notebook": "a test"})
+    assert drawn.keys() == tables.keys() and all(len(d.reading) > 40 for d in drawn.values())
+    assert {f"depth-{name}" for name in tables} == {name for name in draw.PLOTS if name.startswith(draw.DEPTH)}
+    for name, figure in drawn.items():
+        again = read_csv(tmp_path / f"depth-{name}.csv")
+        assert len(again) == len(figure.table)
+        with style.drawing():
+            found = draw.PLOTS[f"depth-{name}"](again)
+        check_legible(found)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_arms_and_one_seed_are_drawn_and_read_too(groups: list[Arm], n: int) -> None:
+    few = [Arm(arm.label, arm.config, arm.runs[:1]) for arm in groups[:n]]
+    assert bool(depth.differences(few)) == (n > 1)
+    for name, table in made(few).items():
+        if table:
+            with style.drawing():
+                check_legible(draw.PLOTS[f"depth-{name}"](table))
+            assert len(getattr(depth_readings, name)(table)) > 40
