@@ -3,7 +3,8 @@
     magic "GOLFCORE" | version u16 | header length u32 | file length u32 | header | payload | sha256 of all before
 
 Little-endian. The header is JSON under zlib: the configuration, the caller's `extra`, and for each stream of the
-payload its least symbol, its counts and its length in 32-bit words. Streams lie in the order of their names. A stream
+payload, as its `quant.codec` needs, its least symbol, its counts and its length in 32-bit words ("ans"), or how many
+symbols and how many bytes it has (the compressors). Streams lie in the order of their names. A stream
 named like a matrix or table holds its codes; "scales" and "halves" hold all scales, and all tensors without codes, in
 the order of the parameter table, as the high and the low bytes of float16.
 
@@ -16,7 +17,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from golfcore import config, params
 from golfcore.config import Config
 from golfcore.errors import UserError
 from golfcore.files import canonical_json, write_bytes
-from golfcore.quant.codec import IntArray, Stream, decode, encode, join_halves, split_halves
+from golfcore.quant.codec import Blob, IntArray, Stream, compress, decode, decompress, encode, join_halves, split_halves
 from golfcore.quant.stored import Coded, Entry, Quantized, dequantize_weights, entries
 from golfcore.weights import Weights
 
@@ -66,17 +67,25 @@ def _require(holds: bool, found: str) -> None:
 
 def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[str, Any] | None = None) -> int:
     """Pack a quantized model with any JSON object; the size in bytes. Equal input gives equal bytes."""
-    streams = {name: encode(symbols) for name, symbols in sorted(_symbols(cfg, quantized).items())}
-    described = {name: [s.least, s.counts, len(s.words)] for name, s in streams.items()}
+    codec = cfg.quant.codec
+    symbols = sorted(_symbols(cfg, quantized).items())
+    streams = {name: encode(s) if codec == "ans" else compress(s, codec) for name, s in symbols}
+    described = {name: _description(stream) for name, stream in streams.items()}
     header = canonical_json({"config": config.to_dict(cfg), "extra": extra or {}, "streams": described}).encode()
     if len(header) > MAX_HEADER:
         raise UserError(f"{path}: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
     packed = zlib.compress(header, 9)
-    payload = b"".join(s.words.astype("<u4").tobytes() for s in streams.values())
+    payload = b"".join(stream.payload for stream in streams.values())
     size = PREFIX.size + len(packed) + len(payload) + DIGEST
     body = PREFIX.pack(MAGIC, VERSION, len(packed), size) + packed + payload
     write_bytes(path, body + hashlib.sha256(body).digest())
     return size
+
+
+def _description(stream: Stream | Blob) -> list[Any]:
+    if isinstance(stream, Blob):
+        return [stream.size, len(stream.payload)]
+    return [stream.least, stream.counts, len(stream.words)]
 
 
 def _symbols(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, IntArray]:
@@ -118,7 +127,7 @@ def info(path: Path) -> dict[str, Any]:
     specs = entries(contents.cfg.model)
     parts = {"header": contents.header_bytes, "matrix": 0, "table": 0, "scales": 0, "halves": 0}
     for name, stream in contents.streams.items():
-        parts[specs[name].kind if name in specs else name.partition(".")[0]] += stream.words.nbytes
+        parts[specs[name].kind if name in specs else name.partition(".")[0]] += len(stream.payload)
     return {
         "bytes": contents.size,
         "version": VERSION,
@@ -126,7 +135,7 @@ def info(path: Path) -> dict[str, Any]:
         "hash": contents.cfg.hash,
         "extra": contents.extra,
         "components": {**parts, "frame": PREFIX.size + DIGEST},
-        "streams": {name: stream.words.nbytes for name, stream in contents.streams.items()},
+        "streams": {name: len(stream.payload) for name, stream in contents.streams.items()},
     }
 
 
@@ -142,7 +151,7 @@ class Contents(NamedTuple):
 
     cfg: Config
     extra: dict[str, Any]
-    streams: dict[str, Stream]
+    streams: dict[str, Stream | Blob]
     header_bytes: int
     size: int
 
@@ -153,7 +162,8 @@ def _open(path: Path) -> Contents:
     cfg = config.from_dict(header["config"], str(path))
     shapes = [p.shape for p in params.table(cfg.model)]
     _require(sum(map(math.prod, shapes)) <= MAX_SCALARS, f"a model of more than {MAX_SCALARS} weights")
-    streams = _streams(header["streams"], data[PREFIX.size + header_bytes : len(data) - DIGEST])
+    parse = _stream if cfg.quant.codec == "ans" else _blob
+    streams = _streams(header["streams"], data[PREFIX.size + header_bytes : len(data) - DIGEST], parse)
     codable = {name for name, spec in entries(cfg.model).items() if spec.kind in ("matrix", "table")}
     _require(set(PLANES) <= streams.keys() <= codable | set(PLANES), "streams of another model")
     return Contents(cfg, header["extra"], streams, header_bytes, len(data))
@@ -189,21 +199,37 @@ def _header(packed: bytes) -> dict[str, Any]:
     return header
 
 
-def _streams(described: dict[str, Any], payload: bytes) -> dict[str, Stream]:
-    streams, position = {}, 0
+def _streams(
+    described: dict[str, Any], payload: bytes, parse: Callable[[str, Any, bytes], Stream | Blob]
+) -> dict[str, Stream | Blob]:
+    """Every stream by its name, each cut off the front of what those before it left."""
+    streams: dict[str, Stream | Blob] = {}
     for name, description in sorted(described.items()):
-        try:
-            least, counts, n_words = description
-            numbers = [least, n_words, *counts]
-        except (TypeError, ValueError):
-            raise Malformed(f"no description of the stream {name}") from None
-        _require(all(type(n) is int for n in numbers) and min(n_words, *counts, 0) >= 0, f"no counts of {name}")
-        stop = position + 4 * n_words
-        _require(stop <= len(payload), f"a stream {name} longer than the file")
-        words = np.frombuffer(payload[position:stop], "<u4").astype(np.uint32)
-        streams[name], position = Stream(least, tuple(counts), words), stop
-    _require(position == len(payload), f"{len(payload) - position} bytes that no stream describes")
+        streams[name] = parse(name, description, payload)
+        payload = payload[len(streams[name].payload) :]
+    _require(not payload, f"{len(payload)} bytes that no stream describes")
     return streams
+
+
+def _stream(name: str, description: Any, payload: bytes) -> Stream:
+    try:
+        least, counts, n_words = description
+        numbers = [least, n_words, *counts]
+    except (TypeError, ValueError):
+        raise Malformed(f"no description of the stream {name}") from None
+    _require(all(type(n) is int for n in numbers) and min(n_words, *counts, 0) >= 0, f"no counts of {name}")
+    _require(4 * n_words <= len(payload), f"a stream {name} longer than the file")
+    return Stream(least, tuple(counts), np.frombuffer(payload[: 4 * n_words], "<u4").astype(np.uint32))
+
+
+def _blob(name: str, description: Any, payload: bytes) -> Blob:
+    try:
+        size, n_bytes = description
+    except (TypeError, ValueError):
+        raise Malformed(f"no description of the stream {name}") from None
+    _require(type(size) is type(n_bytes) is int and min(size, n_bytes) >= 0, f"no counts of {name}")
+    _require(n_bytes <= len(payload), f"a stream {name} longer than the file")
+    return Blob(size, payload[:n_bytes])
 
 
 def _unpack(contents: Contents) -> Quantized:
@@ -211,11 +237,11 @@ def _unpack(contents: Contents) -> Quantized:
     sizes = {name: math.prod(spec.shape) for name, spec in specs.items()}
     n_scales = sum(spec.shape[0] for name, spec in specs.items() if name in streams)
     n_halves = sum(size for name, size in sizes.items() if name not in streams)
-    scales, halves = _halves(streams, "scales", n_scales), _halves(streams, "halves", n_halves)
+    scales, halves = _halves(contents, "scales", n_scales), _halves(contents, "halves", n_halves)
     out: Quantized = {}
     for name, spec in specs.items():
         if name in streams:
-            codes = torch.from_numpy(_decode(name, streams[name], sizes[name], -128).astype(np.int8))
+            codes = torch.from_numpy(_decode(contents, name, sizes[name], np.int8))
             out[name] = Coded(codes.view(spec.shape), scales[: spec.shape[0]])
             scales = scales[spec.shape[0] :]
         else:
@@ -224,19 +250,25 @@ def _unpack(contents: Contents) -> Quantized:
     return out
 
 
-def _halves(streams: Mapping[str, Stream], kind: str, size: int) -> Tensor:
+def _halves(contents: Contents, kind: str, size: int) -> Tensor:
     """(size,) float16 from its two planes."""
-    high, low = (_decode(name, streams[name], size, 0) for name in (f"{kind}.high", f"{kind}.low"))
+    high, low = (_decode(contents, f"{kind}.{plane}", size, np.uint8) for plane in ("high", "low"))
     return torch.from_numpy(join_halves(high, low))
 
 
-def _decode(name: str, stream: Stream, size: int, lowest: int) -> IntArray:
-    """The `size` symbols of a stream, all within the 256 from `lowest` on."""
-    _require(sum(stream.counts) == size, f"{sum(stream.counts)} values of {name} where the model has {size}")
-    within = lowest <= stream.least and stream.least + len(stream.counts) <= lowest + 256
-    _require(within, f"values of {name} that do not fit a byte")
+def _decode(contents: Contents, name: str, size: int, dtype: type[np.int8] | type[np.uint8]) -> IntArray:
+    """The `size` symbols of a stream, all within `dtype`."""
+    stream, codec = contents.streams[name], contents.cfg.quant.codec
+    found = stream.size if isinstance(stream, Blob) else sum(stream.counts)
+    _require(found == size, f"{found} values of {name} where the model has {size}")
     try:
-        return decode(stream)
+        if isinstance(stream, Blob):
+            assert codec != "ans"  # which has no blobs
+            return np.frombuffer(bytearray(decompress(stream, codec)), dtype)
+        lowest = np.iinfo(dtype).min
+        within = lowest <= stream.least and stream.least + len(stream.counts) <= lowest + 256
+        _require(within, f"values of {name} that do not fit a byte")
+        return decode(stream).astype(dtype)
     except ValueError:
         raise Malformed(f"a stream {name} that does not decode") from None
 

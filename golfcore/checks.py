@@ -72,6 +72,10 @@ def _contradictory(c: Config) -> Iterable[str]:
             f"model.frozen_skips {list(m.frozen_skips)} names no such skip row",
         ),
         (m.trigram and not m.bigram_rows, "model.trigram needs model.bigram_rows > 0"),
+        (
+            not m.ngram_trained and not (m.smear or m.bigram_rows),
+            "model.ngram_trained false needs model.smear or model.bigram_rows: there is nothing to leave untrained",
+        ),
         (0 < m.bigram_rows < 4, f"model.bigram_rows {m.bigram_rows} is too few: expected 0 or at least 4"),
         (m.rope_angles == "bfloat16" and not m.rope_ntk_len, "model.rope_angles bfloat16 needs model.rope_ntk_len"),
         (
@@ -94,6 +98,11 @@ def _meta_checks(c: Config) -> list[tuple[bool, str]]:
     return [
         (m.enabled and c.data.seq_len < 2, f"meta.enabled splits rows, but data.seq_len is {c.data.seq_len}"),
         (
+            m.enabled and c.model.memory_tokens >= c.data.seq_len // 2,
+            f"meta.enabled splits rows, and model.memory_tokens {c.model.memory_tokens} fills a half of "
+            f"data.seq_len {c.data.seq_len}",
+        ),
+        (
             c.model.meta_sgd and not adapts,
             "model.meta_sgd needs meta.enabled and meta.inner_steps > 0: nothing else trains the inner rates",
         ),
@@ -112,6 +121,10 @@ def _quant_checks(c: Config) -> list[tuple[bool, str]]:
         (
             not 2 + spread <= q.matrix_bits <= 8 - spread,
             f"quant.matrix_bits {q.matrix_bits}: expected {2 + spread} to {8 - spread}",
+        ),
+        (
+            q.rounding == "gptq" and not q.stored_scale_codes and q.matrix_bits + spread == 8,
+            "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest, found gptq",
         ),
         (not 2 <= q.table_bits <= 8, f"quant.table_bits {q.table_bits}: expected 2 to 8"),
         (not q.clip_quantiles, "quant.clip_quantiles is empty, expected at least one"),

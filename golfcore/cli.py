@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from golfcore import __version__, config
+from golfcore import __version__, config, sweepfile
 from golfcore.errors import UserError
 
 # torch, papermill and matplotlib are imported inside the commands that need them: `golfcore --help` is instant.
@@ -75,6 +75,19 @@ def _model_commands(commands: Commands) -> None:
     p.add_argument("--seed", type=int, help="same as --set run.seed=N")
     p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/PRESET-HASH")
+
+    p = _add(
+        commands, "sweep", run_sweep, "run every arm and seed of a sweep file, and hold them against its publication"
+    )
+    p.add_argument("file", metavar="SWEEP", help=f"one of {', '.join(sweepfile.sweep_names())}, or a .toml file")
+    p.add_argument("--scale", default="full", help=f"its size: {', '.join(config.scale_names())}")
+    p.add_argument("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's")
+    p.add_argument(
+        "--arm", action="append", default=[], metavar="NAME", help="only these, and what they are compared to"
+    )
+    p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a value that no arm sets")
+    p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
+    p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/SWEEP-SCALE-HASH")
 
     p = _add(commands, "eval", evaluate, "score a run's or an artifact's weights under one protocol")
     p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
@@ -183,6 +196,18 @@ def run(args: argparse.Namespace) -> None:
 
     c = config.load(args.preset, overrides(args), args.scale)
     pipeline.run(c, args.out or pipeline.default_out(c))
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    from golfcore import sweep
+    from golfcore.analysis import compare, suite
+
+    plan = sweepfile.load(args.file, args.scale, overrides(args))
+    out = args.out or sweep.default_out(plan)
+    plan = plan.only(args.arm) if args.arm else plan
+    runs = sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
+    table = suite.suite(plan, compare.arms_of([run.path for run in runs]))
+    print(f"\n{suite.as_text(plan, table)}\n\n{suite.reading(table)}")
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_bytes(path: Path, data: bytes) -> None:
     with atomic_path(path) as part:
         part.write_bytes(data)
+
+
+def same_file(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, which must never be changed in place; a copy where links fail."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:  # another file system, or one without links
+        with atomic_path(path) as part:
+            shutil.copyfile(source, part)
 
 
 def write_text(path: Path, text: str) -> None:

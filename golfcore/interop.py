@@ -40,6 +40,7 @@ NAMES = {  # ours -> the original's, for tensors that correspond one to one
     "bigram_scale": "bigram.scale",
     "bigram_proj": "bigram.proj.weight",
     "word_start_boost": "word_start_boost",
+    "memory": "memory_tokens",
     "ve": "ve_shared.embed.weight",
     "ve_scale": "ve_shared.scale",
     "ve_proj": "ve_shared.proj.weight",
@@ -49,15 +50,7 @@ PER_LAYER = {  # ours -> the original's name in its block, and as a per-applicat
     "mlp_scale": ("blocks.{}.mlp_scale", "iter_mlp_scales.{}"),
     "resid_mix": ("blocks.{}.resid_mix", "iter_resid_mixes.{}"),
 }
-ABSENT = (
-    "mtp_num_heads",
-    "dtg",
-    "dtg_enabled",
-    "gated_attention",
-    "value_residual",
-    "memory_tokens",
-    "num_memory_tokens",
-)
+ABSENT = ("mtp_num_heads", "dtg", "dtg_enabled", "gated_attention", "value_residual")
 IGNORED = ("mtp_loss_weight", "tied_embed_init_std", "num_layers", "num_unique_blocks", "train_seq_len")
 
 
@@ -117,6 +110,7 @@ def reference_config(
         trigram=bool(kw.pop("trigram")),
         word_start_boost=banked,
         smear=has_bigram,
+        memory_tokens=kw.pop("num_memory_tokens", 0) or kw.pop("memory_tokens", 0),
         ve_layers=tuple(int(x) for x in str(ve_layers).split(",") if x.strip()) if ve_on else (),
         ve_dim=kw.pop("ve_dim", 128),
         meta_sgd=meta_sgd,

@@ -22,7 +22,7 @@ from golfcore import params
 from golfcore.config import MetaConfig, ModelConfig
 from golfcore.data.tokens import Tables
 from golfcore.model.attention import Compute, attend_reference, attend_sdpa
-from golfcore.model.forward import DEFAULT, forward, nll
+from golfcore.model.forward import DEFAULT, forward, training_loss
 from golfcore.runtime import full_float32
 from golfcore.sgd import clipped, joint_norm, velocity
 from golfcore.weights import Banks, Weights, flat, tree_map, unflat
@@ -60,8 +60,10 @@ def meta_gradients(
     return found.loss_post, found.gradients
 
 
-def model_loss(model_cfg: ModelConfig, meta_cfg: MetaConfig, tables: Tables | None, compute: Compute) -> Loss:
-    """Mean next-token loss, computed so that the inner step survives and can be differentiated as often as needed.
+def model_loss(
+    model_cfg: ModelConfig, meta_cfg: MetaConfig, tables: Tables | None, compute: Compute, z_loss: float = 0.0
+) -> Loss:
+    """`training_loss`, computed so that the inner step survives and can be differentiated as often as needed.
 
     In bfloat16 all but a few in ten thousand weights round a published inner step away. `meta.dtype` "compute" is how
     the originals ran. The fused attention kernels have no second derivative.
@@ -70,7 +72,11 @@ def model_loss(model_cfg: ModelConfig, meta_cfg: MetaConfig, tables: Tables | No
         compute = Compute(torch.float32 if meta_cfg.dtype == "float32" else compute.dtype, attend_reference)
     elif meta_cfg.dtype == "float32" and compute.dtype != torch.float32:
         compute = Compute(torch.float32, attend_sdpa)
-    return lambda weights, x, y: nll(forward(model_cfg, weights, x, tables, compute=compute), y).mean()
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return training_loss(model_cfg, forward(model_cfg, weights, x, tables, compute=compute), y, z_loss)
+
+    return loss
 
 
 def freeze_masks(model_cfg: ModelConfig, meta_cfg: MetaConfig) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from typing import Any
 from golfcore import config, files
 from golfcore.config import Config
 from golfcore.errors import UserError
+from golfcore.records import RunFolder, find_run
 
 RUNS = Path("papermill_runs")
 MARKER = "done.json"
@@ -168,6 +169,22 @@ def split_overrides(text: str) -> dict[str, str]:
     return pairs
 
 
+def finished_run(run: str, preset: str, seed: int, overrides: str, data_path: str, out: str) -> RunFolder:
+    """The finished run at `run`; "" is that of `preset` in `out` (or its usual folder), which is done first if need be.
+
+    Prints its table. UserError: no run there, or one that has not finished, and as `configure` and `pipeline.run`.
+    """
+    from golfcore import pipeline
+    from golfcore.analysis.runs import report
+
+    if not run:
+        cfg = configure(preset, seed, overrides, data_path)
+        return pipeline.run(cfg, Path(out) if out else pipeline.default_out(cfg))
+    found = find_run(Path(run))
+    print(pipeline.table(report(found)))
+    return found
+
+
 def torchrun(preset: str, seed: int, overrides: str, data_path: str, out: Path, processes: int) -> list[str]:
     """The command that does the same run on several GPUs of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -193,7 +210,6 @@ def launch(command: Sequence[str]) -> None:
 def draw_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     """Draw finished runs, one into `out`, several each below it; without any, draw `out` again from its tables."""
     from golfcore.plots.draw import draw_run, redraw
-    from golfcore.records import find_run
 
     if not runs:
         return redraw(out)

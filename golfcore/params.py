@@ -1,10 +1,11 @@
 """The parameter table: for every tensor its shape, initial value, optimizer group and treatment in the artifact.
 
 Optimizers, freezing, quantization and export read this table; nothing matches substrings of names.
-Initial values follow exp101 (its model-level initialiser makes both small projections orthogonal).
+Initial values follow exp101 (its model-level initialiser makes both small projections orthogonal), and where the
+configuration says so pr294 and pr398.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,15 +13,16 @@ from torch import Tensor
 from golfcore.config import ModelConfig
 from golfcore.weights import Weights, unflat
 
-Kind = Literal["matrix", "table", "projection", "control"]
+Kind = Literal["matrix", "table", "projection", "control", "memory"]
+Group = Literal["matrix", "table", "scalar", "none"]
 
 
 class Param(NamedTuple):
     name: str
     shape: tuple[int, ...]
-    init: str  # "orthogonal", "zeros", "normal", "constant", "orthogonal_even", "identity_mix"
-    value: float  # standard deviation of "normal", value of "constant"
-    group: Literal["matrix", "table", "scalar"]  # Muon; AdamW at table_lr; AdamW at scalar_lr
+    init: str  # a rule of `_initial`; "_even" after it: only every other slot from 0 on, zeros between
+    value: float  # standard deviation of "normal" and "overtone", gain of "orthogonal", value of "constant"
+    group: Group  # Muon; AdamW at table_lr; AdamW at scalar_lr; no optimizer
     kind: Kind  # how the artifact stores it: low-bit matrix, int8 table, else fp16
     rows: Literal["slot", "block", "layer", ""] = ""  # what the first axis counts, if blocks can be frozen by it
     exported: bool = True  # False: train-only, never in an artifact
@@ -28,8 +30,8 @@ class Param(NamedTuple):
 
 def table(cfg: ModelConfig) -> tuple[Param, ...]:
     """One row for every tensor of the model, banks first."""
-    rows = [*_banks(cfg), *_controls(cfg), *_ngram(cfg), *_value_embedding(cfg), *_rates(cfg)]
-    return tuple(rows)
+    ngram = _ngram(cfg) if cfg.ngram_trained else [p._replace(group="none") for p in _ngram(cfg)]
+    return (*_banks(cfg), *_controls(cfg), *ngram, *_memory(cfg), *_value_embedding(cfg), *_rates(cfg))
 
 
 def mlp_shapes(cfg: ModelConfig) -> tuple[int, int]:
@@ -42,9 +44,9 @@ def _banks(c: ModelConfig) -> list[Param]:
     u, d = c.n_blocks, c.dim
     up, down = mlp_shapes(c)
     return [
-        Param("qo", (2 * u, d, d), "orthogonal_even", 0, "matrix", "matrix", "slot"),
-        Param("kv", (2 * u, c.kv_dim, d), "orthogonal", 0, "matrix", "matrix", "slot"),
-        Param("up", (u, up, d), "orthogonal", 0, "matrix", "matrix", "block"),
+        Param("qo", (2 * u, d, d), f"{c.linear_init}_even", 1, "matrix", "matrix", "slot"),
+        Param("kv", (2 * u, c.kv_dim, d), c.linear_init, 1, "matrix", "matrix", "slot"),
+        Param("up", (u, up, d), c.linear_init, 1, "matrix", "matrix", "block"),
         Param("down", (u, d, down), "zeros", 0, "matrix", "matrix", "block"),
     ]
 
@@ -52,29 +54,36 @@ def _banks(c: ModelConfig) -> list[Param]:
 def _controls(c: ModelConfig) -> list[Param]:
     n, d = c.n_layers, c.dim
     rows = [
-        Param("tok_emb", (c.vocab_size, d), "normal", c.embed_init_std, "table", "table"),
+        Param("tok_emb", (c.vocab_size, d), c.embed_init, c.embed_init_std, "table", "table"),
         Param("attn_scale", (n, d), "constant", 1, "scalar", "control", "layer"),
         Param("mlp_scale", (n, d), "constant", 1, "scalar", "control", "layer"),
-        Param("resid_mix", (n, 2, d), "identity_mix", 0, "scalar", "control", "layer"),
+        Param("resid_mix", (n, 2, d), f"{c.mix_init}_mix", 0, "scalar", "control", "layer"),
         Param("q_gain", (c.n_blocks, c.n_heads), "constant", c.q_gain_init, "scalar", "control", "block"),
     ]
     if c.n_skips:
         rows.append(Param("skip", (c.n_skips, d), "constant", 1, "scalar", "control"))
-    if c.smear:
-        rows.append(Param("smear", (d,), "constant", 0, "scalar", "control"))
     return rows
 
 
 def _ngram(c: ModelConfig) -> list[Param]:
-    rows = []
+    """What looks at the tokens before: SmearGate and the n-gram embedding."""
+    rows = [Param("smear", (c.dim,), "constant", 0, "scalar", "control")] if c.smear else []
     if c.bigram_rows:
         rows.append(Param("bigram", (c.bigram_rows, c.bigram_dim), "zeros", 0, "table", "table"))
         rows.append(Param("bigram_scale", (), "constant", 0.05, "scalar", "control"))
         if c.bigram_dim != c.dim:
-            rows.append(Param("bigram_proj", (c.dim, c.bigram_dim), "orthogonal", 0, "scalar", "projection"))
+            gain = (2 * c.n_layers) ** -0.5 if c.bigram_proj_init == "scaled" else 1.0
+            rule = "zeros" if c.bigram_proj_init == "zeros" else "orthogonal"
+            shape = (c.dim, c.bigram_dim)
+            rows.append(Param("bigram_proj", shape, rule, gain, c.bigram_proj_group, "projection"))
         if c.word_start_boost:
             rows.append(Param("word_start_boost", (), "constant", 1, "scalar", "control"))
     return rows
+
+
+def _memory(c: ModelConfig) -> list[Param]:
+    """pr398's ablation: float16 in the artifact whatever their number, trained as the tables are."""
+    return [Param("memory", (c.memory_tokens, c.dim), "normal", 0.02, "table", "memory")] if c.memory_tokens else []
 
 
 def _value_embedding(c: ModelConfig) -> list[Param]:
@@ -84,7 +93,7 @@ def _value_embedding(c: ModelConfig) -> list[Param]:
         rows.append(Param("ve_scale", (), "constant", 0.1, "scalar", "control"))
         rows.append(Param("ve_layer_scale", (len(c.ve_layers),), "constant", 1, "scalar", "control"))
         if c.ve_dim != c.kv_dim:
-            rows.append(Param("ve_proj", (c.kv_dim, c.ve_dim), "orthogonal", 0, "scalar", "projection"))
+            rows.append(Param("ve_proj", (c.kv_dim, c.ve_dim), c.linear_init, 1, "scalar", "projection"))
     return rows
 
 
@@ -110,20 +119,32 @@ def init(cfg: ModelConfig, seed: int) -> Weights:
 
 
 def _initial(p: Param, generator: torch.Generator) -> Tensor:
-    t = torch.zeros(p.shape)
-    if p.init == "normal":
+    t, rule = torch.zeros(p.shape), p.init.removesuffix("_even")
+    step = 1 if rule == p.init else 2  # output matrices start at 0
+    if rule in ("normal", "overtone"):
         t.normal_(0, p.value, generator=generator)
-    elif p.init == "constant":
+        return overtone(t) if rule == "overtone" else t
+    if rule == "constant":
         t.fill_(p.value)
-    elif p.init == "identity_mix":
+    elif rule == "identity_mix":
         t[:, 0] = 1
-    elif p.init in ("orthogonal", "orthogonal_even"):
-        step = 2 if p.init == "orthogonal_even" else 1  # output matrices start at 0
+    elif rule == "phase_mix":
+        t[:, 0] = torch.sigmoid(3 * (torch.arange(len(t)) / max(len(t) - 1, 1) - 0.5))[:, None]
+        t[:, 1] = 1 - t[:, 0]
+    elif rule == "orthogonal":
         for m in t[::step] if t.ndim == 3 else [t]:
-            torch.nn.init.orthogonal_(m, generator=generator)
-    elif p.init != "zeros":
+            torch.nn.init.orthogonal_(m, p.value, generator=generator)
+    elif rule == "uniform":  # torch's default of a linear layer
+        t[::step].uniform_(-(p.shape[-1] ** -0.5), p.shape[-1] ** -0.5, generator=generator)
+    elif rule != "zeros":
         raise ValueError(f"{p.name}: no initialiser {p.init!r}")
     return t
+
+
+def overtone(table: Tensor) -> Tensor:
+    """`table` (V, D) with the singular values s_k = s_1 / sqrt(k), s_1 its own largest (pr294)."""
+    u, s, vh = torch.linalg.svd(table, full_matrices=False)
+    return (u * (s[0] * torch.arange(1, len(s) + 1) ** -0.5)) @ vh
 
 
 def frozen(cfg: ModelConfig, n_blocks: int, kinds: tuple[Kind, ...]) -> dict[str, Tensor]:
@@ -171,7 +192,7 @@ def summary(cfg: ModelConfig) -> dict[str, Any]:
         "total": total(),
         "exported": total(exported=True),
         "adaptable": total(exported=True),
-        "groups": {g: total(group=g) for g in ("matrix", "table", "scalar")},
-        "kinds": {k: total(kind=k) for k in ("matrix", "table", "projection", "control")},
+        "groups": {g: total(group=g) for g in get_args(Group)},
+        "kinds": {k: total(kind=k) for k in get_args(Kind)},
         "tensors": {p.name: list(p.shape) for p in rows},
     }

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from golfcore import artifact, files, params, runtime, tensors
 from golfcore.baselines import fit_bigram
@@ -19,24 +20,18 @@ from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_toke
 from golfcore.data.tokens import load_tables
 from golfcore.errors import UserError
 from golfcore.evals import result as results
-from golfcore.evals.protocols import evaluate
+from golfcore.evals.protocols import configure, evaluate
 from golfcore.evals.score import bits_per_byte, bytes_of
 from golfcore.model.attention import choose_compute
 from golfcore.progress import bar
 from golfcore.quant.calibrate import collect, self_generated
-from golfcore.quant.policy import coverage, quantize_weights
+from golfcore.quant.policy import check_names, coverage, guided_bits, quantize_weights
 from golfcore.records import RESULTS, RunFolder, open_run
+from golfcore.report import ARTIFACT, FLOAT, MEASURES, build, measures, table
 from golfcore.runtime import Runtime
+from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import train
 from golfcore.weights import Weights, flat, to_device, unflat
-
-FLOAT, ARTIFACT = "weights.safetensors", "artifact.golf"
-MEASURES = {  # name of the measure -> (weights, protocol); a, b and c of every table
-    "float": (FLOAT, "static"),
-    "static": (ARTIFACT, "static"),
-    "sliding": (ARTIFACT, "sliding"),
-    "ttt": (ARTIFACT, "ttt"),
-}
 
 
 def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
@@ -48,9 +43,10 @@ def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
     return open_dataset(folder)
 
 
-def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFolder:
+def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
     """All stages of `cfg` into the folder `out`; prints (through `say`) what was done and what was reused.
 
+    Training is taken from the first of the runs `donors` that trained alike, if one did.
     Raises UserError if `out` holds a run of another configuration or data, or anything else.
     """
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
@@ -62,7 +58,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print) -> RunFold
         dataset = prepare_data(cfg, lambda text: None)
         folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
         runtime.barrier()
-        _Stages(cfg, folder, dataset, rt, tell).all()
+        _Stages(cfg, folder, dataset, rt, tell).all(donors)
         return folder
     finally:
         runtime.stop()
@@ -79,20 +75,30 @@ class _Stages:
         self.val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
         if len(self.val) < 2:
             raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
+        for protocol in cfg.eval.also:
+            configure(protocol, cfg)  # an unknown name is said now, not after training
+        check_names(cfg)
+        if cfg.reptile.share:
+            reptile.budget(cfg)
 
-    def all(self) -> None:
+    def all(self, donors: tuple[RunFolder, ...]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
-        self.stage("train", base, [FLOAT], self.train)
-        trained = base | {"weights": self.sha(FLOAT)}
+        training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
+        if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):
+            self.say(f"train: from {donor}")
+        runtime.barrier()
+        sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
+        self.stage("train", training, [FLOAT, *sensed], self.train)
+        trained = base | {"weights": self.sha(FLOAT)} | {name: self.sha(name) for name in sensed}
         self.stage("quantize", trained, [ARTIFACT], self.quantize)
         packed = trained | {"artifact": self.sha(ARTIFACT)}
         self.stage("choose_ttt", packed, ["ttt.json"], self.choose_ttt)
-        for name, (weights, _) in MEASURES.items():
+        for name, (weights, _) in measures(self.cfg).items():
             inputs = base | {"weights": self.sha(weights), "ttt": self.sha("ttt.json")}
             self.stage(f"eval-{name}", inputs, [f"eval/{name}.json", f"eval/{name}.npy"], partial(self.measure, name))
         self.stage("baseline", base, ["baseline.json"], self.baseline)
         if self.rt.is_main:
-            report = self.report()
+            report = build(self.cfg, self.run, self.source)
             files.write_json(self.run.file(RESULTS), report)
             self.say(table(report))
         runtime.barrier()
@@ -121,17 +127,33 @@ class _Stages:
         weights = train(self.cfg, self.run, self.stream, self.val, self.tables, self.rt, per_token)
         if self.rt.is_main:
             tensors.save(self.run.file(FLOAT), flat(weights), self.source)
+            self.run.file(reptile.CHECKPOINT).unlink(missing_ok=True)
 
     def quantize(self) -> None:
-        """Calibrate on self-generated text, round, pack. One rank does it; the result is the same on any."""
+        """Round and pack, with GPTQ after a calibration. One rank does it; the result is the same on any."""
         if not self.rt.is_main:
             return
-        c, q = self.cfg, self.cfg.quant
-        weights, tables = self.load(FLOAT), self.tables.to(self.rt.device)
+        c, weights = self.cfg, self.load(FLOAT)
+        hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
+        bits = None
+        if sensitivity.wanted(c.quant):
+            found = files.read_json(self.run.file(sensitivity.FILE), "the gradients that guide bit widths")
+            bits = guided_bits(c.quant, found["mean_square"])
+        with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
+            quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
+        artifact.write(self.run.file(ARTIFACT), c, quantized)
+        stored = coverage(c, quantized, bits)
+        for kind, done in stored.items():
+            note = "" if done else "none of that kind"
+            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values", note)
+
+    def calibrate(self, weights: Weights) -> dict[str, Tensor]:
+        """Damped Hessians of the matrices on self-generated text."""
+        c, q, tables = self.cfg, self.cfg.quant, self.tables.to(self.rt.device)
         with bar(-(-q.calib_seqs // q.calib_batch) * (q.calib_len - 1), "calibration text", "tok") as progress:
             tokens = self_generated(c, weights, tables, c.run.seed, self.compute, progress.update)
         with bar(q.calib_seqs, "hessians", "seq") as progress:
-            hessians = collect(
+            return collect(
                 c.model,
                 weights,
                 tokens,
@@ -141,35 +163,32 @@ class _Stages:
                 compute=self.compute,
                 progress=progress.update,
             )
-        with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
-            quantized = quantize_weights(c, weights, hessians, progress.update)
-        artifact.write(self.run.file(ARTIFACT), c, quantized)
-        stored = coverage(c, quantized)
-        for kind, done in stored.items():
-            note = "" if done else "none of that kind"
-            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values", note)
 
     def choose_ttt(self) -> None:
         """The TTT rate, chosen on training text that was kept out of training; never on validation text."""
-        candidates, rows = self.cfg.ttt.lr_candidates, []
+        t, rows = self.cfg.ttt, []
+        candidates = t.lr_candidates if t.epochs or t.sweeps else ()
         if candidates:
             dev, weights = self.stream.tail(self.cfg.data.reserve_tokens), self.load(ARTIFACT)
             for lr in candidates:
-                trial = replace(self.cfg, ttt=replace(self.cfg.ttt, lr=lr))
+                trial = replace(self.cfg, ttt=replace(t, lr=lr))
                 found = evaluate("ttt", trial, weights, dev, self.tables, runtime=self.rt, label=f"ttt lr {lr:g}")
                 rows.append({"lr": lr, "bpb": found.bpb, "tokens": found.tokens})
-        chosen = min(rows, key=lambda r: r["bpb"])["lr"] if rows else self.cfg.ttt.lr
+        chosen = min(rows, key=lambda r: r["bpb"])["lr"] if rows else t.lr
         if self.rt.is_main:
             files.write_json(
                 self.run.file("ttt.json"), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows}
             )
 
     def measure(self, name: str) -> None:
-        weights, protocol = MEASURES[name]
-        lr = files.read_json(self.run.file("ttt.json"), "the chosen TTT settings")["lr"]
+        weights, protocol = measures(self.cfg)[name]
+        cfg = self.cfg
+        if name == "ttt":  # the rate was chosen for the configuration's own TTT; other protocols bring theirs
+            lr = files.read_json(self.run.file("ttt.json"), "the chosen TTT settings")["lr"]
+            cfg = replace(cfg, ttt=replace(cfg.ttt, lr=lr))
         found = evaluate(
             protocol,
-            replace(self.cfg, ttt=replace(self.cfg.ttt, lr=lr)),
+            cfg,
             self.load(weights),
             self.val,
             self.tables,
@@ -181,9 +200,9 @@ class _Stages:
         if self.rt.is_main:
             results.save(found, self.run.file(f"eval/{name}.json"))
             for feature, count in found.coverage.items():
-                self.run.cover(
-                    feature, count, count, "values" if "steps" not in feature else "steps", "none" if not count else ""
-                )
+                label = feature if name in MEASURES else f"{name}: {feature}"
+                unit = "values" if "steps" not in feature else "steps"
+                self.run.cover(label, count, count, unit, "none" if not count else "")
 
     def baseline(self) -> None:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
@@ -217,66 +236,6 @@ class _Stages:
         path = self.run.file(name)
         weights = artifact.read(path)[1] if name == ARTIFACT else unflat(tensors.load(path, "trained weights")[0])
         return to_device(weights, self.rt.device)
-
-    def report(self) -> dict:
-        """The numbers of the run, each with its source."""
-        rows: dict[str, dict[str, Any]] = {}
-        for name, (weights, protocol) in MEASURES.items():
-            r = results.load(self.run.file(f"eval/{name}.json"))
-            rows[name] = {
-                "protocol": protocol,
-                "weights": weights,
-                "bpb": r.bpb,
-                "loss": r.loss,
-                "tokens": r.tokens,
-                "bytes": r.bytes,
-                "repeats": r.repeats,
-                "legality": str(r.legality),
-                "seconds": r.seconds,
-            }
-        size, code = self.run.file(ARTIFACT).stat().st_size, artifact.code_bytes()
-        bpb = {name: row["bpb"] for name, row in rows.items()}
-        return {
-            "source": self.source,
-            "measures": rows,
-            "context_gain": bpb["sliding"] - bpb["static"],
-            "ttt_gain": bpb["ttt"] - bpb["sliding"],
-            "ttt": files.read_json(self.run.file("ttt.json"), "the chosen TTT settings"),
-            "baseline": files.read_json(self.run.file("baseline.json"), "the baseline"),
-            "artifact": {
-                "bytes": size,
-                "code_bytes": code,
-                "total": size + code,
-                "max_bytes": self.cfg.quant.max_bytes,
-                "fits": size + code <= self.cfg.quant.max_bytes,
-            },
-        }
-
-
-def table(report: dict) -> str:
-    """The report as text: the three numbers side by side, the gains, the baseline and the bytes."""
-    labels = {
-        "float": "    float weights, windows that do not overlap",
-        "static": "(a) artifact, windows that do not overlap",
-        "sliding": "(b) artifact, sliding window",
-        "ttt": "(c) artifact, sliding window + TTT",
-    }
-    s, a = report["source"], report["artifact"]
-    lines = [f"run {s['run']}: preset {s['preset']}, config {s['config']}, seed {s['seed']}, data {s['data'][:12]}", ""]
-    lines.append(f"{'':50}{'bpb':>9}  {'legality':<12}{'targets':>11}{'seconds':>9}")
-    for name, row in report["measures"].items():
-        lines.append(
-            f"{labels[name]:50}{row['bpb']:9.4f}  {row['legality']:<12}{row['tokens']:>11,}{row['seconds']:>9.1f}"
-        )
-    lines += [
-        f"{'    interpolated bigram of the training text':50}{report['baseline']['bpb']:9.4f}",
-        "",
-        f"context gain b - a: {report['context_gain']:+.4f}    adaptation gain c - b: {report['ttt_gain']:+.4f}"
-        f"    (TTT rate {report['ttt']['lr']:g})",
-        f"bytes: artifact {a['bytes']:,} + code {a['code_bytes']:,} = {a['total']:,} of {a['max_bytes']:,}"
-        f" ({'fits' if a['fits'] else 'TOO LARGE'})",
-    ]
-    return "\n".join(lines)
 
 
 def default_out(cfg: Config) -> Path:

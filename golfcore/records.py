@@ -3,11 +3,11 @@
 config.json    the configuration, preset name, data hash: what a resume must match
 metrics.jsonl  rows of training and events, each with its step
 coverage.json  what every switched-on feature really touched
-stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds
+stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds, what the logs held then
 results.json   the numbers of the tables, each with its source
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,11 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop rows after `step`: what a killed run logged beyond its last checkpoint is logged again."""
-        kept = [r for r in self.metrics() if r["step"] <= step]
+        self.keep(lambda r: r["step"] <= step)
+
+    def keep(self, wanted: Callable[[dict], bool]) -> None:
+        """Drop the rows that are not `wanted`."""
+        kept = [r for r in self.metrics() if wanted(r)]
         files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in kept))
 
     # -- coverage: a switch that does nothing is an error
@@ -80,10 +84,32 @@ class RunFolder:
         """Declare the stage done. `outputs` are names of files within the folder."""
         shas = {name: files.sha256_file(self.file(name)) for name in outputs}
         record = {"inputs": _key(inputs), "outputs": shas, "seconds": seconds}
+        record |= {"metrics": len(self.metrics()), "coverage": self.coverage()}
         files.write_json(self.file(f"stages/{stage}.json"), record)
 
+    def adopt(self, stage: str, inputs: Mapping[str, object], donors: "tuple[RunFolder, ...]") -> str | None:
+        """Take over the first stage of a run from one of `donors` that has it from the same inputs.
+
+        The stage's outputs become files of both folders; metrics and coverage are copied as they were when it ended.
+        Its record, written last, says "from" which run: the one that did the work, which is also returned.
+        """
+        if self.finished(stage, inputs):
+            return None
+        donor = next((d for d in donors if d.path != self.path and d.finished(stage, inputs)), None)
+        if donor is None:
+            return None
+        record = files.read_json(donor.file(f"stages/{stage}.json"), "a stage record")
+        for name in record["outputs"]:
+            files.same_file(donor.file(name), self.file(name))
+        rows = donor.metrics()[: record["metrics"]]
+        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in rows))
+        files.write_json(self.file("coverage.json"), record["coverage"])
+        record = {"from": donor.id, **record}
+        files.write_json(self.file(f"stages/{stage}.json"), record)
+        return record["from"]
+
     def stages(self) -> dict[str, dict]:
-        """Records of the stages done: hash of inputs, outputs with hashes, seconds."""
+        """Records of the stages done: hash of inputs, outputs with hashes, seconds; "from" if another run did it."""
         found = sorted(self.file("stages").glob("*.json"))
         return {path.stem: files.read_json(path, "a stage record") for path in found}
 

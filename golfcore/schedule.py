@@ -5,9 +5,10 @@ not count) and the step number if it is "steps", which makes runs of different s
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
-from golfcore.config import OptimConfig, ScheduleConfig
+from golfcore.config import Config, OptimConfig, ScheduleConfig
 
 
 class Clock(NamedTuple):
@@ -21,6 +22,15 @@ class Adaptive(NamedTuple):
 
     ema: float | None = None  # running train loss; None before the first check
     triggered: float | None = None  # the schedule's time at which the warmdown started
+
+
+def ordinary(cfg: Config) -> ScheduleConfig:
+    """The schedule of ordinary training: `cfg.schedule` with what `reptile.share` leaves of its steps and seconds.
+
+    The warmdown keeps its length, so it starts earlier.
+    """
+    s, left = cfg.schedule, 1 - cfg.reptile.share
+    return replace(s, iterations=round(left * s.iterations), max_seconds=left * s.max_seconds)
 
 
 def lr_scale(cfg: ScheduleConfig, clock: Clock) -> float:

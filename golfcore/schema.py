@@ -158,12 +158,16 @@ class MetaConfig:
 
 @dataclass(frozen=True)
 class ReptileConfig:
-    """A phase after training (Nichol et al. 2018; pr294): SGD on a few spans of text, then a step towards its end."""
+    """A phase after training (Nichol et al. 2018; pr294): SGD on a few spans of text, then a step towards its end.
+
+    Ordinary training then ends (1 - share) through the budget. Three arms settle what the phase is worth: it; share 0,
+    ordinary steps instead; outer_lr 0, nothing instead (the same bits as so many fewer iterations).
+    """
 
     share: float = 0.0  # of the training budget (tokens, or seconds by the wall clock); 0 = no such phase
     inner_steps: int = 3  # each on text of its own
     inner_lr: float = 0.1
-    outer_lr: float = 0.01
+    outer_lr: float = 0.01  # 0 = the share is left unused
     batch_seqs: int = 1
     freeze_blocks: int = 0  # of the MLPs that take part, those of the first so many blocks do not
 
@@ -258,4 +262,23 @@ class Config:
         """16 hex digits over every value but the name."""
         values = asdict(self)
         del values["name"]
-        return sha256_text(canonical_json(values))[:16]
+        return _hash(values)
+
+    @property
+    def training_hash(self) -> str:
+        """The same over what training reads: runs that agree in it, and in their data, train to the same weights.
+
+        Left out are the sections that act on trained weights only: eval, ttt, and quant, unless training rounds by it
+        (QAT) or records for it (guided bits: the scale below which, but not the shares).
+        """
+        values = asdict(self)
+        guided = self.quant.guided_high > 0 or self.quant.guided_low > 0
+        if self.optim.qat != "matrices":
+            values["quant"] = {"guided_scale": self.quant.guided_scale} if guided else {}
+        for name in ("name", "eval", "ttt"):
+            del values[name]
+        return _hash(values)
+
+
+def _hash(values: dict) -> str:
+    return sha256_text(canonical_json(values))[:16]

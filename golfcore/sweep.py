@@ -10,6 +10,7 @@ from golfcore import config, pipeline
 from golfcore.config import Config, MetaConfig
 from golfcore.errors import UserError
 from golfcore.records import RESULTS, RunFolder, differences
+from golfcore.sweepfile import Sweep
 
 
 def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:
@@ -59,9 +60,11 @@ def run_arms(
 ) -> list[RunFolder]:
     """Run every configuration with every seed into out/LABEL-sSEED; the folders, in the order of the runs.
 
-    All arms of a seed come before the next seed, so that an interrupted sweep has whole comparisons. What a run prints
-    goes through `say`, and before each run where the sweep is and how long the rest should take. UserError: no arms or
-    seeds, a seed twice, a label that is no name for a folder, or a folder that holds another configuration or data.
+    What trains alike trains once: a run takes its weights from any run in `out` that has the same
+    `Config.training_hash` and data. All arms of a seed come before the next seed, so that an interrupted sweep has
+    whole comparisons. What a run prints goes through `say`, and before each run where the sweep is and how long the
+    rest should take. UserError: no arms or seeds, a seed twice, a label that is no name for a folder, or a folder that
+    holds another configuration or data.
     """
     if not arms or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"sweep: expected arms and different seeds, found {len(arms)} arms and seeds {list(seeds)}")
@@ -76,10 +79,16 @@ def run_arms(
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say))
+        others = tuple(RunFolder(path.parent) for path in sorted(out.glob("*/config.json")))
+        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
+
+
+def default_out(plan: Sweep) -> Path:
+    """The folder of a sweep's runs: the same whatever arms and seeds are chosen, so that they add up."""
+    return Path("papermill_runs") / f"{plan.name}-{plan.scale}-{plan.reference.config.hash[:8]}"
 
 
 def _minutes(seconds: float) -> str:

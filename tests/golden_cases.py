@@ -25,6 +25,7 @@ from golfcore.config import (
     QuantConfig,
     ScheduleConfig,
     TTTConfig,
+    load,
 )
 from golfcore.data.tokens import Tables
 from golfcore.evals.protocols import evaluate
@@ -37,7 +38,7 @@ from golfcore.model.hashing import bigram_rows, trigram_rows
 from golfcore.optim.muon import Muon, newton_schulz
 from golfcore.quant.calibrate import collect
 from golfcore.quant.gptq import solve
-from golfcore.quant.grid import Grid, matrix_grid, round_to_nearest, table_grid
+from golfcore.quant.grid import matrix_grid, round_to_nearest, table_grid
 from golfcore.quant.policy import quantize_weights
 from golfcore.quant.stored import dequantize_weights
 from golfcore.weights import Banks, Weights, flat, matrices, tree_map
@@ -246,8 +247,8 @@ INT6 = QuantConfig(floor=True, clip_score="mse", stored_scale_codes=False, damp_
 PLAIN = {  # output name -> grid
     "int6": matrix_grid(INT6),
     "int8": table_grid(INT6),
-    "pr398_int6": Grid(31, -32, (1.0,), floor=True),
-    "pr294v2_int5": Grid(15, -16, (1.0,), floor=True),
+    "pr398_int6": matrix_grid(load("pr398").quant),
+    "pr294v2_int5": matrix_grid(load("pr294-reptile").quant),
 }
 
 

@@ -79,7 +79,7 @@ def test_a_budget_keeps_the_shape_of_the_schedule() -> None:
 
 def test_a_sweep_runs_whole_seeds_and_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(pipeline, "run", lambda cfg, out, say: (out.name, cfg.run.seed))
+    monkeypatch.setattr(pipeline, "run", lambda cfg, out, say, donors: (out.name, cfg.run.seed))
     arms = sweep.meta_arms("smoke", ["meta-none", "meta-exp101"], {})
     done = sweep.run_arms(arms, [7, 3], tmp_path, said.append)
     assert done == [("meta-none-s7", 7), ("meta-exp101-s7", 7), ("meta-none-s3", 3), ("meta-exp101-s3", 3)]

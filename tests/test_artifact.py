@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from golfcore import artifact, config, params
 from golfcore.config import Config
 from golfcore.errors import UserError
+from golfcore.quant.codec import compress
 from golfcore.quant.policy import quantize_weights
 from golfcore.quant.stored import Coded, Quantized, dequantize_weights
 from golfcore.weights import flat
@@ -70,6 +72,10 @@ def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
         {"quant.fp16_max_numel": 1_000_000},  # no codes and no scales at all
         {"model.bigram_rows": 0, "model.ve_layers": [], "model.smear": False, "model.mlp": "swiglu"},
         {"quant.matrix_bits": 3, "quant.table_bits": 4},
+        {"model.memory_tokens": 5},
+        {"quant.codec": "zstd"},
+        {"quant.codec": "lzma", "quant.fp16_max_numel": 1_000_000},
+        {"quant.codec": "zlib", "quant.fp16_max_numel": 0},
     ],
 )
 def test_what_is_written_is_read_bit_for_bit(tmp_path, overrides):
@@ -211,6 +217,68 @@ def test_a_lying_header_is_refused(packed, lie):
     forge(packed, change)
     with pytest.raises(UserError, match=sentence):
         artifact.read(packed)
+
+
+BLOB_LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no description": (lambda h: h["streams"].update(tok_emb=None), "no description of the stream tok_emb"),
+    "another codec's": (lambda h: h["streams"].update(tok_emb=[0, [640], 9]), "no description of the stream tok_emb"),
+    "other codec": (lambda h: h["config"]["quant"].update(codec="ans"), "no description of the stream"),
+    "bytes past the end": (describe("tok_emb", 1, 10**9), "longer than the file"),
+    "negative bytes": (describe("tok_emb", 1, -1), "no counts of tok_emb"),
+    "fractional size": (describe("tok_emb", 0, 640.0), "no counts of tok_emb"),
+    "many symbols": (describe("tok_emb", 0, 10**12), "values of tok_emb where the model has 640"),
+    "fewer bytes": (describe("tok_emb", 1, 0), "bytes that no stream describes"),
+    "unknown codec": (lambda h: h["config"]["quant"].update(codec="arj"), "expected one of ans, zstd, lzma, zlib"),
+}
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lzma", "zlib"])
+@pytest.mark.parametrize("lie", BLOB_LIES)
+def test_a_header_that_lies_about_compressed_bytes_is_refused(tmp_path, lie, codec):
+    path = tmp_path / "model.golf"
+    artifact.write(path, *model({"quant.codec": codec}))
+    change, sentence = BLOB_LIES[lie]
+    forge(path, change)
+    with pytest.raises(UserError, match=sentence):
+        artifact.read(path)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lzma", "zlib"])
+def test_compressed_bytes_of_something_else_are_refused(tmp_path, codec):
+    """Under a good checksum: noise, a stream that holds more than the model has, and the bytes of another codec."""
+    path = tmp_path / "model.golf"
+    cfg, quantized = model({"quant.codec": codec})
+    other = {"zstd": "zlib", "lzma": "zstd", "zlib": "lzma"}[codec]
+    artifact.write(path, cfg, quantized)
+    names = sorted(artifact.info(path)["streams"])
+    for packed in (
+        b"noise" * 3,
+        *(compress(np.zeros(n, np.int8), c).payload for n, c in ((9999, codec), (640, other))),
+    ):
+        artifact.write(path, cfg, quantized)
+
+        def cut(payload: bytes, packed: bytes = packed) -> bytes:
+            sizes = artifact.info(path)["streams"]
+            start = sum(sizes[n] for n in names[: names.index("tok_emb")])
+            return payload[:start] + packed + payload[start + sizes["tok_emb"] :]
+
+        forge(path, describe("tok_emb", 1, len(packed)), cut)
+        with pytest.raises(UserError, match="a stream tok_emb that does not decode"):
+            artifact.read(path)
+
+
+def test_an_artifact_from_before_there_was_a_choice_opens(packed):
+    """Its configuration names no codec, and none of the fields of the other systems."""
+    want = artifact.read(packed)
+
+    def forget(header: dict[str, Any]) -> None:
+        for section, keys in {"quant": ("codec", "rounding", "lowest", "float16"), "model": ("memory_tokens",)}.items():
+            for key in keys:
+                del header["config"][section][key]
+
+    forge(packed, forget)
+    cfg, found = artifact.read(packed)
+    assert cfg == want[0] and all(torch.equal(a, b) for a, b in zip(found.banks, want[1].banks, strict=True))
 
 
 def test_words_that_are_no_code_are_refused_or_give_symbols_of_the_model(packed):

@@ -16,6 +16,22 @@ def test_every_preset_loads_and_survives_a_round_trip(name: str) -> None:
     assert again == c and again.hash == c.hash and c.name == name
 
 
+@pytest.mark.parametrize("name", ["exp101", "pr398", "pr294-recurrent", "pr294-reptile", "pr294-error-guided"])
+def test_every_system_fits_every_scale(name: str) -> None:
+    """A scaled system keeps its part of the blocks frozen and its rotary base where the published one has it."""
+    full = load(name)
+    for scale in config.scale_names()[1:]:
+        c = load(name, scale=scale)
+        assert c.name == f"{name}-{scale}" and c.model.dim < full.model.dim
+        assert not c.ttt.epochs or c.ttt.freeze_blocks < c.model.n_blocks
+        assert c.reptile.freeze_blocks < c.model.n_blocks
+        assert (c.model.rope_dims == c.model.head_dim) == (full.model.rope_dims == full.model.head_dim)
+        grows = [x.data.seq_len / x.model.rope_ntk_len for x in (c, full)]
+        assert grows[0] == grows[1]
+        assert not c.quant.fp16_max_numel  # the published limit is larger than every matrix here
+        assert (c.ttt.chunk_tokens == c.data.seq_len) == (full.ttt.chunk_tokens == full.data.seq_len)
+
+
 def test_exp105a_is_exp101_with_one_field_changed() -> None:
     a, b = to_dict(load("exp101")), to_dict(load("exp105a"))
     changed = [(s, k) for s in config.SECTIONS for k in a[s] if a[s][k] != b[s][k]]
@@ -65,6 +81,9 @@ def test_overrides_take_the_type_of_their_field(text: str, value: object) -> Non
         ({"ttt.chunk_tokens": 65_600 - 7}, "a scored span would straddle two chunks"),
         ({"schedule.max_seconds": 0}, "schedule.clock wall needs schedule.max_seconds > 0"),
         ({"optim.grad_accum": 5}, "optim.batch_tokens 786432 is not a multiple"),
+        ({"model.ngram_trained": False, "model.smear": False, "model.bigram_rows": 0}, "nothing to leave untrained"),
+        ({"model.memory_tokens": 1024}, "fills a half of data.seq_len 2048"),
+        ({"quant.matrix_bits": 8}, "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest"),
         ({"ttt.lr_candidates": [0.1]}, "ttt.lr_candidates needs data.reserve_tokens"),
     ],
 )

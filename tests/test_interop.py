@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_model import SHARED, SMALL, random_weights
+from test_model import MEMORY, SHARED, SMALL, random_weights
 
 from golfcore.config import ModelConfig
 from golfcore.errors import UserError
@@ -22,6 +22,8 @@ def reference_shapes(cfg: ModelConfig, banked: bool) -> dict[str, tuple[int, ...
     shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (cfg.vocab_size, d), "skip_weights": (cfg.n_skips, d)}
     shapes |= {"smear.gate": (d,), "bigram.embed.weight": (cfg.bigram_rows, cfg.bigram_dim), "bigram.scale": ()}
     shapes |= {"bigram.proj.weight": (d, cfg.bigram_dim), "word_start_boost": ()}
+    if cfg.memory_tokens:
+        shapes |= {"memory_tokens": (1, cfg.memory_tokens, d)}
     if cfg.ve_layers:
         shapes |= {"ve_shared.embed.weight": (cfg.vocab_size, cfg.ve_dim), "ve_shared.scale": ()}
         shapes |= {"ve_shared.proj.weight": (cfg.kv_dim, cfg.ve_dim)}
@@ -45,7 +47,9 @@ def reference_shapes(cfg: ModelConfig, banked: bool) -> dict[str, tuple[int, ...
     return shapes
 
 
-@pytest.mark.parametrize(("cfg", "banked"), [(SMALL, True), (SHARED, False)], ids=["banks", "shared blocks"])
+@pytest.mark.parametrize(
+    ("cfg", "banked"), [(SMALL, True), (SHARED, False), (MEMORY, True)], ids=["banks", "shared blocks", "memory"]
+)
 def test_there_and_back(cfg: ModelConfig, banked: bool) -> None:
     weights = random_weights(cfg)
     state = to_reference(weights, cfg, reference_shapes(cfg, banked))
@@ -71,6 +75,7 @@ def test_families_differ_where_their_systems_do() -> None:
     assert [c.blocks for c in configs.values()] == [(0, 1, 2, 3)] * 3 + [(0, 1, 2, 0)]
     assert all(c.rope_dims == 8 for c in configs.values())  # absent: the whole head
     split = reference_config("exp101", {**KW, "bigram_vocab_size": 64}, poscond=True, trigram=True)
+    assert reference_config("pr398", {**KW, "num_memory_tokens": 6}).memory_tokens == 6
     assert split.bigram_split and split.trigram and split.word_start_boost
     assert matrix_names(SMALL)["block1.down"] == "blocks.1.mlp.proj.weight"
 

@@ -10,7 +10,8 @@ from golfcore import params
 from golfcore.config import ModelConfig, load
 from golfcore.data.tokens import Tables
 from golfcore.model.attention import Cache, Compute, attend_reference, attend_sdpa, rope_angles, rope_base
-from golfcore.model.forward import forward, init, nll
+from golfcore.model.embed import rms
+from golfcore.model.forward import forward, init, nll, training_loss
 from golfcore.model.generate import generate
 from golfcore.weights import ROLES, Banks, Weights, flat, map_matrices, matrices, matrix, tree_map, unflat
 
@@ -19,7 +20,8 @@ SHARED = replace(SMALL, blocks=(0, 1, 0, 1), ve_layers=())
 SWIGLU = replace(SMALL, mlp="swiglu")
 PLAIN = replace(SMALL, bigram_rows=0, trigram=False, ve_layers=(), xsa_last_n=0, smear=False, mlp="relu2")
 NTK = replace(SMALL, rope_ntk_len=8)
-CONFIGS = {"small": SMALL, "shared": SHARED, "swiglu": SWIGLU, "plain": PLAIN, "ntk": NTK}
+MEMORY = replace(SMALL, memory_tokens=6)
+CONFIGS = {"small": SMALL, "shared": SHARED, "swiglu": SWIGLU, "plain": PLAIN, "ntk": NTK, "memory": MEMORY}
 every_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -55,6 +57,13 @@ def test_every_tensor_reaches_the_logits(cfg: ModelConfig) -> None:
 def test_published_parameter_counts() -> None:
     assert params.summary(load("exp101").model)["total"] == 26_960_991
     assert params.summary(load("exp105a").model)["exported"] == 26_960_991
+    assert params.summary(load("pr398").model)["total"] == 26_829_913
+    assert params.summary(load("pr294-error-guided").model)["total"] == 26_829_913
+    assert params.summary(load("pr294-recurrent").model)["total"] == 13_214_244
+    reptile = params.summary(load("pr294-reptile").model)
+    assert reptile["total"] == reptile["exported"] == 27_092_057
+    assert reptile["groups"]["none"] == 4096 * 128 + 128 * 512 + 1 + 512  # the n-gram embedding and SmearGate
+    assert params.summary(load("pr398", {"model.memory_tokens": 64}).model)["exported"] == 26_829_913 + 64 * 512
 
 
 def test_swiglu_has_as_many_parameters() -> None:
@@ -186,3 +195,86 @@ def test_a_shared_block_owns_the_rows_of_all_its_layers() -> None:
     masks = params.frozen(SHARED, 1, ("control", "matrix"))
     assert masks["attn_scale"].tolist() == [True, False, True, False]
     assert masks["qo"].tolist() == [True, True, False, False] and masks["up"].tolist() == [True, False]
+
+
+# ---- initial values of the other systems
+
+
+def test_uniform_matrices_fill_their_bound_and_outputs_start_at_zero() -> None:
+    cfg = replace(SMALL, linear_init="uniform", mlp_hidden=128)
+    w = init(cfg, 0)
+    drawn = {role: torch.stack([matrix(w.banks, role, b) for b in range(4)]) for role in ROLES}
+    assert not drawn["out"].any() and not drawn["down"].any()
+    for role in ("query", "key", "value", "up"):
+        bound = cfg.dim**-0.5
+        assert 0.98 * bound < drawn[role].abs().max() <= bound, role
+        assert float(drawn[role].std()) == pytest.approx(bound / 3**0.5, rel=0.05), role
+
+
+def test_the_overtone_spectrum_falls_with_the_root_of_its_index() -> None:
+    """Largest singular value and singular vectors are those of the normal sample."""
+    cfg = replace(SMALL, embed_init="overtone")
+    table, sample = init(cfg, 0).rest["tok_emb"], init(SMALL, 0).rest["tok_emb"]
+    found = torch.linalg.svdvals(table.double())
+    want = torch.linalg.svdvals(sample.double())[0] * torch.arange(1, cfg.dim + 1).double() ** -0.5
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=0)
+    product = sample.double().T @ table.double()
+    torch.testing.assert_close(product, product.T, rtol=0, atol=1e-6 * float(product.max()))
+
+
+def test_the_mix_of_twelve_layers_goes_from_the_embedding_to_the_stream() -> None:
+    phases = "0.18243 0.22666 0.27797 0.33586 0.39913 0.46596 0.53404 0.60087 0.66414 0.72203 0.77334 0.81757"
+    mix = init(replace(PLAIN, blocks=(0, 1, 2) * 4, mix_init="phase"), 0).rest["resid_mix"]
+    want = torch.tensor([float(x) for x in phases.split()])[:, None].expand(12, PLAIN.dim)
+    torch.testing.assert_close(mix[:, 0], want, rtol=0, atol=5e-6)
+    torch.testing.assert_close(mix.sum(1), torch.ones(12, PLAIN.dim))
+    assert init(replace(PLAIN, blocks=(0,), mix_init="phase"), 0).rest["resid_mix"].isfinite().all()
+
+
+def test_the_bigram_projection_starts_as_its_system_has_it() -> None:
+    """Orthonormal columns (exp101), by 1/sqrt(2 layers) = 0.2132 of eleven (pr398), or nothing (pr294)."""
+    eleven = replace(SMALL, blocks=tuple(range(11)), trigram=False)
+    for rule, gain in (("orthogonal", 1.0), ("scaled", 0.21320072), ("zeros", 0.0)):
+        p = init(replace(eleven, bigram_proj_init=rule), 0).rest["bigram_proj"]
+        torch.testing.assert_close(p.T @ p, gain**2 * torch.eye(SMALL.bigram_dim), rtol=0, atol=1e-6)
+
+
+# ---- memory tokens and the training loss
+
+
+def test_memory_tokens_stand_where_the_first_embeddings_would() -> None:
+    """With those very embeddings nothing changes; with others the first real tokens do not matter."""
+    cfg, x = replace(PLAIN, memory_tokens=3), some_tokens(PLAIN, 2, 9)
+    x[:, :3] = x[0, :3]
+    plain, memory = random_weights(PLAIN), random_weights(cfg)
+    first = rms(plain.rest["tok_emb"][x[0, :3]])
+    same = plain._replace(rest={**plain.rest, "memory": first})
+    assert torch.equal(forward(cfg, same, x, None), forward(PLAIN, plain, x, None))
+    other = x.clone()
+    other[:, :3] = (x[:, :3] + 1) % cfg.vocab_size
+    assert torch.equal(forward(cfg, memory, x, None), forward(cfg, memory, other, None))
+    moved = memory._replace(rest={**memory.rest, "memory": memory.rest["memory"] + 1})
+    assert (forward(cfg, memory, x, None) != forward(cfg, moved, x, None)).any(-1).all()
+    short = forward(cfg, memory, x[:, :2], None)  # a row within the memory
+    torch.testing.assert_close(short, forward(cfg, memory, x, None)[:, :2], atol=1e-6, rtol=0)
+
+
+def test_targets_in_place_of_memory_tokens_are_no_part_of_the_training_loss() -> None:
+    logits, y = torch.randn(2, 10, 64), some_tokens(SMALL, 2, 10)
+    loss = training_loss(MEMORY, logits, y)
+    assert float(loss) == pytest.approx(float(nll(logits, y)[:, 6:].mean()))
+    y[:, :6] = 0
+    assert torch.equal(loss, training_loss(MEMORY, logits, y))
+    assert torch.equal(training_loss(SMALL, logits, y), nll(logits, y).mean())
+
+
+def test_z_loss_adds_its_gradient_and_leaves_the_value() -> None:
+    """d/dz_v of w mean(logsumexp(z)^2) is 2 w logsumexp(z) softmax(z)_v over the number of positions."""
+    z, y, w = torch.randn(2, 3, 8, requires_grad=True), torch.randint(8, (2, 3)), 0.1
+    plain, with_z = training_loss(SMALL, z, y), training_loss(SMALL, z, y, w)
+    assert torch.equal(plain, with_z)
+    (g,), (g_z,) = torch.autograd.grad(plain, z), torch.autograd.grad(with_z, z)
+    want = 2 * w * z.logsumexp(-1, keepdim=True) * z.softmax(-1) / 6
+    torch.testing.assert_close(g_z - g, want.detach())
+    compiled = torch.compile(lambda z: training_loss(SMALL, z, y, w), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(z), z)[0], g_z)

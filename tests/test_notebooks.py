@@ -16,8 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-SMALL = {"preset": "smoke", "seeds": "1"}  # parameters that make a notebook quick, where it has them
-OWN = {"09_depth_recurrence": {"repeats": 2, "arms": "shared,unique"}}  # and those of one notebook
+SMALL = {  # parameters that make a notebook quick, where it has them
+    "preset": "smoke",
+    "scale": "smoke",
+    "seeds": "1",
+    "cells": "abc,float,order,stride,epochs 0,error-guided,ppm",
+}
+OWN = {  # and those of one notebook
+    "09_depth_recurrence": {"repeats": 2, "arms": "shared,unique"},
+    "10_ablation_suite": {"arms": "tight-swa,ppm"},
+}
+FIGURES = {"10_ablation_suite": 1}  # at least; of the others 6
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +46,7 @@ def test_a_notebook_runs_on_the_smallest_preset(
     monkeypatch.setenv("GOLFCORE_CACHE", str(place / "cache"))
     monkeypatch.chdir(ROOT)
     before, out = tree(), place / path.stem
-    wanted = {**SMALL, **OWN.get(path.stem, {}), "out": str(out)}
-    given = {k: v for k, v in wanted.items() if k in defaults(path)}
+    given = {k: v for k, v in {**SMALL, **OWN.get(path.stem, {}), "out": str(out)}.items() if k in defaults(path)}
     executed = run_notebook(path.stem, given, place)
     assert is_complete(executed.parent) and tree() == before
     cells = json.loads(executed.read_text())["cells"]
@@ -47,7 +55,7 @@ def test_a_notebook_runs_on_the_smallest_preset(
     assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
     figures = style.read_index(out / "figures")
     shown = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    assert len(shown) == len(set(shown)) == len(figures) >= 6
+    assert len(shown) == len(set(shown)) == len(figures) >= FIGURES.get(path.stem, 6)
     screen, reports = capsys.readouterr().out, list(out.rglob(runs.RESULTS))
     assert reports
     for measures in [runs.report(RunFolder(report.parent))["measures"] for report in reports]:

@@ -1,5 +1,6 @@
 """Laws of Muon and of the optimizers built from the parameter table, and the recorded cases c."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from golfcore.weights import Weights, flat, unflat
 GOLDEN = np.load(Path(__file__).parent / "golden/c_newton_schulz_muon.npz")
 META = json.loads(str(GOLDEN["meta"]))
 OUTPUTS = [k for k in GOLDEN.files if k != "meta" and "/in" not in k and not k.endswith("_bits")]
+BF16 = torch.bfloat16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Relative Frobenius norms. bfloat16 Newton-Schulz is 3 to 4% off float32 and depends on the library. PR 398 differs
 # from exp101 only in rounding, which these cover: b A + (c A) A, float32 momentum, and the scaled update rounded to
@@ -39,12 +41,12 @@ def rel_fro(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-def replay(prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def replay(prefix: str, dtype: torch.dtype, momentum_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Our parameters and momentum after each recorded Muon step, under the recorded names ("p1", "mom1", ...)."""
     group, name = prefix.split("/")
     case = next(c for c in META["muon2d" if group == "muon2d_pr398" else "muon"] if c["name"] == name)
     p = recorded(f"{prefix}/in/p0").clone().requires_grad_()
-    muon = Muon([p], lr=0.0, momentum=0.0, weight_decay=case["wd"], ns_steps=case["steps"], dtype=dtype)
+    muon = Muon([p], 0.0, 0.0, case["wd"], case["steps"], dtype, momentum_dtype)
     found = {}
     for i, (lr, momentum) in enumerate(zip(case["lr"], case["momentum"], strict=True), 1):
         p.grad = recorded(f"{prefix}/in/grad{i - 1}")
@@ -83,6 +85,13 @@ def test_recorded_steps_agree_as_displacements_and_momentum_bit_for_bit(shape):
     for i in (1, 2, 3):
         assert rel_fro(exact[f"p{i}"] - start, recorded(f"muon/{shape}/out_fp32/p{i}") - start) < 2e-4
         assert torch.equal(rounded[f"mom{i}"].float(), recorded(f"muon/{shape}/out_bf16/mom{i}"))
+
+
+def test_float32_momentum_under_bfloat16_newton_schulz_is_pr398s_bit_for_bit():
+    (name,) = {k.split("/")[1] for k in OUTPUTS if k.startswith("muon2d_pr398")}
+    found = replay(f"muon2d_pr398/{name}", BF16, torch.float32)
+    for i in (1, 2, 3):
+        assert torch.equal(found[f"mom{i}"], recorded(f"muon2d_pr398/{name}/out_bf16/mom{i}"))
 
 
 def test_newton_schulz_of_a_worked_example():
@@ -170,6 +179,31 @@ def test_muon_is_its_formula(shape):
     torch.testing.assert_close(p.detach(), w, rtol=0, atol=1e-4)
 
 
+def test_decay_after_is_of_what_the_step_has_made():
+    lr, wd, g = 0.5, 0.6, torch.randn(6, 4)
+    w = torch.randn(6, 4)
+    p = w.clone().requires_grad_()
+    p.grad = g
+    Muon([p], lr, 0.9, wd, dtype=torch.float32, decay_after=True).step()
+    want = (1 - lr * wd) * (w - lr * 1.5**0.5 * newton_schulz(g, 5, torch.float32))
+    torch.testing.assert_close(p.detach(), want, rtol=0, atol=1e-5)
+
+
+def test_momentum_may_be_kept_finer_than_newton_schulz_computes():
+    """The buffer in float32 sums the gradients themselves; the update is still that of bfloat16."""
+    g1, g2 = gradients((6, 4), 2)
+    p = torch.zeros(6, 4).requires_grad_()
+    muon = Muon([p], 1.0, 0.9, 0.0, dtype=BF16, momentum_dtype=torch.float32)
+    for p.grad in (g1, g2):
+        before = p.detach().clone()
+        muon.step()
+    m = 0.9 * g1 + g2
+    assert muon.state[p]["momentum"].dtype == torch.float32
+    torch.testing.assert_close(muon.state[p]["momentum"], m)
+    want = before - 1.5**0.5 * newton_schulz((g2 + 0.9 * m).to(BF16), 5, BF16).float()
+    torch.testing.assert_close(p.detach(), want, rtol=0, atol=1e-2)
+
+
 def test_muon_leaves_parameters_without_gradient_alone():
     p = torch.ones(2, 3).requires_grad_()
     Muon([p], 0.1, 0.9, 0.5).step()
@@ -229,7 +263,6 @@ MODEL = ModelConfig(
     ve_dim=2,
 )
 OPTIM = OptimConfig(table_dtype="compute")
-BF16 = torch.bfloat16
 
 
 def set_gradients(weights: Weights, step: int, skip: tuple[str, ...] = ()) -> None:
@@ -291,6 +324,41 @@ def test_every_tensor_moves_by_the_rule_of_its_group():
             w = adamw(w, [g1, g2], lrs, 0.6, 0.8, 1e-3, 0.1)
         found = flat(weights)[p.name].detach()
         torch.testing.assert_close(found, w, rtol=0, atol=1e-4, msg=lambda m, p=p: f"{p.name}: {m}")
+
+
+def test_the_configuration_reaches_muon():
+    cfg = OptimConfig(matrix_decay="after", momentum_dtype="float32")
+    weights = leaves(MODEL, cfg, init(MODEL, 1), BF16, "cpu")
+    optimizers = build(MODEL, cfg, weights, BF16)
+    (group,) = optimizers.parts[-1].optimizer.param_groups
+    assert (group["decay_after"], group["momentum_dtype"], group["dtype"]) == (True, torch.float32, BF16)
+    train(weights, optimizers, range(1))
+    saved = {key: t.clone() for key, t in optimizers.state_tensors().items()}
+    assert saved["muon/qo/momentum"].dtype == torch.float32
+    optimizers.load_state_tensors(saved)
+    (group,) = build(MODEL, OPTIM, weights, BF16).parts[-1].optimizer.param_groups
+    assert (group["decay_after"], group["momentum_dtype"]) == (False, BF16)
+
+
+def test_the_bigram_projection_is_in_the_group_it_is_configured_for():
+    for group, kind in (("scalar", "adam"), ("matrix", "muon")):
+        cfg = dataclasses.replace(MODEL, bigram_proj_group=group)
+        weights = leaves(cfg, OPTIM, init(cfg, 1), torch.float32, "cpu")
+        optimizers = build(cfg, OPTIM, weights, torch.float32)
+        train(weights, optimizers, range(1))
+        assert [k.split("/")[0] for k in optimizers.state_tensors() if "/bigram_proj/" in k][0] == kind
+
+
+def test_what_is_in_no_optimizer_takes_no_gradient_and_never_moves():
+    cfg = dataclasses.replace(MODEL, ngram_trained=False)
+    names = {"smear", "bigram", "bigram_scale", "bigram_proj", "word_start_boost"}
+    weights = leaves(cfg, OPTIM, init(cfg, 1), BF16, "cpu")
+    assert {name for name, t in flat(weights).items() if not t.requires_grad} == names
+    before = {name: t.detach().clone() for name, t in flat(weights).items()}
+    optimizers = build(cfg, OPTIM, weights, BF16)
+    train(weights, optimizers, range(1))
+    still = {name for name, t in flat(weights).items() if torch.equal(t, before[name])}
+    assert still == names and not any(key.split("/")[1] in names for key in optimizers.state_tensors())
 
 
 def test_adamw_skips_what_has_no_gradient():

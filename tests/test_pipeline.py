@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from golfcore import artifact
-from golfcore.analysis import runs
+from golfcore import artifact, pipeline, report
+from golfcore.analysis import runs, scores
 from golfcore.config import load
+from golfcore.plots import run as plots
+from golfcore.plots import style
 from golfcore.records import RunFolder
 
 GOLF = [sys.executable, "-m", "golfcore"]
@@ -92,11 +94,7 @@ def in_ttt(run: RunFolder) -> bool:
     return run.file("stages/eval-sliding.json").exists()
 
 
-@pytest.mark.parametrize("moment", [trained_some, in_ttt], ids=["training", "ttt"])
-def test_kill_9_and_the_same_command_end_in_the_same_numbers(
-    moment: Callable[[RunFolder], bool], environment, whole, tmp_path: Path
-) -> None:
-    run, command = RunFolder(tmp_path / "run"), [*GOLF, "run", "smoke", *SETTINGS, "--out", str(tmp_path / "run")]
+def kill_when(moment: Callable[[RunFolder], bool], run: RunFolder, command: list[str], environment) -> None:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not moment(run):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -104,9 +102,95 @@ def test_kill_9_and_the_same_command_end_in_the_same_numbers(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not run.file("results.json").exists()
+
+
+@pytest.mark.parametrize("moment", [trained_some, in_ttt], ids=["training", "ttt"])
+def test_kill_9_and_the_same_command_end_in_the_same_numbers(
+    moment: Callable[[RunFolder], bool], environment, whole, tmp_path: Path
+) -> None:
+    run, command = RunFolder(tmp_path / "run"), [*GOLF, "run", "smoke", *SETTINGS, "--out", str(tmp_path / "run")]
+    kill_when(moment, run, command, environment)
     golf(environment, *command[3:])
     assert numbers(run) == numbers(whole[0])
     assert run.file("artifact.golf").read_bytes() == whole[0].file("artifact.golf").read_bytes()
+
+
+PHASES = ["--set", "reptile.share=0.5", "--set", "quant.guided_high=0.2", "--set", "quant.guided_low=0.2"]
+PHASES += ["--set", "quant.rounding=nearest", "--set", "ttt.epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def phases(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
+    """A run with a Reptile phase and guided bits, without calibration and TTT, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "phases"
+    return RunFolder(out), golf(environment, "run", "smoke", *SETTINGS, *PHASES, "--out", out)
+
+
+def test_a_run_of_other_stages_leaves_what_they_made(environment, phases: tuple[RunFolder, str]) -> None:
+    run, _ = phases
+    assert set(run.stages()["train"]["outputs"]) == {"weights.safetensors", "sensitivity.json"}
+    assert not run.file("reptile.safetensors").exists() and len(run.metrics("train")) == 6
+    coverage = run.coverage()
+    assert coverage["reptile"]["done"] > 0 and coverage["guided_bits"]["done"] > 0 and "ttt_steps" not in coverage
+    assert all(coverage[f"stored as int{bits}"]["done"] > 0 for bits in (5, 6, 7))
+    sensitivity = json.loads(run.file("sensitivity.json").read_text())
+    assert sensitivity["steps"] == coverage["guided_bits"]["done"] and len(sensitivity["mean_square"]) == 12
+    again = golf(environment, "run", "smoke", *SETTINGS, *PHASES, "--out", run.path)
+    assert again.count(": reused") == 1 + len(run.stages())
+
+
+def test_without_ttt_c_is_b_and_the_table_says_so(phases: tuple[RunFolder, str]) -> None:
+    run, printed = phases
+    measures = numbers(run)["measures"]
+    assert measures["ttt"]["legality"] == "static" and measures["ttt"]["bpb"] == measures["sliding"]["bpb"]
+    assert "(c) as (b): nothing was adapted" in printed
+    assert "adaptation gain c - b: +0.0000    (nothing was adapted)" in printed
+
+
+def test_kill_9_in_the_reptile_phase_and_the_same_numbers(environment, phases, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    command = [*GOLF, "run", "smoke", *SETTINGS, *PHASES, "--out", str(run.path)]
+    kill_when(lambda run: bool(run.metrics("reptile")), run, command, environment)
+    golf(environment, *command[3:])
+    assert numbers(run) == numbers(phases[0])
+    for name in ("artifact.golf", "sensitivity.json"):
+        assert run.file(name).read_bytes() == phases[0].file(name).read_bytes()
+
+
+def test_a_score_that_trained_first_is_called_no_valid_score(whole: tuple[RunFolder, str]) -> None:
+    found = json.loads(whole[0].file("results.json").read_text())
+    assert f"c - b: {found['ttt_gain']:+.4f}    (TTT rate" in report.table(found)
+    found["measures"]["ttt"]["legality"] = "train-first"
+    assert f"c - b: {found['ttt_gain']:+.4f} (train-first: not a valid score)    (TTT rate" in report.table(found)
+
+
+def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: Path, monkeypatch) -> None:
+    """Under their names' own settings, and not the chosen TTT rate."""
+    monkeypatch.setenv("GOLFCORE_CACHE", environment["GOLFCORE_CACHE"])
+    real, rates = pipeline.evaluate, {}
+
+    def evaluate(name, cfg, *args, **kwargs):
+        rates[kwargs["label"]] = cfg.ttt.lr
+        return real(name, cfg, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    changes = {"eval.also": ["ppm", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
+    cfg, said = load("smoke", changes), list[str]()
+    run = pipeline.run(cfg, tmp_path / "run", said.append)
+    measures = numbers(run)["measures"]
+    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "ppm"]
+    assert measures.keys() == report.measures(cfg).keys()
+    assert measures["ppm"]["weights"] == "artifact.golf" and measures["ppm"]["bpb"] != measures["sliding"]["bpb"]
+    assert rates["ppm"] == cfg.ttt.lr and rates["ttt"] in cfg.ttt.lr_candidates
+    labels = [line[:50].strip() for line in said[-1].splitlines()]
+    assert labels.index("artifact, ppm") == labels.index("(c) artifact, sliding window + TTT") + 1
+    (listed,) = runs.runs_table(tmp_path)
+    assert listed["ppm"] == measures["ppm"]["bpb"] and listed["legality"] == "score-first"
+    table = scores.waterfall(run)
+    assert [row["measure"] for row in table] == [*report.measures(cfg), "bigram"]
+    assert table[4]["difference"] == pytest.approx(measures["ppm"]["bpb"] - measures["sliding"]["bpb"])
+    with style.drawing():
+        assert plots.waterfall(table).axes
 
 
 def test_the_artifact_alone_scores_the_same_in_a_fresh_process(environment, whole, tmp_path: Path) -> None:
@@ -119,8 +203,9 @@ def test_the_artifact_alone_scores_the_same_in_a_fresh_process(environment, whol
 
 
 def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
-    """Data-parallel training and evaluation over gloo: equal to one process within rounding."""
-    settings = ["--set", "optim.grad_accum=2", "--set", "schedule.iterations=6", "--set", "run.val_every=0"]
+    """Data-parallel training, a Reptile phase, evaluation over gloo: equal to one process within rounding."""
+    settings = ["--set", "optim.grad_accum=2", "--set", "schedule.iterations=8", "--set", "run.val_every=0"]
+    settings += ["--set", "reptile.share=0.25"]
     golf(environment, "run", "smoke", *settings, "--out", tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "golfcore"]
     command = [*launch, "run", "smoke", *settings, "--out", str(tmp_path / "two")]
@@ -130,8 +215,9 @@ def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
     for name in one:
         assert two[name]["bpb"] == pytest.approx(one[name]["bpb"], abs=2e-3)
         assert (two[name]["tokens"], two[name]["legality"]) == (one[name]["tokens"], one[name]["legality"])
-    first = [[r["loss"] for r in RunFolder(tmp_path / name).metrics("train")] for name in ("one", "two")]
-    assert first[1] == pytest.approx(first[0], abs=1e-4)
+    for kind, n in (("train", 6), ("reptile", 10)):
+        losses = [[r["loss"] for r in RunFolder(tmp_path / name).metrics(kind)] for name in ("one", "two")]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-4) and len(losses[0]) == n
 
 
 def test_runs_are_listed(whole: tuple[RunFolder, str]) -> None:

@@ -18,7 +18,7 @@ from synthetic_run import make_run, make_text
 from golfcore import files
 from golfcore.analysis import readings, scores, sizes
 from golfcore.analysis.buckets import bucket_occupancy
-from golfcore.analysis.table import Table, read_csv
+from golfcore.analysis.table import Table, number, read_csv
 from golfcore.analysis.text import Text
 from golfcore.config import load
 from golfcore.errors import UserError
@@ -159,6 +159,23 @@ def test_score_figures_stay_legible_for_other_numbers(tmp_path: Path, ttt: float
     check_legible(draw("waterfall", scores.waterfall(run)))
     check_legible(draw("ttt", scores.ttt_gain(run)))
     check_legible(draw("losses", scores.loss_by_class(run, text)))
+
+
+def test_the_waterfall_stays_legible_with_other_protocols(made: tuple[RunFolder, Text]) -> None:
+    """Each by its own name, its bar from the level of (b); one has no interval."""
+    table = scores.waterfall(made[0])
+    b = number(table.one(measure="sliding"), "bpb")
+    changes = {"error-guided-legal": -0.3, "ppm": 0.01, "train-then-score": 0.2}
+    others = [
+        {"measure": name, "bpb": b + d, "difference": d, "legality": "train-first"} for name, d in changes.items()
+    ]
+    others[0] |= {"low": -0.31, "high": -0.29}
+    fig = draw("waterfall", Table([*table[:-1], *others, table[-1]]))
+    check_legible(fig)
+    texts = [text for text, _ in prints(fig)]
+    assert all(f"{b + d:.4f}" in texts and any(name in t for t in texts) for name, d in changes.items())
+    bars = [p for p in fig.axes[0].patches if p.get_height() == 0.5]
+    assert [p.get_x() for p in bars[4:]] == pytest.approx([b] * 3)
 
 
 @pytest.mark.parametrize("n_rows", [16, 1024, 65536])

@@ -26,13 +26,13 @@ PACKAGE = ROOT / "golfcore"
 # By level, the units (modules and packages right below golfcore/). A unit imports only from levels below its own, and
 # from its own except on SIBLINGS. A new unit is entered here, on the lowest level that its imports allow.
 LEVELS = [
-    "__init__ errors files schema checks config records runtime progress presets",
+    "__init__ errors files schema checks config records runtime progress presets sweepfile sweeps",
     "weights params tensors data sgd",
     "model",
     "optim schedule average meta quant",
     "artifact evals",
     "train",
-    "pipeline packed auditing sweep submission interop cli analysis baselines",
+    "pipeline report packed auditing sweep submission interop cli analysis baselines",
     "plots notebook",
     "__main__",
 ]

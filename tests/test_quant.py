@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from golfcore.errors import UserError
 from golfcore.model.forward import forward
 from golfcore.quant import calibrate, codec, gptq, grid
 from golfcore.quant.grid import Grid, dequantize, fake_quant, quantize, round_to_nearest, scales, stored
-from golfcore.quant.policy import coverage, quantize_weights
+from golfcore.quant.policy import coverage, guided_bits, is_coded, quantize_weights
 from golfcore.quant.stored import Coded, dequantize_weights, entries
 from golfcore.weights import Weights, flat, matrices, tree_map
 
@@ -69,6 +70,29 @@ def test_configured_grids_are_the_published_ones():
     assert grid.table_grid(quirky) == INT8
     assert grid.qat_grid(quirky) == Grid(31, -31, floor=True)
     assert not grid.matrix_grid(QuantConfig()).floor
+    pr398, reptile, recurrent = (config.load(n).quant for n in ("pr398", "pr294-reptile", "pr294-recurrent"))
+    assert grid.matrix_grid(pr398) == GRIDS["pr398"] and grid.table_grid(pr398) == INT8
+    assert grid.matrix_grid(reptile) == GRIDS["pr294"] and grid.table_grid(reptile) == INT8
+    assert grid.matrix_grid(recurrent) == INT8
+    assert grid.matrix_grid(pr398, bits=7) == Grid(63, -64, floor=True)
+    assert grid.matrix_grid(config.load("pr294-error-guided").quant) == GRIDS["pr294"]
+
+
+def test_presets_store_what_their_systems_did():
+    """As the log of pr398 counts: 66 int6, two int8. The rest is float16, the bigram projection's 65,536 values too."""
+    want = {
+        "pr398": {"int6": 66, "int8": 2},
+        "pr294-reptile": {"int5": 66, "int8": 2},
+        "pr294-error-guided": {"int5": 66, "int8": 2},
+        "pr294-recurrent": {"int8": 18},
+    }
+    for name, counts in want.items():
+        cfg = config.load(name)
+        specs = entries(cfg.model)
+        coded = [(n, s) for n, s in specs.items() if is_coded(cfg.quant, n, s)]
+        widths = [cfg.quant.table_bits if s.kind == "table" else cfg.quant.matrix_bits for _, s in coded]
+        assert {f"int{w}": widths.count(w) for w in widths} == counts, name
+        assert ("tok_emb" in dict(coded)) == (name != "pr294-recurrent")
 
 
 @given(st.integers(2, 8), st.booleans(), st.integers(0, 1000), st.floats(-4, 2))
@@ -403,6 +427,71 @@ def test_settings_reach_the_solver():
         assert not equal(codes(), codes(**changed)), changed
 
 
+def with_quant(cfg: Config, **values: object) -> Config:
+    return dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, **values))
+
+
+def test_nearest_needs_no_hessians_and_uses_none():
+    cfg = with_quant(small(), rounding="nearest")
+    weights = random_weights(cfg)
+    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    found, without = (quantize_weights(cfg, weights, h) for h in (hessians, None))
+    for name, matrix in matrices(weights):
+        codes, scale = round_to_nearest(matrix, grid.matrix_grid(cfg.quant))
+        assert torch.equal(found[name].codes, codes) and torch.equal(found[name].scale, scale)
+        assert torch.equal(without[name].codes, codes)
+
+
+def test_eight_bit_matrices_are_coded_by_the_scale_before_it_is_stored():
+    cfg = with_quant(small(), rounding="nearest", matrix_bits=8, clip_quantiles=(0.9999984,))
+    weights = random_weights(cfg)
+    found = quantize_weights(cfg, weights, None)
+    for name, matrix in matrices(weights):
+        codes, scale = round_to_nearest(matrix, INT8)
+        assert torch.equal(found[name].codes, codes) and torch.equal(found[name].scale, scale), name
+    kept = quantize_weights(with_quant(cfg, stored_scale_codes=True), weights, None)
+    assert any(not torch.equal(found[name].codes, kept[name].codes) for name, _ in matrices(weights))
+
+
+def test_named_tensors_keep_sixteen_bits():
+    cfg = with_quant(small(), float16=("tok_emb", "block1.up"))
+    weights = random_weights(cfg)
+    found = quantize_weights(cfg, weights, None)
+    halves = {name for name, entry in found.items() if isinstance(entry, Tensor)}
+    assert {"tok_emb", "block1.up"} <= halves and "block0.up" not in halves
+    assert torch.equal(found["tok_emb"], weights.rest["tok_emb"].half())
+    with pytest.raises(UserError, match="quant.float16: expected names of stored tensors.*found token_embedding"):
+        quantize_weights(with_quant(cfg, float16=("token_embedding",)), weights, None)
+
+
+def test_matrices_may_have_widths_of_their_own():
+    cfg = with_quant(small(), floor=False)
+    weights, bits = random_weights(cfg), {"block0.up": 7, "block1.key": 5}
+    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    for h in (None, hessians):
+        found = quantize_weights(cfg, weights, h, bits=bits)
+        for name, _ in matrices(weights):
+            qmax = 2 ** (bits.get(name, 6) - 1) - 1
+            assert found[name].codes.abs().amax(1).eq(qmax).any() and found[name].codes.abs().max() <= qmax, name
+    counts = params.summary(cfg.model)["kinds"]
+    covered = coverage(cfg, found, bits)
+    assert (covered["int7"], covered["int5"]) == (24 * 16, 8 * 16)
+    assert covered["int6"] == counts["matrix"] - 24 * 16 - 8 * 16 and covered["int8"] == counts["table"]
+
+
+def test_gradients_decide_who_gets_a_bit():
+    """Of 66 matrices at the published shares 6 get int7, 13 int5 and 47 int6; the steepest get the most."""
+    cfg = QuantConfig(guided_high=0.1, guided_low=0.2)
+    sensitivity = {f"m{i:02}": float(i * 37 % 66) for i in range(66)}
+    bits = guided_bits(cfg, sensitivity)
+    widths = [bits[name] for name in sorted(bits, key=sensitivity.__getitem__)]
+    assert widths == [5] * 13 + [6] * 47 + [7] * 6 and bits.keys() == sensitivity.keys()
+    equal = guided_bits(cfg, dict.fromkeys("dcba", 1.0))
+    assert equal == {"a": 7, "b": 6, "c": 6, "d": 5}  # by name; no share is less than one matrix
+    assert set(guided_bits(QuantConfig(), sensitivity).values()) == {6}
+    assert guided_bits(cfg, {"a": 1.0}) == {"a": 7} and guided_bits(cfg, {}) == {}
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e5])
 @pytest.mark.parametrize("name", ["smear", "up", "tok_emb"])
 def test_weights_that_cannot_be_stored_are_refused(name, bad):
@@ -435,6 +524,43 @@ def test_coding_is_within_a_thousandth_of_the_entropy():
     counts = np.array([c for c in stream.counts if c])
     entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
     assert entropy <= stream.words.nbytes <= 1.001 * entropy + 8
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
+@settings(max_examples=15)
+@given(st.lists(st.integers(-128, 127), max_size=100), st.sampled_from([1, 20]))
+def test_compressed_symbols_come_back(compressor, symbols, repeat):
+    array = np.array(symbols * repeat, np.int8)
+    blob = codec.compress(array, compressor)
+    assert blob.size == array.size and codec.decompress(blob, compressor) == array.tobytes()
+    assert blob == codec.compress(array, compressor)
+    for wrong in (
+        blob._replace(size=blob.size + 1),
+        blob._replace(size=abs(blob.size - 1)),
+        blob._replace(payload=blob.payload[:-1] or b"x"),
+        blob._replace(payload=blob.payload + b"x"),
+        blob._replace(payload=b"not compressed at all"),
+    ):
+        with pytest.raises(ValueError):
+            codec.decompress(wrong, compressor)
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
+def test_a_bomb_is_not_unpacked(compressor):
+    """50 MB of zeros said to be 1,000 symbols: refused, with no more than those and the unpacker in memory."""
+    unpacker = 65 << 20 if compressor == "lzma" else 0  # the dictionary of preset 9
+    bomb = codec.compress(np.zeros(50_000_000, np.int8), compressor)._replace(size=1000)
+    tracemalloc.start()
+    with pytest.raises(ValueError):
+        codec.decompress(bomb, compressor)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < unpacker + 1_000_000
+
+
+def test_compressors_take_bytes():
+    with pytest.raises(ValueError, match="symbols of one byte"):
+        codec.compress(np.zeros(3, np.int32), "zlib")
 
 
 def test_every_float16_survives_as_two_bytes():

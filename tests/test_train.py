@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from golfcore import average, params, runtime
+from golfcore import average, files, params, runtime, tensors
 from golfcore.config import Config, load
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
@@ -16,10 +16,11 @@ from golfcore.errors import UserError
 from golfcore.meta import meta_gradients
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
+from golfcore.optim import build
 from golfcore.records import RunFolder
-from golfcore.train import loop, state
+from golfcore.train import loop, sensitivity, state
 from golfcore.train.step import Diverged, fake_quantized, loss_function, train_step
-from golfcore.weights import Weights, flat, map_matrices, tree_map
+from golfcore.weights import Weights, flat, map_matrices, matrices, tree_map
 
 TINY = load(
     "smoke",
@@ -66,7 +67,8 @@ def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None =
 
 
 def everything(s: state.TrainState) -> dict[str, torch.Tensor]:
-    return {**flat(s.weights), **s.optimizers.state_tensors(), **average.state_tensors(s.averaged)}
+    sensed = tensors.under("sensitivity", sensitivity.state_tensors(s.sensitivity))
+    return {**flat(s.weights), **s.optimizers.state_tensors(), **average.state_tensors(s.averaged), **sensed}
 
 
 KINDS = {
@@ -75,6 +77,7 @@ KINDS = {
     "lawa": {"average": {"kind": "lawa", "every": 1, "keep": 3}},
     "qat": {"optim": {"qat": "matrices", "qat_scale": 0.9}},
     "meta": {"meta": {"enabled": True, "every": 2}},
+    "guided": {"quant": {"guided_high": 0.1, "guided_scale": 2.0}},
     "adaptive": {"schedule": {"adaptive": True, "adaptive_min_steps": 1, "adaptive_every": 1}},
 }
 
@@ -161,12 +164,55 @@ def test_coverage_reports_what_the_switches_did(stream: TokenStream, tmp_path: P
     assert b["qat"]["done"] == 0 and "published" in b["qat"]["note"]
 
 
+def test_an_untrained_ngram_embedding_stays_and_says_so(stream: TokenStream, tmp_path: Path) -> None:
+    """Its gradient is not clipped with the others either: it does not exist."""
+    cfg = with_(model={"ngram_trained": False})
+    s, _ = steps(cfg, stream, 2)
+    start = flat(params.init(cfg.model, cfg.run.seed))
+    still = {name for name, t in flat(s.weights).items() if torch.equal(t.detach(), start[name])}
+    assert still == {"smear", "bigram", "bigram_scale", "bigram_proj", "word_start_boost"}
+    assert all(flat(s.weights)[name].grad is None for name in still)
+    train(with_(model={"ngram_trained": False}, meta={"enabled": True, "every": 2}), tmp_path / "run", stream)
+    found = RunFolder(tmp_path / "run").coverage()["ngram_trained"]
+    assert (found["done"], found["of"]) == (0, 128 * 8 + 32 * 8 + 32 + 2) and "no optimizer" in found["note"]
+
+
+def test_z_loss_trains_otherwise_and_is_not_reported(stream: TokenStream) -> None:
+    (plain, other), (first, second) = (steps(with_(optim={"z_loss": z}), stream, 2)[1] for z in (0.0, 0.1))
+    assert plain.loss == first.loss and plain.grad_norm != first.grad_norm and other.loss != second.loss
+
+
 def test_a_switch_that_does_nothing_fails_the_run(stream: TokenStream, tmp_path: Path) -> None:
     never = with_(optim={"qat": "matrices", "qat_scale": 0.0})
     with pytest.raises(RuntimeError, match="qat is switched on but touched 0 of"):
         train(never, tmp_path / "qat", stream)
+    with pytest.raises(RuntimeError, match="guided_bits is switched on but touched 0 of 8 steps"):
+        train(with_(quant={"guided_low": 0.1, "guided_scale": 0.0}), tmp_path / "guided", stream)
     with pytest.raises(RuntimeError, match="swa"):
         train(with_(average={"kind": "swa", "start_scale": 0.0}), tmp_path / "swa", stream)
+
+
+def test_gradients_for_guided_bits_are_those_before_clipping_of_the_late_steps(
+    stream: TokenStream, tmp_path: Path, monkeypatch
+) -> None:
+    """The run's file against a sum made here, gradient by gradient, of the two steps at a multiplier below 0.5."""
+    cfg = with_(quant={"guided_high": 0.1, "guided_scale": 0.5}, optim={"grad_clip": 1e-3})
+    real, squares = build.clip_, []
+
+    def watched(weights: Weights, most: float) -> torch.Tensor:
+        grads = tree_map(lambda t: t.grad, weights)
+        squares.append({name: float(g.double().square().mean()) for name, g in matrices(grads)})
+        return real(weights, most)
+
+    monkeypatch.setattr(build, "clip_", watched)
+    train(cfg, tmp_path / "run", stream)
+    scales = [r["scale"] for r in RunFolder(tmp_path / "run").metrics("train")]
+    late = [s for s, scale in zip(squares, scales, strict=True) if scale < 0.5]
+    found = files.read_json(tmp_path / "run" / sensitivity.FILE, "the gradients")
+    assert found["steps"] == len(late) == RunFolder(tmp_path / "run").coverage()["guided_bits"]["done"] == 1
+    assert found["mean_square"].keys() == late[0].keys() and len(late[0]) == 12
+    for name, value in found["mean_square"].items():
+        assert value == pytest.approx(sum(s[name] for s in late) / len(late), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["swa", "lawa", "ema"])

@@ -157,7 +157,7 @@ def flops_per_token(cfg: Config) -> int:
 
     N: `applied`, L layers of width D (heads x head width) on rows of T tokens. Chowdhery et al. 2022 (PaLM), appendix
     B, which counts attention as if it were not causal. Inner steps of meta-learning and fake quantization are not in
-    it, nor are element-wise operations.
+    it, nor are a Reptile phase and element-wise operations.
     """
     m = cfg.model
     return 6 * applied(m) + 12 * m.n_layers * m.dim * cfg.data.seq_len
@@ -196,7 +196,7 @@ def _shape(cfg: Config) -> Row:
 
 def _run_row(arm: Arm, run: Scored) -> Row:
     last, shape = run.run.metrics("train")[-1], _shape(run.config)
-    n_bytes, steps = runs.report(run.run)["artifact"]["bytes"], max(r["step"] for r in run.run.metrics())
+    n_bytes, steps = runs.report(run.run)["artifact"]["bytes"], max(r["step"] for r in run.run.metrics("val"))
     row: Row = {"kind": "run", "arm": arm.label, **run_source(run), **shape, "bytes": n_bytes}
     row["matrix_bytes"] = sum(int(number(r, "bytes")) for r in run_bytes(run.run) if r.get("group") == "matrices")
     row["bits_per_parameter"] = 8 * n_bytes / number(shape, "parameters")

@@ -12,8 +12,8 @@ from golfcore.data.tokens import TokenClass
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
-from golfcore.pipeline import MEASURES
 from golfcore.records import RunFolder
+from golfcore.report import MEASURES
 
 CLASS_NAMES = {
     TokenClass.WORD_START: "word start",
@@ -30,28 +30,36 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
 def waterfall(run: RunFolder) -> Table:
     """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
 
-    The interval is of the paired difference over chunks of text; it is missing where there are fewer than
-    MIN_CHUNKS. The last row is the bigram baseline. UserError: a run that has not ended.
+    Other protocols that the run measured follow, each with its difference to the sliding window. The interval is of the
+    paired difference over chunks of text; it is missing where there are fewer than MIN_CHUNKS, or where a protocol has
+    chunks of its own. The last row is the bigram baseline. UserError: a run that has not ended.
     """
     final, rows = report(run), Table()
-    for name in MEASURES:
+    before = {b: a for a, b in pairwise(MEASURES)}
+    for name in [*MEASURES, *(other for other in final["measures"] if other not in MEASURES)]:
         m = final["measures"][name]
-        rows.append({"measure": name} | {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats", "seconds")})
-    for before, row in pairwise(rows):
-        a, b = (evaluation(run, str(r["measure"])) for r in (before, row))
-        row["difference"] = b.bpb - a.bpb
-        row |= _interval(_paired(a, b), run.config().run.seed)
+        row: Row = {"measure": name}
+        row |= {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats", "seconds")}
+        if rows:
+            a, b = evaluation(run, before.get(name, "sliding")), evaluation(run, name)
+            row["difference"] = b.bpb - a.bpb
+            row |= interval(paired(a, b), run.config().run.seed) if _spans(a) == _spans(b) else {}
+        rows.append(row)
     return Table([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
 
 
 def ttt_gain(run: RunFolder) -> Table:
-    """What adaptation does as it goes on: a row for each chunk (kind "chunk"), and the sum of them (kind "total").
+    """What adaptation does as a run's validation text goes on: `running_gain` from its score (b) to its score (c)."""
+    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"), run.config().run.seed)
+
+
+def running_gain(a: EvalResult, b: EvalResult, seed: int) -> Table:
+    """From sliding `a` to adapted `b` as the text goes on: a row for each chunk (kind "chunk"), and "total".
 
     `sliding`, `ttt` and `difference` are over all chunks so far, `here` is the difference on the chunk alone, all in
     bits per byte; `stop` counts targets. The total has an interval if there are at least MIN_CHUNKS chunks.
     """
-    a, b = evaluation(run, "sliding"), evaluation(run, "ttt")
-    here, weights = _paired(a, b)
+    here, weights = paired(a, b)
     running = {name: _running_bpb(r) for name, r in (("sliding", a), ("ttt", b))}
     rows = Table()
     for i, chunk in enumerate(b.chunks):
@@ -60,17 +68,20 @@ def ttt_gain(run: RunFolder) -> Table:
         rows.append(row | {"difference": float(running["ttt"][i] - running["sliding"][i]), "here": float(here[i])})
     total: Row = {"kind": "total", "stop": b.chunks[-1]["stop"], "bytes": int(weights.sum())}
     total |= {k: rows[-1][k] for k in ("sliding", "ttt", "difference")}
-    return Table([*rows, total | _interval((here, weights), run.config().run.seed)])
+    return Table([*rows, total | interval((here, weights), seed)])
 
 
-def _paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
+def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
     """(differences b - a in bits per byte of each chunk, bytes of each). Chunks without a scored byte are left out."""
-    spans = [[(c["start"], c["stop"]) for c in r.chunks] for r in (a, b)]
-    if spans[0] != spans[1]:
+    if _spans(a) != _spans(b):
         raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
     scored = [(x, y) for x, y in zip(a.chunks, b.chunks, strict=True) if x["bytes"] and y["bytes"]]
     bits = [[bits_per_byte(c["nats"], c["bytes"]) for c in pair] for pair in scored]
     return np.array([y - x for x, y in bits]), np.array([y["bytes"] for _, y in scored])
+
+
+def _spans(r: EvalResult) -> list[tuple[int, int]]:
+    return [(c["start"], c["stop"]) for c in r.chunks]
 
 
 def _running_bpb(r: EvalResult) -> np.ndarray:
@@ -78,12 +89,13 @@ def _running_bpb(r: EvalResult) -> np.ndarray:
     return nats / (np.log(2) * n_bytes)
 
 
-def _interval(paired: tuple[np.ndarray, np.ndarray], seed: int) -> Row:
-    differences, weights = paired
-    n = len(differences)
+def interval(differences: tuple[np.ndarray, np.ndarray], seed: int) -> Row:
+    """`chunks`, and if they are at least MIN_CHUNKS the ends `low` and `high` of what `paired` returned."""
+    values, weights = differences
+    n = len(values)
     if n < MIN_CHUNKS:
         return {"chunks": n}
-    found = paired_bootstrap(differences, weights, block_length(n), seed)
+    found = paired_bootstrap(values, weights, block_length(n), seed)
     return {"chunks": n, "low": found.low, "high": found.high}
 
 
@@ -96,7 +108,7 @@ def loss_by_class(run: RunFolder, text: Text) -> Table:
     """
     rows, before = Table(), dict[str, float]()
     for name in ("static", "sliding", "ttt"):
-        found = _classes(evaluation(run, name), text)
+        found = by_class(evaluation(run, name), text)
         for row in found:
             label, bpb = str(row["class"]), number(row, "bpb")
             rows.append({"measure": name} | row | ({"change": bpb - before[label]} if label in before else {}))
@@ -104,7 +116,8 @@ def loss_by_class(run: RunFolder, text: Text) -> Table:
     return rows
 
 
-def _classes(r: EvalResult, text: Text) -> Table:
+def by_class(r: EvalResult, text: Text) -> Table:
+    """The classes of one evaluation; columns and errors as `loss_by_class`."""
     previous, target = text.val[:-1], text.val[1:]
     if r.per_target is None or r.per_target.shape != target.shape:
         raise ValueError(f"{r.protocol}: expected scores of {len(target)} targets")

@@ -6,8 +6,8 @@ from typing import Any
 from golfcore.analysis.runs import report
 from golfcore.analysis.table import Row, Table
 from golfcore.artifact import info
-from golfcore.pipeline import ARTIFACT
 from golfcore.records import RunFolder
+from golfcore.report import ARTIFACT
 from golfcore.weights import ROLES
 
 LABELS = {

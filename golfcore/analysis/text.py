@@ -1,17 +1,20 @@
 """The text of a run, for analyses that look at tokens."""
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from golfcore.analysis import runs
 from golfcore.data.datasets import train_stream, val_tokens
-from golfcore.data.tokens import Tables, load_tables, token_classes
+from golfcore.data.tokens import SPACE, Tables, load_tables, load_tokenizer, token_classes
 from golfcore.errors import UserError
 from golfcore.pipeline import prepare_data
 from golfcore.records import RunFolder
 
 TRAIN_TOKENS = 10_000_000  # enough to count pairs of 1,024 tokens
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Text(NamedTuple):
@@ -38,3 +41,32 @@ def text_of(run: RunFolder) -> Text:
         tables=load_tables(dataset.tokenizer, vocab),
         classes=np.asarray(token_classes(dataset.tokenizer, vocab)),
     )
+
+
+def pieces_of(run: RunFolder) -> list[str]:
+    """The piece of every id of a run's tokenizer, with plain spaces. UserError as `text_of`."""
+    cfg = run.config()
+    tokenizer = load_tokenizer(prepare_data(cfg, lambda message: None).tokenizer, cfg.model.vocab_size)
+    return [tokenizer.id_to_piece(i).replace(SPACE, " ") for i in range(tokenizer.vocab_size())]
+
+
+def render(pieces: Sequence[str], ids: Iterable[int]) -> str:
+    """The text that ids stand for; byte pieces in a row are decoded together, what is no UTF-8 stays as \\xNN."""
+    out, pending = "", bytearray()
+    for piece in (*(pieces[int(i)] for i in ids), ""):
+        byte = _BYTE.fullmatch(piece)
+        if byte:
+            pending.append(int(byte[1], 16))
+            continue
+        out += pending.decode(errors="backslashreplace") + piece
+        pending.clear()
+    return out
+
+
+def legible(text: str) -> str:
+    """One line of print: what is neither a letter, a mark nor a plain space is written as in a Python string.
+
+    Letters beyond Cyrillic are, too: the font of the figures has not all of them.
+    """
+    plain = {*range(0x20, 0x7F), *range(0xA1, 0x530), *range(0x2010, 0x2028)} - {0xAD}
+    return "".join(c if ord(c) in plain else c.encode("unicode_escape").decode() for c in text)

@@ -33,13 +33,25 @@ def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
 
 
 def embed(
-    cfg: ModelConfig, weights: Weights, tokens: Tensor, tables: Tables | None, dtype: torch.dtype, tap: Tap | None
+    cfg: ModelConfig,
+    weights: Weights,
+    tokens: Tensor,
+    tables: Tables | None,
+    dtype: torch.dtype,
+    tap: Tap | None,
+    start: int = 0,
 ) -> Tensor:
-    """(B, T) ids -> (B, T, D): token + n-gram embedding, RMS norm, SmearGate."""
+    """(B, T) ids -> (B, T, D): token + n-gram embedding, RMS norm, memory tokens, SmearGate.
+
+    `start`: the position of the first id in its row. Memory tokens replace those of the row's first positions (pr398).
+    """
     x = F.embedding(tokens, weights.rest["tok_emb"]).to(dtype)
     if cfg.bigram_rows:
         x = x + ngram(cfg, weights, tokens, tables, dtype, tap)
     x = rms(x)
+    if start < cfg.memory_tokens:
+        memory = weights.rest["memory"][start : start + tokens.shape[1]].to(dtype)
+        x = torch.cat((memory.expand(len(x), -1, -1), x[:, len(memory) :]), dim=1)
     if cfg.smear:
         gate = torch.sigmoid(weights.rest["smear"]).to(dtype)
         before = F.pad(x, (0, 0, 1, 0))[:, :-1]

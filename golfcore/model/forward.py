@@ -65,11 +65,12 @@ def _inputs(
     compute: Compute,
 ) -> tuple[Tensor, Tensor | None]:
     """First residual stream (B, T, D) and value embedding, with the predecessors that the n-grams need."""
-    t = tokens.shape[1]
+    t, start = tokens.shape[1], 0
     if cache:
+        start = max(0, cache.filled - EMBED_REACH)
         cache.tokens[:, cache.filled : cache.filled + t] = tokens
-        tokens = cache.tokens[:, max(0, cache.filled - EMBED_REACH) : cache.filled + t]
-    x = embed(cfg, weights, tokens, tables, compute.dtype, tap)[:, -t:]
+        tokens = cache.tokens[:, start : cache.filled + t]
+    x = embed(cfg, weights, tokens, tables, compute.dtype, tap, start)[:, -t:]
     ve = value_embedding(cfg, weights, tokens[:, -t:], compute.dtype, tap)
     return x, ve
 
@@ -144,3 +145,16 @@ def mlp(cfg: ModelConfig, weights: Weights, block: int, x: Tensor, tap: Tap | No
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood in nats of each target: (B, T, V), (B, T) -> (B, T) float32."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def training_loss(cfg: ModelConfig, logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Mean nats of the targets after the memory tokens: (B, T, V), (B, T) -> ().
+
+    z_loss w: with the gradient of w mean(logsumexp(logits)^2) over all positions on top (pr398's ablation; PaLM). The
+    value stays the mean nats, so that losses compare.
+    """
+    loss = nll(logits, targets)[:, cfg.memory_tokens :].mean()
+    if not z_loss:
+        return loss
+    z = z_loss * logits.logsumexp(-1).square().mean()
+    return loss + (z - z.detach())

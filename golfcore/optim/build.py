@@ -1,7 +1,7 @@
 """From the parameter table to optimizers: leaf tensors, groups, clipping, and a state that can be saved."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from golfcore.config import ModelConfig, OptimConfig
 from golfcore.errors import UserError
 from golfcore.optim.muon import Muon
-from golfcore.params import table
+from golfcore.params import Group, table
 from golfcore.weights import Weights, flat, unflat
 
 SLOTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum"}}  # what an optimizer keeps for a parameter
@@ -83,7 +83,7 @@ class Optimizers:
         checked = {}
         for slot in sorted(SLOTS[part.kind]):
             key = f"{part.kind}/{name}/{slot}"
-            like: tuple[Any, Any] = (p.shape, group["dtype"] if part.kind == "muon" else p.dtype)
+            like: tuple[Any, Any] = (p.shape, group["momentum_dtype"] if part.kind == "muon" else p.dtype)
             device = p.device
             if slot == "step":
                 like = (torch.Size(), torch.float32)
@@ -107,7 +107,10 @@ def leaves(
     compute_dtype: torch.dtype,
     device: torch.device | str,
 ) -> Weights:
-    """A copy of `weights` as trainable leaves on `device`; float32, but tables follow `optim_cfg.table_dtype`."""
+    """A copy of `weights` as leaves on `device`; float32, but tables follow `optim_cfg.table_dtype`.
+
+    What is in no optimizer takes no gradient either: it would be clipped with the others and never cleared.
+    """
     low = compute_dtype if optim_cfg.table_dtype == "compute" else torch.float32
     tensors = flat(weights)
     return unflat(
@@ -115,22 +118,23 @@ def leaves(
             p.name: tensors[p.name]
             .detach()
             .to(device, low if p.group == "table" else torch.float32, copy=True)
-            .requires_grad_()
+            .requires_grad_(p.group != "none")
             for p in table(model_cfg)
         }
     )
 
 
 def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, compute_dtype: torch.dtype) -> Optimizers:
-    """AdamW for tables and scalars, Muon for matrices, by the groups of the parameter table.
+    """AdamW for tables and scalars, Muon for matrices, nothing for the rest, by the groups of the parameter table.
 
-    `weights` are leaves, updated in place. `compute_dtype` is that of Muon's momentum and Newton-Schulz; AdamW's
-    moments have the dtype of their parameter. Raises ValueError if the table does not cover the tensors exactly once.
+    `weights` are leaves, updated in place. `compute_dtype` is that of Newton-Schulz, and of Muon's momentum if
+    `optim_cfg.momentum_dtype` says so; AdamW's moments have the dtype of their parameter. Raises
+    ValueError if the table does not cover the tensors exactly once.
     """
     c, tensors, rows = optim_cfg, flat(weights), table(model_cfg)
     if sorted(tensors) != sorted(p.name for p in rows):
         raise ValueError(f"expected the tensors {sorted(p.name for p in rows)}, found {sorted(tensors)}")
-    groups: dict[str, dict[str, Tensor]] = {"table": {}, "scalar": {}, "matrix": {}}
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in get_args(Group)}
     for p in rows:
         groups[p.group][p.name] = tensors[p.name]
 
@@ -146,9 +150,19 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
         )
         return Part("adam", optimizer, lr, params)
 
-    banks = groups["matrix"]
-    muon = Muon(banks.values(), c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, compute_dtype)
-    return Optimizers([adam("table", c.table_lr), adam("scalar", c.scalar_lr), Part("muon", muon, c.matrix_lr, banks)])
+    matrices = groups["matrix"]
+    muon = Muon(
+        matrices.values(),
+        c.matrix_lr,
+        c.momentum,
+        c.matrix_wd,
+        c.ns_steps,
+        compute_dtype,
+        torch.float32 if c.momentum_dtype == "float32" else compute_dtype,
+        decay_after=c.matrix_decay == "after",
+    )
+    tables, scalars = adam("table", c.table_lr), adam("scalar", c.scalar_lr)
+    return Optimizers([tables, scalars, Part("muon", muon, c.matrix_lr, matrices)])
 
 
 def mask_frozen_skips(model_cfg: ModelConfig, weights: Weights) -> None:

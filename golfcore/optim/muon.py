@@ -37,8 +37,9 @@ class Muon(torch.optim.Optimizer):
 
         m <- momentum m + g;   u = g + momentum m;   W <- (1 - lr wd) W;   W <- W - lr sqrt(max(1, rows / cols)) NS(u)
 
-    Parameters have shape (..., rows, cols); each leading index is a matrix of its own. `dtype` is that of the momentum
-    buffer and of Newton-Schulz (exp101: bfloat16). Parameters without a gradient are skipped.
+    Parameters have shape (..., rows, cols); each leading index is a matrix of its own. `dtype` is that of Newton-Schulz
+    (exp101: bfloat16), and of the momentum buffer unless `momentum_dtype` is another (pr294, pr398: float32). With
+    `decay_after` the last two steps change places (pr294). Parameters without a gradient are skipped.
 
     In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum, so that
     any rank's state is the whole state, and orthogonalises its share of the matrices; the updates are then gathered.
@@ -52,8 +53,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         ns_steps: int = 5,
         dtype: torch.dtype = torch.bfloat16,
+        momentum_dtype: torch.dtype | None = None,
+        decay_after: bool = False,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "dtype": dtype}
+        defaults |= {"momentum_dtype": momentum_dtype or dtype, "decay_after": decay_after}
         super().__init__(params, defaults)
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.ndim < 2:
@@ -66,17 +70,22 @@ class Muon(torch.optim.Optimizer):
             shares = [Share(self._nesterov(p, group), group["ns_steps"]) for p in params]
             for p, share in zip(params, shares, strict=True):
                 rows, cols = p.shape[-2:]
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                kept = 1 - group["lr"] * group["weight_decay"]
+                if not group["decay_after"]:
+                    p.mul_(kept)
                 p.add_(share.result().to(p.dtype), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+                if group["decay_after"]:
+                    p.mul_(kept)
 
     def _nesterov(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         assert p.grad is not None
-        g = p.grad.to(group["dtype"])
+        g = p.grad.to(group["momentum_dtype"])
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(g)
         m = state["momentum"].mul_(group["momentum"]).add_(g)
-        return torch.add(g, m, alpha=group["momentum"])  # rounds once, as the original's fused multiply-add
+        u = torch.add(g, m, alpha=group["momentum"])  # rounds once, as the original's fused multiply-add
+        return u.to(group["dtype"])
 
 
 class Share:

@@ -7,13 +7,25 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from golfcore import files
-from golfcore.analysis import ablation_readings, buckets, depth_readings, readings, runs, scores, sizes
+from golfcore.analysis import (
+    ablation_readings,
+    buckets,
+    depth_readings,
+    readings,
+    runs,
+    scores,
+    sizes,
+    study_readings,
+    suite,
+    token_readings,
+)
 from golfcore.analysis.readings import Reading
 from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
 from golfcore.errors import UserError
-from golfcore.plots import ablation, depth, style
+from golfcore.plots import ablation, depth, protocols, style, tokens
 from golfcore.plots import run as plots
+from golfcore.plots import suite as suite_plots
 from golfcore.records import RESULTS, RunFolder
 
 PLOTS: dict[str, Callable[[Table], Figure]] = {
@@ -30,6 +42,19 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "ablation-meta-sgd": ablation.meta_sgd,
     "ablation-interventions": ablation.interventions,
     "ablation-costs": ablation.costs,
+    "suite": suite_plots.suite,
+    "protocols-waterfall": protocols.waterfall,
+    "protocols-scores": protocols.scores,
+    "protocols-controls": protocols.controls,
+    "protocols-strides": protocols.strides,
+    "protocols-positions": protocols.positions,
+    "protocols-stream": protocols.stream,
+    "tokens-histogram": tokens.histogram,
+    "tokens-exceedance": tokens.exceedance,
+    "tokens-concentration": tokens.concentration,
+    "tokens-classes": tokens.classes,
+    "tokens-frequency": tokens.frequency,
+    "tokens-pieces": tokens.pieces,
     "depth-sizes": depth.sizes,
     "depth-tradeoff": depth.tradeoff,
     "depth-differences": depth.differences,
@@ -38,7 +63,12 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "depth-specialisation": depth.specialisation,
 }
 ABLATION, DEPTH = "ablation-", "depth-"
-GROUPS = {ABLATION: ablation_readings, DEPTH: depth_readings}  # not of one run
+GROUPS = {  # not of one run
+    ABLATION: ablation_readings,
+    DEPTH: depth_readings,
+    "protocols-": study_readings,
+    "tokens-": token_readings,
+}
 
 
 @dataclass(frozen=True)
@@ -94,11 +124,23 @@ def draw_group(prefix: str, tables: Mapping[str, Table], folder: Path, about: Ma
     return {name.removeprefix(prefix): figure for name, figure in drawn.items()}
 
 
+def draw_suite(table: Table, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
+    """Draw the table of a sweep as suite-SWEEP: a folder may hold those of several."""
+    name = f"suite-{sweep}"
+    return draw_tables({name: table}, {name: suite.reading(table)}, folder, {**about, "plot": "suite"})[name]
+
+
 def draw_tables(
     tables: Mapping[str, Table], texts: Mapping[str, Reading], folder: Path, about: Mapping[str, object]
 ) -> dict[str, Drawn]:
-    """Draw each table into `folder` by the plot of its name; the index says `about` of each, and its files' hashes."""
-    drawn = {n: Drawn(n, table, texts[n], tuple(_draw(n, table, folder))) for n, table in tables.items()}
+    """Draw each table into `folder`; the index says `about` of each, and its files' hashes.
+
+    The plot is the one of the table's name, unless `about` names another as "plot".
+    """
+    drawn = {
+        n: Drawn(n, table, texts[n], tuple(_draw(n, table, folder, str(about.get("plot", n)))))
+        for n, table in tables.items()
+    }
     style.write_index(folder, {n: {**about, "files": _hashes(figure.paths)} for n, figure in drawn.items()})
     return drawn
 
@@ -108,16 +150,17 @@ def redraw(folder: Path) -> list[Path]:
     index, paths = style.read_index(folder), []
     if not index:
         raise UserError(f"{folder}: expected an index.json of figures, found none; golfcore figures RUN makes one")
-    for name in index:
-        if name not in PLOTS:
-            raise UserError(f"{folder / 'index.json'}: expected figures among {', '.join(PLOTS)}, found {name!r}")
-        paths += _draw(name, read_csv(folder / f"{name}.csv"), folder)
+    for name, entry in index.items():
+        plot = entry.get("plot", name)
+        if plot not in PLOTS:
+            raise UserError(f"{folder / 'index.json'}: expected figures among {', '.join(PLOTS)}, found {plot!r}")
+        paths += _draw(name, read_csv(folder / f"{name}.csv"), folder, plot)
     return paths
 
 
-def _draw(name: str, table: Table, folder: Path) -> list[Path]:
+def _draw(name: str, table: Table, folder: Path, plot: str) -> list[Path]:
     with style.drawing():
-        return style.save_figure(PLOTS[name](table), table, folder, name)
+        return style.save_figure(PLOTS[plot](table), table, folder, name)
 
 
 def _hashes(paths: tuple[Path, ...]) -> Mapping[str, str]:

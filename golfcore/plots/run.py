@@ -1,5 +1,6 @@
 """The figures of one run, each from its table: golfcore.analysis makes the tables and says what their columns mean."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -65,26 +66,28 @@ def waterfall(table: Table) -> Figure:
     """What each step from float weights to adapted score changes. Table: `analysis.scores.waterfall`."""
     rows, bigram = [row for row in table if row["measure"] != "bigram"], table.one(measure="bigram")
     levels = [number(row, "bpb") for row in rows]
-    fig = style.figure(2.7)
+    starts = [level - float(row.get("difference") or 0) for row, level in zip(rows, levels, strict=True)]
+    fig = style.figure(1.7 + 0.25 * len(rows))
     style.title(fig, "What do rounding, longer context and adaptation change?")
     ax = fig.subplots()
     for y, (row, level) in enumerate(zip(rows, levels, strict=True)):
-        colour = style.MEASURES[str(row["measure"])][1]
-        before = levels[y - 1] if y else level
-        ax.barh(y, level - before, left=before, height=0.5, color=colour)
-        ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
+        _, colour = style.measure(str(row["measure"]))
+        ax.barh(y, level - starts[y], left=starts[y], height=0.5, color=colour)
+        if y + 1 == len(rows) or math.isclose(starts[y + 1], level):
+            ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
         ax.plot([level], [y], "D", color=colour, ms=5)
     margin = 0.08 * (max(levels) - min(levels)) or 0.001
     ax.set_xlim(min(levels) - margin, max(levels) + margin)
     _beyond(ax, len(rows), number(bigram, "bpb"))
     legality = [f"  ({row['legality']})" for row in rows] + [""]
-    names = [style.MEASURES[str(row["measure"])][0] for row in (*rows, bigram)]
+    names = [style.measure(str(row["measure"]))[0] for row in (*rows, bigram)]
     ax.set_yticks(range(len(rows) + 1), [name + text for name, text in zip(names, legality, strict=True)])
     ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.set_xlabel("bits per byte (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     _print(ax, 10, ["score", *(f"{number(row, 'bpb'):.4f}" for row in (*rows, bigram))], "bold")
-    _print(ax, 50, ["change [95 %]" if rows[-1].get("low") is not None else "change", *map(_change, rows)], "normal")
+    intervals = any(row.get("low") is not None for row in rows)
+    _print(ax, 50, ["change [95 %]" if intervals else "change", *map(_change, rows)], "normal")
     style.no_grid(ax, "y")
     return fig
 

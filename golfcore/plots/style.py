@@ -75,6 +75,11 @@ def drawing() -> Iterator[None]:
         yield
 
 
+def measure(name: str) -> tuple[str, str]:
+    """Label and colour of a measure; other protocols than the three go by their own name."""
+    return MEASURES.get(name, (name, ORANGE))
+
+
 def figure(height: float) -> Figure:
     """An empty figure as wide as the text; no window, no global state."""
     return Figure(figsize=(WIDTH, height), layout="constrained")

@@ -1,16 +1,24 @@
-"""Entropy coding of arrays of small integers: one categorical model a stream, asymmetric numeral systems (rANS).
+"""Compression of arrays of small integers: by entropy coding, or as bytes by a general-purpose compressor.
 
-The coder is the `constriction` package's (Bamler 2022). The model is the stream's own counts, kept beside it as
-integers, so that decoding repeats the very same arithmetic.
+Entropy coding: one categorical model a stream, asymmetric numeral systems (rANS). The coder is the `constriction`
+package's (Bamler 2022). The model is the stream's own counts, kept beside it as integers, so that decoding repeats the
+very same arithmetic.
+
+General-purpose, as published: zstandard level 22 (pr294, pr398), LZMA preset 9 (exp101), zlib level 9 (pr294).
 """
 
-from typing import NamedTuple
+import lzma
+import zlib
+from typing import Literal, NamedTuple
 
 import constriction
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.integer]
+Compressor = Literal["zstd", "lzma", "zlib"]
+LZMA_MEMORY = 1 << 27  # bytes; preset 9 unpacks with 65 MiB, a file could ask for 4 GiB
 
 
 class Stream(NamedTuple):
@@ -19,8 +27,13 @@ class Stream(NamedTuple):
     words: NDArray[np.uint32]  # compressed; empty if there is only one symbol
 
     @property
-    def bytes(self) -> int:
-        return self.words.nbytes
+    def payload(self) -> bytes:
+        return self.words.astype("<u4").tobytes()
+
+
+class Blob(NamedTuple):
+    size: int  # how many symbols
+    payload: bytes  # one a byte, compressed
 
 
 def encode(symbols: IntArray) -> Stream:
@@ -49,6 +62,40 @@ def decode(stream: Stream) -> NDArray[np.int32]:
 def _model(stream: Stream) -> constriction.stream.model.Categorical:
     counts = np.array(stream.counts, np.float64)
     return constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
+
+
+def compress(symbols: IntArray, compressor: Compressor) -> Blob:
+    """The symbols (int8 or uint8) in row-major order; the shape is the caller's to remember."""
+    if symbols.dtype.itemsize != 1:
+        raise ValueError(f"expected symbols of one byte, found {symbols.dtype}")
+    if not symbols.size:
+        return Blob(0, b"")
+    plain = symbols.tobytes()
+    if compressor == "zstd":
+        return Blob(symbols.size, zstandard.ZstdCompressor(level=22).compress(plain))
+    if compressor == "lzma":
+        return Blob(symbols.size, lzma.compress(plain, preset=9))
+    return Blob(symbols.size, zlib.compress(plain, 9))
+
+
+def decompress(blob: Blob, compressor: Compressor) -> bytes:
+    """One byte a symbol, exactly `blob.size` of them. ValueError: it is something else, and no more was unpacked."""
+    if not blob.size:
+        if blob.payload:
+            raise ValueError("bytes of an empty array")
+        return b""
+    try:
+        if compressor == "zstd":
+            if zstandard.frame_content_size(blob.payload) != blob.size:  # it is what will be allocated
+                raise ValueError("another size")
+            return zstandard.ZstdDecompressor().decompress(blob.payload, allow_extra_data=False)
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY) if compressor == "lzma" else zlib.decompressobj()
+        plain = unpacker.decompress(blob.payload, blob.size + 1)
+    except (zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError) as e:
+        raise ValueError(str(e)) from None
+    if len(plain) != blob.size or not unpacker.eof or unpacker.unused_data:
+        raise ValueError("another size, or bytes after the end")
+    return plain
 
 
 def split_halves(values: NDArray[np.float16]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -5,7 +5,8 @@ s = clip / qmax, where clip is a quantile of the row's magnitudes. Shapes: R row
 
 The published systems as grids (the floor s >= 1/qmax is theirs):
 exp101 int6 (31, -31, its five quantiles); pr398 int6 (31, -32, maximum); pr294 int5 (15, -16, maximum);
-int8 tables (127, -127, quantile 0.9999984), whose codes came from the scale before it was rounded to float16.
+int8 tables, and pr294's int8 matrices (127, -127, quantile 0.9999984), whose codes came from the scale before it was
+rounded to float16.
 Their int8 rule also clipped the weights at the quantile before rounding: under the floor that moves only a row's
 largest weight, by far less than a code, and is left out.
 """
@@ -29,9 +30,12 @@ class Grid(NamedTuple):
     stored_scale_codes: bool = True  # codes come from the float16 scale that is stored, not from the float32 one
 
 
-def matrix_grid(cfg: QuantConfig) -> Grid:
-    qmax = 2 ** (cfg.matrix_bits - 1) - 1
-    return Grid(qmax, -qmax, cfg.clip_quantiles, cfg.floor)
+def matrix_grid(cfg: QuantConfig, bits: int | None = None) -> Grid:
+    """The grid of a matrix that gets `bits` bits, else `cfg.matrix_bits`; below 8 codes come from the stored scale."""
+    bits = bits or cfg.matrix_bits
+    qmax = 2 ** (bits - 1) - 1
+    lo = -qmax - 1 if cfg.lowest == "full" else -qmax
+    return Grid(qmax, lo, cfg.clip_quantiles, cfg.floor, cfg.stored_scale_codes or bits < 8)
 
 
 def table_grid(cfg: QuantConfig) -> Grid:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from golfcore.config import Config, QuantConfig
 from golfcore.errors import UserError
-from golfcore.params import Kind
 from golfcore.quant import gptq
 from golfcore.quant.grid import SCALE_MAX, matrix_grid, round_to_nearest, stored, table_grid
 from golfcore.quant.stored import Coded, Entry, Quantized, Spec, entries
@@ -19,50 +18,89 @@ def quantize_weights(
     weights: Weights,
     hessians: Mapping[str, Tensor] | None,
     progress: Callable[[int], object] | None = None,
+    bits: Mapping[str, int] | None = None,
 ) -> Quantized:
     """Every exported tensor as the artifact stores it, on the CPU.
 
-    `hessians` (C, C) by matrix name, damped: matrices then go through GPTQ, else they are rounded to nearest.
+    `hessians` (C, C) by matrix name, damped: matrices then go through GPTQ, unless `quant.rounding` is "nearest";
+    without them they are rounded to nearest. `bits`: by matrix name, the widths that are not `quant.matrix_bits`.
     `progress` is called with the number of scalars done. UserError: a weight that is not finite, or that float16
-    cannot hold.
+    cannot hold, or a name in `quant.float16` that the model does not have.
     """
     tensors = {**dict(matrices(weights)), **weights.rest}
+    known = check_names(cfg)
+    used = hessians if cfg.quant.rounding == "gptq" else None
     out: Quantized = {}
-    for name, spec in entries(cfg.model).items():
+    for name, spec in known.items():
         tensor = tensors[name].detach()
         if not bool(tensor.abs().max() <= SCALE_MAX):
             raise UserError(f"{name}: expected finite weights within float16, found {float(tensor.abs().max())}")
-        out[name] = _entry(cfg.quant, name, spec, tensor, hessians)
+        out[name] = _entry(cfg.quant, name, spec, tensor, used, (bits or {}).get(name))
         if progress:
             progress(tensor.numel())
     return out
 
 
-def _entry(cfg: QuantConfig, name: str, spec: Spec, tensor: Tensor, hessians: Mapping[str, Tensor] | None) -> Entry:
-    if not is_coded(cfg, spec):
+def check_names(cfg: Config) -> dict[str, Spec]:
+    """What is stored, by name. UserError: a name in `quant.float16` that the model does not have."""
+    known = entries(cfg.model)
+    if strange := sorted(set(cfg.quant.float16) - known.keys()):
+        raise UserError(f"quant.float16: expected names of stored tensors, as tok_emb or block0.up, found {strange[0]}")
+    return known
+
+
+def _entry(
+    cfg: QuantConfig,
+    name: str,
+    spec: Spec,
+    tensor: Tensor,
+    hessians: Mapping[str, Tensor] | None,
+    bits: int | None,
+) -> Entry:
+    if not is_coded(cfg, name, spec):
         return stored(tensor).cpu()
     if spec.kind == "table":
         codes, scale = round_to_nearest(tensor, table_grid(cfg))
     elif hessians is None:
-        codes, scale = round_to_nearest(tensor, matrix_grid(cfg))
+        codes, scale = round_to_nearest(tensor, matrix_grid(cfg, bits))
     else:
         damping = cfg.damping if cfg.damp_twice else 0.0
         codes, scale = gptq.solve(
-            tensor, hessians[name], matrix_grid(cfg), block=cfg.block, damping=damping, score=cfg.clip_score
+            tensor, hessians[name], matrix_grid(cfg, bits), block=cfg.block, damping=damping, score=cfg.clip_score
         )
     return Coded(codes.cpu(), scale.cpu())
 
 
-def is_coded(cfg: QuantConfig, spec: Spec) -> bool:
-    """Whether a tensor is stored as integers: matrices and tables above `fp16_max_numel`."""
-    return spec.kind in ("matrix", "table") and math.prod(spec.shape) > cfg.fp16_max_numel
+def is_coded(cfg: QuantConfig, name: str, spec: Spec) -> bool:
+    """Whether a tensor is stored as integers: matrices and tables above `fp16_max_numel` that `float16` does not name.
+
+    `name` is one of `entries`.
+    """
+    large = math.prod(spec.shape) > cfg.fp16_max_numel
+    return spec.kind in ("matrix", "table") and large and name not in cfg.float16
 
 
-def coverage(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, int]:
-    """How many scalars are stored at which precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}."""
-    bits: dict[Kind, int] = {"matrix": cfg.quant.matrix_bits, "table": cfg.quant.table_bits}
-    out: dict[str, int] = {}
+def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] | None = None) -> dict[str, int]:
+    """How many scalars are stored at which precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}.
+
+    `bits` as given to `quantize_weights`.
+    """
+    q, out = cfg.quant, dict[str, int]()
     for name, spec in entries(cfg.model).items():
-        label = f"int{bits[spec.kind]}" if isinstance(quantized[name], Coded) else "fp16"
+        width = q.table_bits if spec.kind == "table" else (bits or {}).get(name, q.matrix_bits)
+        label = f"int{width}" if isinstance(quantized[name], Coded) else "fp16"
         out[label] = out.get(label, 0) + math.prod(spec.shape)
     return out
+
+
+def guided_bits(cfg: QuantConfig, sensitivity: Mapping[str, float]) -> dict[str, int]:
+    """Bit width of each matrix by the size of its gradients in training, by the names of `sensitivity` (pr398, pr332).
+
+    The share `guided_high` of highest sensitivity gets a bit more than `matrix_bits`, the share `guided_low` of lowest
+    a bit less; a share rounds down, but to no less than one matrix unless it is 0. Equals go by name.
+    """
+    order = sorted(sensitivity, key=lambda name: (-sensitivity[name], name))
+    high, low = (max(1, int(s * len(order))) if s > 0 else 0 for s in (cfg.guided_high, cfg.guided_low))
+    low = min(low, len(order) - high)
+    change = {**dict.fromkeys(order[:high], 1), **dict.fromkeys(order[len(order) - low :], -1)}
+    return {name: cfg.matrix_bits + change.get(name, 0) for name in sensitivity}

@@ -1,11 +1,11 @@
-"""The training loop: clock, validation, checkpoints, progress, stop and resume."""
+"""The training loop: clock, validation, checkpoints, progress, stop and resume; and the phase that may follow it."""
 
 import time
 
 import numpy as np
 import torch
 
-from golfcore import average, params
+from golfcore import average, files, params
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
@@ -15,6 +15,8 @@ from golfcore.model.attention import Compute, choose_compute
 from golfcore.progress import bar
 from golfcore.records import RunFolder
 from golfcore.runtime import Runtime, all_reduce_mean_, barrier
+from golfcore.schedule import ordinary
+from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
 from golfcore.train.meta import add_gradient
 from golfcore.train.state import TrainState
@@ -35,8 +37,10 @@ def train(
 ) -> Weights:
     """Train to the end of the schedule, from the run's checkpoint if it has one; returns the averaged weights.
 
-    A run killed at any moment goes on from its last checkpoint to the same bits (CPU). Raises Diverged on NaN or Inf;
-    the last good state stays in the checkpoint.
+    If `reptile.share` is set, they then go through that phase. A run killed at any moment goes on from its last
+    checkpoint to the same bits (CPU); that of the phase, `reptile.CHECKPOINT`, is left for the caller to remove once
+    the result is safe. With guided bits the run gets `sensitivity.FILE`. Raises Diverged on NaN or Inf; the last good
+    state stays in the checkpoint.
     """
     compute = choose_compute(runtime.device, runtime.dtype)
     state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
@@ -48,7 +52,8 @@ def train(
     stream.position = state.position
     loop = _Loop(cfg, run, state, stream, val, tables, runtime, compute, bytes_per_token)
     loop.go()
-    return average.result(cfg.average, state.averaged, state.weights)
+    weights = average.result(cfg.average, state.averaged, state.weights)
+    return reptile.phase(cfg, run, weights, state.step, stream, tables, runtime) if cfg.reptile.share else weights
 
 
 class _Loop:
@@ -65,6 +70,7 @@ class _Loop:
         bytes_per_token: float,
     ) -> None:
         self.cfg, self.run, self.state, self.stream, self.val = cfg, run, state, stream, val
+        self.schedule = ordinary(cfg)
         self.tables = tables.to(runtime.device)
         self.runtime, self.compute, self.bits = runtime, compute, 1 / (np.log(2) * bytes_per_token)
         self.loss_fn = loss_function(cfg, self.tables, compute, compiled=runtime.device.type == "cuda")
@@ -73,9 +79,9 @@ class _Loop:
         c, s = self.cfg, self.state
         self._cover_inner_steps()
         self._warm_up()
-        total, done = (steps * c.optim.batch_tokens for steps in (c.schedule.iterations, s.step))
+        total, done = (steps * c.optim.batch_tokens for steps in (self.schedule.iterations, s.step))
         with bar(total, "train", "tok", done, self.runtime.is_main) as progress:
-            while s.step < c.schedule.iterations and not s.stopped:
+            while s.step < self.schedule.iterations and not s.stopped:
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()
                 report = self._step()
@@ -98,7 +104,7 @@ class _Loop:
             where = f"the last good state is in {kept}" if kept.exists() else "no checkpoint had been written yet"
             raise Diverged(f"{e}; {where}") from None
         s.elapsed += time.perf_counter() - began
-        cap = self.cfg.schedule.max_seconds
+        cap = self.schedule.max_seconds
         if cap > 0:
             clock = torch.tensor(s.elapsed, dtype=torch.float64, device=self.runtime.device)
             all_reduce_mean_([clock])  # all ranks stop at the same step
@@ -116,7 +122,7 @@ class _Loop:
                 self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
         if r.meta is not None:
             self.run.log({"kind": "meta", "step": s.step, **r.meta.row()})
-        ended = s.stopped or s.step == c.schedule.iterations
+        ended = s.stopped or s.step == self.schedule.iterations
         if c.model.meta_sgd and (ended or s.step % c.meta.log_rates_every == 0):
             rates = {bank: s.weights.rest[params.RATES + bank].tolist() for bank in Banks._fields}
             self.run.log({"kind": "meta_sgd", "step": s.step, **rates})
@@ -170,7 +176,11 @@ class _Loop:
         """What every switched-on feature did, into the run record."""
         if self.runtime.rank != 0:
             return
-        c, s, n = self.cfg, self.state, params.summary(self.cfg.model)["kinds"]["matrix"]
+        c, s, counts = self.cfg, self.state, params.summary(self.cfg.model)
+        n = counts["kinds"]["matrix"]
+        if not c.model.ngram_trained:
+            note = "published: SmearGate and the n-gram embedding are in no optimizer"
+            self.run.cover("ngram_trained", 0, counts["groups"]["none"], "values", note)
         if c.optim.qat != "none":
             inert = "published: announced, but no bank matrix passes through it" if c.optim.qat == "inert" else ""
             done = n if s.qat and c.optim.qat == "matrices" else 0
@@ -179,3 +189,6 @@ class _Loop:
             self.run.cover("meta", len(self.run.metrics("meta")), s.step, "steps")
         if c.average.kind != "none":
             self.run.cover(c.average.kind, s.averaged.taken, s.step, "steps")
+        if sensitivity.wanted(c.quant):
+            self.run.cover("guided_bits", s.sensitivity.steps, s.step, "steps")
+            files.write_json(self.run.file(sensitivity.FILE), sensitivity.report(s.sensitivity))

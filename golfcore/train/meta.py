@@ -56,7 +56,7 @@ def add_gradient(
     m, device = cfg.meta, weights.banks.qo.device
     began = _begin(device)
     as_trained = m.order == "first" and (m.dtype == "compute" or compute.dtype == torch.float32)
-    loss = loss_fn if as_trained else meta.model_loss(cfg.model, m, tables, compute)
+    loss = loss_fn if as_trained else meta.model_loss(cfg.model, m, tables, compute, cfg.optim.z_loss)
     with_pre = m.log_pre_every > 0 and step % (m.every * m.log_pre_every) == 0
     masks = meta.freeze_masks(cfg.model, m)
     found = meta.evaluate(m, loss, weights, *inner_outer, masks, with_pre)
@@ -64,6 +64,8 @@ def add_gradient(
     with torch.no_grad():
         numbers = _numbers(weights, found, n_micro, dtype) | {"predicted_gain": _predicted_gain(m, weights, found)}
         for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):
+            if not tensor.requires_grad:  # in no optimizer: nothing would ever clear it
+                continue
             addition = g.div_(n_micro).to(tensor.dtype)
             tensor.grad = addition if tensor.grad is None else tensor.grad.add_(addition)
     pre = None if found.loss_pre is None else float(found.loss_pre)

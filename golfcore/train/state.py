@@ -9,6 +9,8 @@ from golfcore import average, tensors
 from golfcore.config import Config
 from golfcore.optim import build
 from golfcore.schedule import Adaptive
+from golfcore.train import sensitivity
+from golfcore.train.sensitivity import Sensitivity
 from golfcore.weights import Weights, flat
 
 PLAIN = ("step", "elapsed", "position", "qat", "stopped")
@@ -19,6 +21,7 @@ class TrainState:
     weights: Weights  # leaf tensors, updated in place by the optimizers
     optimizers: build.Optimizers
     averaged: average.Average
+    sensitivity: Sensitivity
     adaptive: Adaptive = Adaptive()
     step: int = 0  # steps completed
     elapsed: float = 0.0  # seconds of training, validation and checkpoints not counted
@@ -30,7 +33,7 @@ class TrainState:
 def start(cfg: Config, initial: Weights, dtype: torch.dtype, device: torch.device) -> TrainState:
     weights = build.leaves(cfg.model, cfg.optim, initial, dtype, device)
     optimizers = build.build(cfg.model, cfg.optim, weights, dtype)
-    return TrainState(weights, optimizers, average.start(cfg.average, weights))
+    return TrainState(weights, optimizers, average.start(cfg.average, weights), sensitivity.start(cfg.quant, weights))
 
 
 def save(state: TrainState, path: Path) -> None:
@@ -39,6 +42,7 @@ def save(state: TrainState, path: Path) -> None:
         **tensors.under("weights", flat(state.weights)),
         **tensors.under("optim", state.optimizers.state_tensors()),
         **tensors.under("average", average.state_tensors(state.averaged)),
+        **tensors.under("sensitivity", sensitivity.state_tensors(state.sensitivity)),
     }
     plain = {name: getattr(state, name) for name in PLAIN}
     tensors.save(path, values, {**plain, "adaptive": state.adaptive._asdict()})
@@ -53,6 +57,7 @@ def load(state: TrainState, cfg: Config, path: Path) -> TrainState:
             tensor.copy_(saved[name])
     state.optimizers.load_state_tensors(tensors.part(values, "optim"))
     state.averaged = average.load(cfg.average, tensors.part(values, "average"), state.weights)
+    state.sensitivity = sensitivity.load(state.sensitivity, tensors.part(values, "sensitivity"))
     state.adaptive = Adaptive(**plain["adaptive"])
     for name in PLAIN:
         setattr(state, name, plain[name])

@@ -14,12 +14,12 @@ from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
 from golfcore.meta import Batch, split
 from golfcore.model.attention import Compute
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import forward, training_loss
 from golfcore.optim import build
 from golfcore.quant.grid import fake_quant, qat_grid
 from golfcore.runtime import Runtime, all_reduce_mean_
 from golfcore.schedule import Clock
-from golfcore.train import meta
+from golfcore.train import meta, sensitivity
 from golfcore.train.meta import MetaReport
 from golfcore.train.state import TrainState
 from golfcore.weights import Weights, flat, map_matrices
@@ -44,10 +44,10 @@ class Report(NamedTuple):
 
 
 def loss_function(cfg: Config, tables: Tables, compute: Compute, compiled: bool) -> Loss:
-    """Mean next-token loss of a batch; one graph for own, fake-quantized and adapted weights."""
+    """`training_loss` of a batch; one graph for own, fake-quantized and adapted weights."""
 
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return nll(forward(cfg.model, weights, x, tables, compute=compute), y).mean()
+        return training_loss(cfg.model, forward(cfg.model, weights, x, tables, compute=compute), y, cfg.optim.z_loss)
 
     return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 
@@ -69,8 +69,8 @@ def train_step(
     elapsed: float,
 ) -> Report:
     """Advance `state` by one step. `elapsed`: seconds of training so far. Raises Diverged before any update."""
-    o = cfg.optim
-    scale = schedule.lr_scale(cfg.schedule, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
+    o, plan = cfg.optim, schedule.ordinary(cfg)
+    scale = schedule.lr_scale(plan, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
     qat_started = o.qat != "none" and not state.qat and scale < o.qat_scale
     state.qat = state.qat or qat_started
     n_micro = o.grad_accum // runtime.world
@@ -91,14 +91,16 @@ def train_step(
     all_reduce_mean_([total, *grads])
     average_loss = float(total)
     triggered = state.adaptive.triggered
-    state.adaptive = schedule.update_adaptive(cfg.schedule, state.adaptive, state.step, elapsed * 1000, average_loss)
+    state.adaptive = schedule.update_adaptive(plan, state.adaptive, state.step, elapsed * 1000, average_loss)
     momentum = schedule.momentum(o, state.step)
     build.mask_frozen_skips(cfg.model, state.weights)
+    sensed = sensitivity.update(cfg.quant, state.sensitivity, state.weights, scale)  # before clipping, as published
     norm = float(build.clip_(state.weights, o.grad_clip))
     if not (math.isfinite(average_loss) and math.isfinite(norm)):
         raise Diverged(
             f"step {state.step}: expected a finite loss and gradient, found loss {average_loss}, norm {norm}"
         )
+    state.sensitivity = sensed
     state.optimizers.step(scale, momentum)
     state.step += 1
     state.position = stream.position

@@ -1,0 +1,211 @@
+"""Sweeps as files: arms of one preset, what was published of each, and what the publication does not say.
+
+```toml
+title = "..."                     # the question
+base = "smoke"                    # preset of all arms
+seeds = [42, 43]
+source = "..."                    # the publication
+measure = "ttt"                   # which of a run's numbers the published ones are: static, sliding or ttt
+published_sd = 0.0008             # of published runs over seeds, if known
+all = { eval.tail = "exact" }     # overrides of every arm
+[scale.demo]                      # the same at one scale, over `all`
+ttt.epochs = 5
+[arms.base]                       # the first arm is the reference of all that name no other
+label = "..."
+published = 1.1213
+published_note = "seed 1337"
+[arms.slow]
+on = "base"                       # an arm above, whose overrides this one adds to, and which it is compared with
+set = { optim.matrix_lr = 0.01 }
+scale.demo = { optim.matrix_lr = 0.02 }  # in place of `set` where they name the same
+unknown = ["..."]                 # what the publication does not say, and we chose
+note = "..."
+```
+"""
+
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from golfcore import config
+from golfcore.config import Config
+from golfcore.errors import UserError
+
+SWEEPS = Path(__file__).parent / "sweeps"
+Measure = Literal["static", "sliding", "ttt"]
+FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
+    "title": str,
+    "base": str,
+    "seeds": tuple[int, ...],
+    "source": str,
+    "measure": Measure,
+    "published_sd": float,
+    "all": dict,
+    "scale": dict,
+    "arms": dict,
+}
+ARM: dict[str, Any] = {
+    "on": str,
+    "label": str,
+    "published": float,
+    "published_note": str,
+    "unknown": tuple[str, ...],
+    "note": str,
+    "set": dict,
+    "scale": dict,
+}
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm at one scale."""
+
+    name: str
+    label: str
+    on: str  # the arm that it is compared with; "" for the reference
+    overrides: dict[str, object]  # of the preset, those of all arms included
+    config: Config  # with the preset's seed; named as the arm
+    published: float | None  # bits per byte
+    published_note: str
+    unknown: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file at one scale. The first arm is the reference."""
+
+    name: str
+    title: str
+    source: str
+    scale: str
+    seeds: tuple[int, ...]
+    measure: Measure
+    published_sd: float | None
+    arms: dict[str, ArmPlan]
+
+    @property
+    def reference(self) -> ArmPlan:
+        return next(iter(self.arms.values()))
+
+    @property
+    def configs(self) -> dict[str, Config]:
+        return {name: arm.config for name, arm in self.arms.items()}
+
+    def only(self, names: Sequence[str]) -> "Sweep":
+        """The arms named, in the file's order, with those that they are compared with. UserError: no such arm."""
+        config.keys(names, list(self.arms), f"sweep {self.name}, arms")
+        wanted = set(names)
+        for name, arm in reversed(self.arms.items()):  # what an arm is on stands above it
+            wanted |= {arm.on} if name in wanted else set()
+        return replace(self, arms={name: arm for name, arm in self.arms.items() if name in wanted})
+
+
+def sweep_names() -> list[str]:
+    return sorted(path.stem for path in SWEEPS.glob("*.toml"))
+
+
+def load(file: str | Path, scale: str = "full", overrides: Mapping[str, object] = types.MappingProxyType({})) -> Sweep:
+    """The sweep in a file (the name of one that comes with golfcore, or a path of a .toml file) at a scale.
+
+    `overrides` are of all arms; what an arm sets goes over them. UserError: no such file, an unknown key, a value of
+    another type, an arm `on` one that does not stand above it, or two arms of one configuration.
+    """
+    path = Path(file) if str(file).endswith(".toml") else SWEEPS / f"{file}.toml"
+    if path.parent == SWEEPS:
+        config.keys([path.stem], sweep_names(), "sweeps")
+    where = str(file)
+    values = _checked(_read(path), FILE, where)
+    for key in ("base", "arms"):
+        if not values.get(key):
+            raise UserError(f"{where}: expected {key}, found none")
+    if not isinstance(values["arms"], Mapping):
+        raise UserError(f"{where}: expected arms to be a table, found {values['arms']!r}")
+    common = {**_overrides(values, "all", scale, where), **overrides}
+    arms: dict[str, ArmPlan] = {}
+    for name, given in values["arms"].items():
+        arms[name] = _arm(name, given, values["base"], common, scale, arms, f"{where}, [arms.{name}]")
+    return Sweep(
+        path.stem,
+        values.get("title", path.stem),
+        values.get("source", ""),
+        scale,
+        values.get("seeds") or (next(iter(arms.values())).config.run.seed,),
+        values.get("measure", "ttt"),
+        values.get("published_sd"),
+        arms,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected a sweep, found no such file") from None
+    except tomllib.TOMLDecodeError as e:
+        raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
+
+
+def _checked(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config.keys(values, list(known), where)
+    return {k: v if known[k] is dict else config.coerce(v, known[k], f"{where}, {k}") for k, v in values.items()}
+
+
+def _arm(
+    name: str,
+    given: Mapping[str, Any],
+    base: str,
+    common: Mapping[str, object],
+    scale: str,
+    above: Mapping[str, ArmPlan],
+    where: str,
+) -> ArmPlan:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: expected a table, found {given!r}")
+    values = _checked(given, ARM, where)
+    on = values.get("on", next(iter(above), ""))
+    if on not in above and (above or on):
+        raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
+    below = above[on].overrides if on else common
+    overrides = {**below, **_overrides(values, "set", scale, where)}
+    try:
+        found = replace(config.load(base, overrides, scale=scale), name=name)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from None
+    for other in above.values():
+        if other.config.hash == found.hash:
+            raise UserError(f"{where}: expected an arm that differs from {other.name} at scale {scale}, found the same")
+    return ArmPlan(
+        name,
+        values.get("label", name),
+        on,
+        overrides,
+        found,
+        values.get("published"),
+        values.get("published_note", ""),
+        values.get("unknown", ()),
+        values.get("note", ""),
+    )
+
+
+def _overrides(values: Mapping[str, Any], key: str, scale: str, where: str) -> dict[str, object]:
+    """The overrides in `values[key]` with those of the scale over them."""
+    scales = values.get("scale", {})
+    if not isinstance(scales, Mapping):
+        raise UserError(f"{where}, scale: expected a table, found {scales!r}")
+    config.keys([scale], config.scale_names(), "scale")
+    config.keys(scales, config.scale_names(), f"{where}, scale")
+    return _flat(values.get(key, {}), f"{where}, {key}") | _flat(scales.get(scale, {}), f"{where}, scale.{scale}")
+
+
+def _flat(table: Any, where: str) -> dict[str, object]:
+    """Overrides as dotted names, from sections with keys in them or from dotted names."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: expected overrides, found {table!r}")
+    found: dict[str, object] = {}
+    for name, value in table.items():
+        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return found

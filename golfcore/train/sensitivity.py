@@ -1,0 +1,63 @@
+"""How steep the loss is in each matrix late in training: what gradient-guided bit widths go by (pr398, PR #332).
+
+While the LR multiplier is below `quant.guided_scale`, each step adds the mean squared gradient of every block matrix,
+after the mean over ranks and before clipping.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from golfcore.config import QuantConfig
+from golfcore.weights import Banks, Weights, matrices
+
+FILE = "sensitivity.json"  # in a run's folder: what `report` returns
+
+
+class Sensitivity(NamedTuple):
+    steps: int
+    sums: dict[str, Tensor]  # bank -> (slots,) float64; empty if no bits are guided
+
+
+def wanted(cfg: QuantConfig) -> bool:
+    return cfg.guided_high > 0 or cfg.guided_low > 0
+
+
+def start(cfg: QuantConfig, weights: Weights) -> Sensitivity:
+    banks = weights.banks._asdict() if wanted(cfg) else {}
+    return Sensitivity(0, {n: torch.zeros(len(b), dtype=torch.float64, device=b.device) for n, b in banks.items()})
+
+
+def update(cfg: QuantConfig, state: Sensitivity, weights: Weights, scale: float) -> Sensitivity:
+    """The state after a step at LR multiplier `scale` whose gradients the banks hold."""
+    if not state.sums or scale >= cfg.guided_scale:
+        return state
+    grads = {name: bank.grad for name, bank in weights.banks._asdict().items()}
+    squares = {name: g.float().square().mean((1, 2)) for name, g in grads.items() if g is not None}
+    return Sensitivity(state.steps + 1, {name: total + squares[name] for name, total in state.sums.items()})
+
+
+def report(state: Sensitivity) -> dict:
+    """{"steps": n, "mean_square": {"block0.query": ..., ...}}: the mean over those steps. ValueError if there are none.
+
+    Published: the sum. The order, which is all that bit widths depend on, is the same.
+    """
+    if not state.steps:
+        raise ValueError("expected at least one step below quant.guided_scale, found none")
+    named = matrices(Weights(Banks(**state.sums), {}))
+    return {"steps": state.steps, "mean_square": {name: float(total) / state.steps for name, total in named}}
+
+
+def state_tensors(state: Sensitivity) -> dict[str, Tensor]:
+    """The state by name; nothing if no bits are guided."""
+    return {"steps": torch.tensor(state.steps), **state.sums} if state.sums else {}
+
+
+def load(state: Sensitivity, tensors: Mapping[str, Tensor]) -> Sensitivity:
+    """What `state_tensors` returned, where the tensors of `state` (fresh, of the same configuration) are."""
+    if not state.sums:
+        return state
+    sums = {name: tensors[name].to(like.device) for name, like in state.sums.items()}
+    return Sensitivity(int(tensors["steps"]), sums)

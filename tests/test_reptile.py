@@ -1,0 +1,233 @@
+"""Laws of the Reptile phase: its formula, its scope, its budget, and that it goes on where it was killed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from golfcore import params, runtime, schedule, tensors
+from golfcore.config import Config, load
+from golfcore.data.shards import write_shard
+from golfcore.data.stream import TokenStream
+from golfcore.data.tokens import Tables
+from golfcore.errors import UserError
+from golfcore.model.forward import forward, nll
+from golfcore.records import RunFolder
+from golfcore.train import loop, reptile
+from golfcore.train.step import Diverged
+from golfcore.weights import Banks, Weights, flat, tree_map
+
+TINY = load(
+    "smoke",
+    {
+        "schedule.iterations": 8,
+        "schedule.warmdown_steps": 4,
+        "run.val_every": 0,
+        "run.checkpoint_every": 2,
+        "optim.grad_accum": 2,
+        "optim.batch_tokens": 512,
+        "reptile.share": 0.25,
+        "reptile.freeze_blocks": 1,
+    },
+)
+RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
+TOKENS = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)
+
+
+def tables() -> Tables:
+    starts = torch.arange(TINY.model.vocab_size) % 3 == 0
+    return Tables(torch.full((TINY.model.vocab_size,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> TokenStream:
+    write_shard(tmp_path / "train_000000.bin", TOKENS)
+    return TokenStream([tmp_path / "train_000000.bin"], TINY.model.vocab_size)
+
+
+def with_(**sections: dict) -> Config:
+    return replace(TINY, **{name: replace(getattr(TINY, name), **changes) for name, changes in sections.items()})
+
+
+def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:
+    stream.position = 0
+    val = np.random.default_rng(1).integers(0, cfg.model.vocab_size, 513).astype(np.uint16)
+    return loop.train(cfg, RunFolder(folder), stream, val, tables(), RUNTIME, 3.0)
+
+
+def same(a: Weights, b: Weights) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(flat(a).values(), flat(b).values(), strict=True))
+
+
+def text(start: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the `rows` rows of text from token `start` on."""
+    ids = torch.from_numpy(TOKENS[start : start + rows * 64 + 1].astype(np.int64))
+    return ids[:-1].view(rows, 64), ids[1:].view(rows, 64)
+
+
+# -- one meta-step
+
+
+@pytest.mark.parametrize("freeze", [0, 1])
+def test_a_meta_step_on_a_quadratic_by_hand(freeze: int) -> None:
+    """Each inner step goes lr of the way from where the one before led to that step's own target."""
+    cfg = with_(reptile={"freeze_blocks": freeze, "inner_lr": 0.25, "outer_lr": 0.5})
+    theta = tree_map(torch.randn_like, params.init(cfg.model, 0))
+    targets = [1.0, -3.0, 2.0]
+
+    def loss(w: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return sum(((m - x) ** 2).sum() / 2 for bank in w.banks for m in bank)  # type: ignore[return-value]
+
+    batches = [(torch.tensor(t), torch.tensor(0)) for t in targets]
+    found, losses = reptile.meta_step(cfg, loss, theta, batches)
+    for name in Banks._fields:
+        before = getattr(theta.banks, name)
+        adapted = before
+        for t in targets:
+            adapted = adapted - 0.25 * (adapted - t)
+        want = before + 0.5 * (adapted - before)
+        moves = torch.tensor([name in ("up", "down") and block >= freeze for block in range(len(before))])
+        torch.testing.assert_close(getattr(found.banks, name)[moves], want[moves])
+        assert torch.equal(getattr(found.banks, name)[~moves], before[~moves])
+    assert all(torch.equal(t, found.rest[name]) for name, t in theta.rest.items())
+    assert float(losses[0]) == pytest.approx(float(loss(theta, torch.tensor(1.0), torch.tensor(0))), rel=1e-5)
+
+
+def test_one_meta_step_of_one_inner_step_is_sgd_at_both_rates(stream: TokenStream, tmp_path: Path) -> None:
+    """On the first rows of the text, from the averaged weights, for the MLPs of the blocks that are not frozen."""
+    one = {"inner_steps": 1, "batch_seqs": 8, "share": 0.125}  # one step of 512 tokens is one meta-step
+    one |= {"inner_lr": 2.0, "outer_lr": 0.5}  # large: published, the step is a few units in the last place of float32
+    found = train(with_(reptile=one), tmp_path / "a", stream)
+    theta = train(with_(reptile=one | {"outer_lr": 0.0}), tmp_path / "b", stream)
+    leaves = tree_map(lambda t: t.clone().requires_grad_(), theta)
+    loss = nll(forward(TINY.model, leaves, text(0, 8)[0], tables()), text(0, 8)[1]).mean()
+    loss.backward()
+    for name in ("up", "down"):
+        before, after, leaf = (getattr(w.banks, name) for w in (theta, found, leaves))
+        step, want = (after - before)[1], -2.0 * 0.5 * leaf.grad[1]
+        assert float((step - want).norm()) < 1e-3 * float(want.norm())
+    (row,) = RunFolder(tmp_path / "a").metrics("reptile")
+    assert row["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert (row["step"], row["meta_step"], row["tokens"]) == (7, 1, 513)
+
+
+def test_only_the_mlps_of_unfrozen_blocks_move_and_the_run_says_how_much(stream: TokenStream, tmp_path: Path) -> None:
+    found = train(TINY, tmp_path / "a", stream)
+    theta = train(with_(reptile={"outer_lr": 0.0}), tmp_path / "b", stream)
+    moved = {name: (a != b) for (name, a), b in zip(flat(found).items(), flat(theta).values(), strict=True)}
+    assert {name for name, m in moved.items() if m.any()} == {"up", "down"}
+    assert all(not moved[name][0].any() and moved[name][1].float().mean() > 0.5 for name in ("up", "down"))
+    done, nothing = (RunFolder(tmp_path / name).coverage()["reptile"] for name in "ab")
+    assert done["done"] == sum(int(moved[name].sum()) for name in ("up", "down"))
+    assert done["of"] == nothing["of"] == theta.banks.up.numel() + theta.banks.down.numel()
+    assert nothing["done"] == 0 and "left unused" in nothing["note"]
+
+
+def test_a_phase_that_moves_nothing_fails_the_run(stream: TokenStream, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="reptile is switched on but touched 0 of"):
+        train(with_(reptile={"freeze_blocks": 2}), tmp_path / "run", stream)
+
+
+def test_each_inner_step_reads_the_text_after_the_last_and_from_its_first_token(
+    stream: TokenStream, tmp_path: Path, monkeypatch
+) -> None:
+    real, seen = reptile.meta_step, []
+
+    def watched(cfg, loss, weights, batches):
+        seen.extend(batches)
+        return real(cfg, loss, weights, batches)
+
+    monkeypatch.setattr(reptile, "meta_step", watched)
+    train(TINY, tmp_path / "run", stream)
+    assert len(seen) == 3 * (2 * 512 // (3 * 64))
+    for i, (x, y) in enumerate(seen):
+        want = text(65 * i, 1)
+        assert torch.equal(x, want[0]) and torch.equal(y, want[1])
+
+
+# -- the budget
+
+
+def test_the_budget_is_shared_out_without_rest() -> None:
+    cfg = load("smoke", {"schedule.iterations": 1001, "reptile.share": 0.2, "schedule.max_seconds": 600.0})
+    before, phase = schedule.ordinary(cfg), reptile.budget(cfg)
+    assert (before.iterations, before.max_seconds) == (801, 480.0)
+    assert phase.seconds == pytest.approx(120.0)
+    assert phase.meta_steps == 200 * 1024 // (3 * 1 * 64)
+    wall = replace(cfg, schedule=replace(cfg.schedule, clock="wall"))
+    assert reptile.budget(wall).meta_steps is None and reptile.budget(wall).seconds == pytest.approx(120.0)
+    assert schedule.ordinary(replace(cfg, reptile=replace(cfg.reptile, share=0.0))) == cfg.schedule
+    assert not phase.used(1065, 119.0) and phase.used(1066, 0.0) and phase.used(0, 121.0)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_a_share_that_leaves_one_side_nothing_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=f"reptile.share {share}: expected room for a step of training and one of"):
+        reptile.budget(with_(reptile={"share": share}))
+
+
+def test_without_the_phase_its_share_is_so_many_fewer_steps(stream: TokenStream, tmp_path: Path) -> None:
+    """The arm "nothing": the same warmdown, six steps instead of eight, and the weights as they then are."""
+    nothing = train(with_(reptile={"outer_lr": 0.0}), tmp_path / "a", stream)
+    shorter = train(with_(reptile={"share": 0.0}, schedule={"iterations": 6}), tmp_path / "b", stream)
+    assert same(nothing, shorter) and "reptile" not in RunFolder(tmp_path / "b").coverage()
+    scales = [r["scale"] for r in RunFolder(tmp_path / "a").metrics("train")]
+    assert scales == pytest.approx([1, 1, 1, 0.5 + 2**0.5 / 4, 0.5, 0.5 - 2**0.5 / 4])
+
+
+def test_by_the_wall_clock_both_sides_end_with_their_seconds(stream: TokenStream, tmp_path: Path) -> None:
+    """Seconds so few that the first step, and the first meta-step, use them up."""
+    cfg = with_(schedule={"clock": "wall", "max_seconds": 1e-9, "warmdown_steps": 0})
+    train(cfg, tmp_path / "run", stream)
+    run = RunFolder(tmp_path / "run")
+    assert [r["event"] for r in run.metrics("event")] == ["cap"] and len(run.metrics("train")) == 1
+    assert [(r["step"], r["meta_step"]) for r in run.metrics("reptile")] == [(1, 1)]
+
+
+# -- killed
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved", "not saved"])
+def test_a_phase_killed_at_any_meta_step_ends_in_the_same_bits(
+    every: float, stream: TokenStream, tmp_path: Path, monkeypatch
+) -> None:
+    whole = train(TINY, tmp_path / "whole", stream)
+    real, calls = reptile.meta_step, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(reptile, "meta_step", killed)
+    monkeypatch.setattr(reptile, "SAVE_EVERY_SECONDS", every)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, tmp_path / "cut", stream)
+    trained = (tmp_path / "cut" / loop.CHECKPOINT).read_bytes()
+    monkeypatch.setattr(loop, "train_step", None)  # ordinary training is over and is not done again
+    resumed = train(TINY, tmp_path / "cut", stream)
+    assert len(calls) == 4 + 5 - (3 if every == 0 else 0)
+    assert same(whole, resumed) and (tmp_path / "cut" / loop.CHECKPOINT).read_bytes() == trained
+    rows = [
+        [{k: v for k, v in r.items() if k != "elapsed"} for r in RunFolder(tmp_path / name).metrics()]
+        for name in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+    again = train(TINY, tmp_path / "cut", stream)  # all done, but the result was not safe yet
+    assert same(whole, again) and len(calls) == 4 + 5 - (3 if every == 0 else 0)
+
+
+def test_the_checkpoint_of_the_phase_holds_what_moves(stream: TokenStream, tmp_path: Path) -> None:
+    found = train(TINY, tmp_path / "run", stream)
+    values, plain = tensors.load(tmp_path / "run" / reptile.CHECKPOINT, "a checkpoint")
+    assert values.keys() == {"up", "down"} and plain["meta_steps"] == 5
+    assert torch.equal(values["up"], found.banks.up)
+
+
+def test_not_a_number_stops_the_phase(stream: TokenStream, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="reptile, meta-step 0: expected finite losses"):
+        train(with_(reptile={"inner_lr": 1e30}), tmp_path / "run", stream)

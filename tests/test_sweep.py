@@ -1,0 +1,351 @@
+"""Sweeps: what trains alike trains once and nothing else does, and a file says what its arms are."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from golfcore import cli, config, files, runtime, sweep, sweepfile
+from golfcore.analysis import compare, suite
+from golfcore.analysis.claims import OPEN, REFUTED, REPRODUCED
+from golfcore.analysis.stats import Interval
+from golfcore.analysis.table import Table, number, read_csv
+from golfcore.config import Config
+from golfcore.data.datasets import open_dataset, train_stream, val_tokens
+from golfcore.data.tokens import load_tables
+from golfcore.errors import UserError
+from golfcore.plots import draw
+from golfcore.records import RunFolder, open_run
+from golfcore.sweepfile import Sweep
+from golfcore.train import loop
+
+WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
+SMALL = {
+    "model.vocab_size": 320,
+    "schedule.iterations": 8,
+    "schedule.warmdown_steps": 4,
+    "data.reserve_tokens": 0,
+    "data.val_tokens": 640,
+    "ttt.lr_candidates": [],
+    "ttt.chunk_tokens": 64,
+    "run.val_every": 4,
+    "run.checkpoint_every": 4,
+}
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        files.write_text(folder / "text" / f"{i}.txt", " ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
+    out = folder / "data"
+    assert cli.main(["data", "build", str(folder / "text"), "--out", str(out), "--vocab-size", "320"]) == 0
+    return out
+
+
+def small(data: Path, **more: object) -> Config:
+    return config.load("smoke", SMALL | {"data.path": str(data)} | {k.replace("__", "."): v for k, v in more.items()})
+
+
+# -- what training depends on
+
+
+def changed(value: Any) -> Any:
+    """Another value; whether it makes sense is nothing to a hash."""
+    if isinstance(value, bool):
+        return not value
+    return value + (("x",) if isinstance(value, tuple) else "x" if isinstance(value, str) else 1)
+
+
+def test_every_value_but_those_of_the_test_time_sections_is_in_the_training_hash() -> None:
+    """A section or field that is added is in it unless somebody takes it out."""
+    base, apart = Config(), set()
+    for section in dataclasses.fields(Config):
+        values = getattr(base, section.name)
+        for field in dataclasses.fields(values) if section.name != "name" else ():
+            other = dataclasses.replace(values, **{field.name: changed(getattr(values, field.name))})
+            found = dataclasses.replace(base, **{section.name: other})
+            assert found.hash != base.hash
+            if found.training_hash == base.training_hash:
+                apart.add(f"{section.name}.{field.name}")
+    read = {"quant.guided_high", "quant.guided_low"}  # either asks training for a record
+    names = {f"{s}.{f.name}" for s in ("eval", "ttt", "quant") for f in dataclasses.fields(getattr(base, s))}
+    assert apart == names - read
+    assert dataclasses.replace(base, name="x").training_hash == base.training_hash
+
+
+def test_the_quantizer_counts_where_training_reads_it() -> None:
+    def same(first: dict[str, object], second: dict[str, object]) -> bool:
+        return config.load("smoke", first).training_hash == config.load("smoke", second).training_hash
+
+    assert same({"quant.matrix_bits": 5}, {})
+    assert not same({"quant.matrix_bits": 5, "optim.qat": "matrices"}, {"optim.qat": "matrices"})
+    assert same({"quant.guided_high": 0.1}, {"quant.guided_high": 0.2, "quant.guided_low": 0.1})
+    assert not same({"quant.guided_high": 0.1}, {"quant.guided_high": 0.1, "quant.guided_scale": 0.1})
+
+
+class Forbidden:
+    """A section of which only `known` may be read."""
+
+    def __init__(self, **known: object) -> None:
+        vars(self).update(known)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"training reads a test-time value, {name}")
+
+
+def test_training_reads_no_test_time_section(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ttt and eval taken away it trains to the same bits; validation, which only logs, is left out."""
+    monkeypatch.setattr(loop._Loop, "_validate", lambda self: None)
+    monkeypatch.setattr(loop._Loop, "_warm_up", lambda self: None)
+    dataset, rt = open_dataset(data), runtime.start("float32", 1)
+    tables = load_tables(dataset.tokenizer, 320)
+    stream, val = train_stream(dataset, 320, 0), val_tokens(dataset, 320, 64)
+    ends = []
+    quant = Forbidden(guided_high=0.0, guided_low=0.0)  # whether to record for guided bits is in the training hash
+    for cfg in (small(data), dataclasses.replace(small(data), ttt=Forbidden(), eval=Forbidden(), quant=quant)):
+        run = open_run(tmp_path / str(len(ends)), small(data), "data", {})
+        ends.append(loop.train(cfg, run, stream, val, tables, rt, 2.0))
+    assert all(bool((a == b).all()) for a, b in zip(ends[0].banks, ends[1].banks, strict=True))
+
+
+# -- shared training
+
+FILE = """
+title = "What is a test for?"
+base = "smoke"
+seeds = [1, 2]
+published_sd = 0.001
+all = { SMALL }
+[arms.base]
+published = 1.2
+[arms.ttt]
+label = "two epochs"
+set = { ttt.epochs = 2 }
+published = 1.1
+[arms.bits]
+set = { quant.matrix_bits = 5 }
+published_note = "killed"
+[arms.lr]
+on = "ttt"
+set = { optim.matrix_lr = 0.01 }
+published = 1.1005
+unknown = ["its momentum"]
+"""
+
+
+@pytest.fixture(scope="module")
+def file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweep") / "four.toml"
+    settings = ", ".join(f"{key} = {value}" for key, value in SMALL.items())
+    files.write_text(path, FILE.replace("SMALL", f"{settings}, data.path = '{data}'"))
+    return path
+
+
+class Done(NamedTuple):
+    plan: Sweep
+    runs: dict[str, RunFolder]
+    said: list[str]
+    table: Table
+
+
+@pytest.fixture(scope="module")
+def done(file: Path) -> Done:
+    said: list[str] = []
+    plan = sweepfile.load(file)
+    runs = sweep.run_arms(plan.configs, plan.seeds, file.parent / "runs", said.append)
+    table = suite.suite(plan, compare.arms_of([run.path for run in runs]))
+    return Done(plan, {run.id: run for run in runs}, said, table)
+
+
+def test_arms_that_differ_at_test_time_train_once_and_others_anew(done: Done) -> None:
+    runs = done.runs
+    taken = [line for line in done.said if line.startswith("train: from")]
+    assert taken == [f"train: from base-s{seed}" for seed in (1, 1, 2, 2)]
+    sha = {name: files.sha256_file(run.file("weights.safetensors")) for name, run in runs.items()}
+    assert sha["base-s1"] == sha["ttt-s1"] == sha["bits-s1"] and sha["base-s2"] == sha["ttt-s2"]
+    assert len({sha["base-s1"], sha["base-s2"], sha["lr-s1"], sha["lr-s2"]}) == 4
+    base = runs["base-s1"]
+    assert "from" not in base.stages()["train"] and "from" not in runs["lr-s1"].stages()["train"]
+    for other in (runs["ttt-s1"], runs["bits-s1"]):  # nothing of the donor's own later stages came along
+        first = other.stages()["train"]
+        assert first["from"] == "base-s1" and first["coverage"] == base.stages()["train"]["coverage"]
+        assert "ttt_steps" not in first["coverage"] and "ttt_steps" in base.coverage()
+        assert other.metrics() == base.metrics() != [] and len(other.stages()) == len(base.stages())
+    assert runs["ttt-s1"].coverage()["ttt_steps"]["done"] == 2 * base.coverage()["ttt_steps"]["done"]
+
+
+def test_a_run_with_taken_weights_is_the_run_that_trains_itself(done: Done, tmp_path: Path) -> None:
+    taken = done.runs["ttt-s1"]
+    alone = sweep.run_arms({"ttt": done.plan.configs["ttt"]}, [1], tmp_path, quiet)[0]
+    clocks = {"elapsed", "seconds"}
+    rows = [[{k: v for k, v in row.items() if k not in clocks} for row in run.metrics()] for run in (alone, taken)]
+    assert rows[0] == rows[1] and alone.coverage() == taken.coverage()
+    measures = [files.read_json(run.file("results.json"), "")["measures"] for run in (alone, taken)]
+    assert all(measures[0][m]["bpb"] == measures[1][m]["bpb"] for m in measures[0])
+
+
+def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path) -> None:
+    inputs = {"training": "t", "data": "d"}
+    donor = open_run(tmp_path / "donor", Config(), "d", {})
+    files.write_text(donor.file("weights"), "w")
+    donor.log({"kind": "train", "step": 1})
+    donor.cover("qat", 1, 1, "values")
+    donor.finish("train", inputs, ["weights"], 3.0)
+    donor.log({"kind": "later", "step": 1})
+    donor.cover("ttt", 1, 1, "values")
+
+    def adopted(name: str, wanted: dict[str, object]) -> str | None:
+        return open_run(tmp_path / name, Config(), "d", {}).adopt("train", wanted, (RunFolder(tmp_path / name), donor))
+
+    assert adopted("other-data", {**inputs, "data": "e"}) is None
+    assert adopted("other-training", {**inputs, "training": "u"}) is None
+    assert adopted("same", inputs) == "donor" and adopted("same", inputs) is None  # it has its own now
+    same = RunFolder(tmp_path / "same")
+    assert same.finished("train", inputs) and same.metrics() == donor.metrics()[:1] and list(same.coverage()) == ["qat"]
+    third = open_run(tmp_path / "third", Config(), "d", {})
+    assert third.adopt("train", inputs, (same,)) == "donor" == third.stages()["train"]["from"]  # who did the work
+    files.write_text(same.file("weights"), "other")
+    assert donor.file("weights").read_text() == "w" and not same.finished("train", inputs)
+    files.write_text(donor.file("weights"), "damaged")
+    assert adopted("late", inputs) is None
+
+
+# -- files
+
+
+def test_every_sweep_that_comes_along_loads_at_every_scale() -> None:
+    for name in sweepfile.sweep_names():
+        arms = {scale: sweepfile.load(name, scale).arms for scale in config.scale_names()}
+        assert len({tuple(found) for found in arms.values()}) == 1
+        assert all(arm.published is not None or arm.published_note for arm in arms["full"].values() if arm.unknown)
+
+
+def test_an_arm_adds_to_the_one_it_is_on(file: Path, data: Path) -> None:
+    plan = sweepfile.load(file)
+    assert plan.reference.name == "base" and [arm.on for arm in plan.arms.values()] == ["", "base", "base", "ttt"]
+    assert plan.arms["lr"].config.hash == small(data, ttt__epochs=2, optim__matrix_lr=0.01).hash
+    assert list(plan.only(["lr"]).arms) == ["base", "ttt", "lr"] and list(plan.only(["bits"]).arms) == ["base", "bits"]
+    assert sweepfile.load(file, overrides={"optim.matrix_lr": 0.5}).arms["lr"].config.optim.matrix_lr == 0.01
+    assert sweep.default_out(plan) == sweep.default_out(plan.only(["bits"]))
+
+
+def test_a_scale_goes_over_what_all_scales_have(tmp_path: Path) -> None:
+    arms = "[arms.a]\n[arms.b]\nset = { ttt.lr = 1.0, ttt.epochs = 7 }\nscale.demo = { ttt.lr = 2.0 }\n"
+    path = tmp_path / "s.toml"
+    path.write_text("base = 'smoke'\nall = { ttt.batch_seqs = 4 }\n[scale.demo]\n'ttt.batch_seqs' = 2\n" + arms)
+    full, demo = (sweepfile.load(path, scale).configs["b"] for scale in ("full", "demo"))
+    assert (full.ttt.lr, full.ttt.epochs, full.ttt.batch_seqs) == (1.0, 7, 4)
+    assert (demo.ttt.lr, demo.ttt.epochs, demo.ttt.batch_seqs) == (2.0, 7, 2)
+    assert full.name == demo.name == "b" and demo.data.seq_len == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[arms.a]", "expected base, found none"),
+        ("base = 'smoke'", "expected arms, found none"),
+        ("base = 'smoke'\nseed = [1]\n[arms.a]", "unknown key 'seed'; did you mean 'seeds'?"),
+        ("base = 'smoke'\nseeds = ['x']\n[arms.a]", "seeds: expected int, found 'x'"),
+        ("base = 'smokey'\n[arms.a]", "unknown preset 'smokey'"),
+        ("base = 'smoke'\narms = 3", "expected arms to be a table, found 3"),
+        ("base = 'smoke'\n[arms.a]\nlable = 'x'", r"[arms.a]: unknown key 'lable'; did you mean 'label'?"),
+        ("base = 'smoke'\n[arms.a]\nset = { ttt.epoch = 1 }", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("base = 'smoke'\n[arms.a]\nset = 3", "set: expected overrides, found 3"),
+        ("base = 'smoke'\n[arms.a]\nscale.dmo = {}", "unknown key 'dmo'; did you mean 'demo'?"),
+        ("base = 'smoke'\n[arms.a]\non = 'b'", "on: expected an arm above it (there is none), found 'b'"),
+        ("base = 'smoke'\n[arms.a]\n[arms.b]\non = 'c'", "on: expected an arm above it (a), found 'c'"),
+        ("base = 'smoke'\n[arms.a]\n[arms.b]", "[arms.b]: expected an arm that differs from a at scale full"),
+        ("base = 'smoke'\n[arms.a", "expected TOML, found text that does not parse"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as e:
+        sweepfile.load(path)
+    assert said in str(e.value) and "wrong.toml" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_sweep_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'pr398-ablation'"):
+        sweepfile.load("pr398-ablatoin")
+    with pytest.raises(UserError, match="expected a sweep, found no such file"):
+        sweepfile.load(tmp_path / "gone.toml")
+
+
+# -- against the publication
+
+
+def test_the_table_holds_published_and_measured_differences(done: Done) -> None:
+    bpb = {i: files.read_json(run.file("results.json"), "")["measures"] for i, run in done.runs.items()}
+    base, ttt, bits, lr = done.table
+    assert [row["verdict"] for row in (base, bits)] == [suite.REFERENCE, suite.UNPUBLISHED]
+    assert number(ttt, "published_delta") == pytest.approx(-0.1) and number(ttt, "noise") == pytest.approx(
+        0.00277, 1e-2
+    )
+    paired = [bpb[f"lr-s{s}"]["ttt"]["bpb"] - bpb[f"ttt-s{s}"]["ttt"]["bpb"] for s in (1, 2)]
+    assert number(lr, "delta") == pytest.approx(np.mean(paired)) and lr["pairs"] == 2
+    assert number(lr, "seeds_low") <= min(paired) <= max(paired) <= number(lr, "seeds_high")
+    assert number(lr, "low") == min(number(lr, "seeds_low"), number(lr, "chunks_low"))
+    assert number(lr, "high") == max(number(lr, "seeds_high"), number(lr, "chunks_high"))
+    assert ttt["sliding_delta"] == ttt["sliding_low"] == ttt["sliding_high"] == 0  # the same weights
+    assert number(base, "bpb") == np.mean([base["bpb_1"], base["bpb_2"]]) == base["score_first"]
+    assert base["legality"] == "score-first" and suite.is_legal(base)
+    assert ttt["trained_in"] == "base-s1 base-s2" and lr["runs"] == lr["trained_in"] == "lr-s1 lr-s2"
+    text = suite.as_text(done.plan, done.table)
+    assert "bits: killed" in text and "lr: not published: its momentum" in text
+    assert "noise of the publication's own seeds: lr" in suite.reading(done.table)
+
+
+@pytest.mark.parametrize(
+    ("published", "low", "high", "found"),
+    [
+        (-0.1, -0.3, -0.2, REPRODUCED),
+        (-0.1, 0.2, 0.3, REFUTED),
+        (0.1, 0.2, 0.3, REPRODUCED),
+        (0.1, -0.3, -0.2, REFUTED),
+        (0.1, -0.1, 0.3, OPEN),
+        (0.1, 0.0, 0.3, OPEN),
+        (0.0, 0.2, 0.3, OPEN),
+        (None, 0.2, 0.3, suite.UNPUBLISHED),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(published: float | None, low: float, high: float, found: str) -> None:
+    assert suite.verdict(published, Interval((low + high) / 2, low, high)) == found
+    assert suite.verdict(published, None) == (suite.UNPUBLISHED if published is None else OPEN)
+
+
+def test_one_seed_leaves_everything_unresolved(done: Done) -> None:
+    alone = suite.suite(done.plan, compare.arms_of([run.path for i, run in done.runs.items() if i.endswith("-s1")]))
+    assert {row["verdict"] for row in alone} == {suite.REFERENCE, suite.UNPUBLISHED, OPEN}
+    assert all("low" not in row or row["low"] is None for row in alone)
+
+
+def test_the_figure_is_drawn_from_its_table_again(done: Done, tmp_path: Path) -> None:
+    drawn = draw.draw_suite(done.table, done.plan.name, tmp_path, {"notebook": "a test"})
+    assert drawn.name == "suite-four" and len(drawn.reading) > 40
+    assert read_csv(tmp_path / "suite-four.csv") == [{c: r.get(c) for c in done.table.columns} for r in done.table]
+    before = {path: path.read_bytes() for path in drawn.paths}
+    assert draw.redraw(tmp_path) == list(drawn.paths) and before == {path: path.read_bytes() for path in drawn.paths}
+    one = Table([row for row in done.table if row["arm"] == "base"])
+    assert draw.draw_suite(one, "one", tmp_path, {}).paths
+
+
+def test_the_command_runs_a_file_and_reuses_what_is_there(
+    file: Path, done: Done, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(file.parent / "runs")
+    assert cli.main(["sweep", str(file), "--arm", "ttt", "--seed", "1", "--out", out]) == 0
+    printed = capsys.readouterr().out
+    assert "run 2 of 2: ttt, seed 1" in printed and "train: done" not in printed and "eval-ttt: reused" in printed
+    assert suite.RULE in printed and "Of 1 published differences" in printed
+    assert cli.main(["sweep", str(file), "--arm", "tt"]) == 2
+    assert "did you mean 'ttt'" in capsys.readouterr().err
