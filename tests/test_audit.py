@@ -364,7 +364,9 @@ def test_the_command_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFix
     assert golf("audit", run / "artifact.golf", "--protocol", "ttt", "--set", "ttt.lr_horizon=8", *SMALL) == 0
     printed = capsys.readouterr().out
     assert "strict causality      pass" in printed and "audit of ttt of" in printed
-    assert "scaled for the audit: ttt.batch_seqs 8 -> 1" in printed and "chunks of 32, 1 epochs, rate 0.02" in printed
+    assert (
+        "scaled for the audit: ttt.batch_seqs 8 -> 1" in printed and "chunks of 32, 1 epochs, sgd, rate 0.02" in printed
+    )
     assert golf("audit", run, "--protocol", "ttt", "--set", "ttt.lr_horizon=0", "--json", *SMALL) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["verdicts"]["strict causality"] == "fail" and found["verdicts"]["normalisation"] == "pass"

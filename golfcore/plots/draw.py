@@ -42,7 +42,7 @@ PLOTS: dict[str, Callable[[Table], Figure]] = {
     "ablation-meta-sgd": ablation.meta_sgd,
     "ablation-interventions": ablation.interventions,
     "ablation-costs": ablation.costs,
-    "suite": suite_plots.suite,
+    "ablation-suite": suite_plots.suite,
     "protocols-waterfall": protocols.waterfall,
     "protocols-scores": protocols.scores,
     "protocols-controls": protocols.controls,
@@ -127,7 +127,7 @@ def draw_group(prefix: str, tables: Mapping[str, Table], folder: Path, about: Ma
 def draw_suite(table: Table, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
     """Draw the table of a sweep as suite-SWEEP: a folder may hold those of several."""
     name = f"suite-{sweep}"
-    return draw_tables({name: table}, {name: suite.reading(table)}, folder, {**about, "plot": "suite"})[name]
+    return draw_tables({name: table}, {name: suite.reading(table)}, folder, {**about, "plot": "ablation-suite"})[name]
 
 
 def draw_tables(
