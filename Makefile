@@ -31,7 +31,9 @@ check: setup ## lint, check the formatting, check the types
 	$(BIN)/mypy
 
 notebooks: setup ## execute every notebook on the smallest preset
-	@set -e; for name in $(NOTEBOOKS); do echo "notebook $$name"; $(BIN)/golfcore notebook $$name -p preset smoke; done
+	@set -e; for name in $(NOTEBOOKS); do echo "notebook $$name"; \
+	  case $$name in 10_*) key=scale;; *) key=preset;; esac; \
+	  $(BIN)/golfcore notebook $$name -p $$key smoke; done
 
 figures: setup ## draw every figure under figures/ again from its table
 	$(BIN)/golfcore figures

@@ -43,7 +43,7 @@ def waterfall(table: Table) -> Figure:
     if floats:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     _print(ax, 10, "score", [f"{number(rows[label], 'bpb'):.4f}" for label in steps])
-    _print(ax, 50, "change [95 %]", [_change(rows[label]) for label in steps])
+    _print(ax, 50, "change [95 %]", [style.change(rows[label]) for label in steps])
     style.no_grid(ax, "y")
     return fig
 
@@ -59,15 +59,6 @@ def _print(ax: Axes, offset: float, head: str, cells: Sequence[str]) -> None:
     style.note(ax, head, (1, -0.8), (offset, 0), xycoords=where, color=GREY, annotation_clip=False, fontsize=7)
     for y, text in enumerate(cells):
         style.note(ax, text, (1, y), (offset, 0), xycoords=where, color=BLACK, fontsize=7)
-
-
-def _change(row: Row) -> str:
-    if row.get("difference") is None:
-        return ""
-    text = style.signed(number(row, "difference"))
-    if row.get("low") is None:
-        return text
-    return f"{text}  [{style.signed(number(row, 'low'))}, {style.signed(number(row, 'high'))}]"
 
 
 def scores(table: Table) -> Figure:
@@ -104,7 +95,7 @@ def _against(table: Table, rows: Sequence[Row], question: str) -> Figure:
     if seen:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
     _print(ax, 10, "score", [f"{number(row, 'bpb'):.4f}" for row in rows])
-    _print(ax, 50, "change [95 %]", [_change(row) for row in rows])
+    _print(ax, 50, "change [95 %]", [style.change(row) for row in rows])
     style.no_grid(ax, "y")
     return fig
 

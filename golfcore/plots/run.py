@@ -87,7 +87,7 @@ def waterfall(table: Table) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(5))
     _print(ax, 10, ["score", *(f"{number(row, 'bpb'):.4f}" for row in (*rows, bigram))], "bold")
     intervals = any(row.get("low") is not None for row in rows)
-    _print(ax, 50, ["change [95 %]" if intervals else "change", *map(_change, rows)], "normal")
+    _print(ax, 50, ["change [95 %]" if intervals else "change", *map(style.change, rows)], "normal")
     style.no_grid(ax, "y")
     return fig
 
@@ -113,15 +113,6 @@ def _print(ax: Axes, offset: float, cells: Sequence[str], weight: str) -> None:
     style.note(ax, cells[0], (1, -0.75), (offset, 0), xycoords=where, color=GREY, annotation_clip=False)
     for y, text in enumerate(cells[1:]):
         style.note(ax, text, (1, y), (offset, 0), xycoords=where, color=BLACK, fontweight=weight)
-
-
-def _change(row: Row) -> str:
-    if row.get("difference") is None:
-        return ""
-    text = style.signed(number(row, "difference"))
-    if row.get("low") is None:
-        return text
-    return f"{text}  [{style.signed(number(row, 'low'))}, {style.signed(number(row, 'high'))}]"
 
 
 def ttt(table: Table) -> Figure:

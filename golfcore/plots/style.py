@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from golfcore import files
-from golfcore.analysis.table import Table, write_csv
+from golfcore.analysis.table import Row, Table, number, write_csv
 
 WIDTH = 6.9  # inches: the text width of a paper
 
@@ -131,3 +131,13 @@ def write_index(folder: Path, entries: dict[str, dict]) -> Path:
     path = folder / "index.json"
     files.write_json(path, json.loads(json.dumps(read_index(folder) | entries)))
     return path
+
+
+def change(row: Row) -> str:
+    """A row's `difference` with its interval, if it has one; "" without a difference."""
+    if row.get("difference") is None:
+        return ""
+    text = signed(number(row, "difference"))
+    if row.get("low") is None:
+        return text
+    return f"{text}  [{signed(number(row, 'low'))}, {signed(number(row, 'high'))}]"
