@@ -14,7 +14,8 @@ from golfcore.evals import lora, ttt, walk
 from golfcore.evals.ledger import Legality
 from golfcore.evals.ppm import Ppm
 from golfcore.evals.protocols import PROTOCOLS, configure, evaluate
-from golfcore.model.forward import forward
+from golfcore.evals.windows import windows
+from golfcore.model.forward import forward, nll
 from golfcore.weights import Weights, flat, matrix, tree_map
 
 CFG = load(
@@ -244,6 +245,55 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(name: str, tmp_path, monke
     resumed = evaluate(name, CFG, weights(), text(), tables(), changes=dotted, resume=part)
     assert np.array_equal(whole.per_target, resumed.per_target) and not part.exists()
     assert whole.adapt_losses == resumed.adapt_losses and whole.chunks == resumed.chunks
+
+
+def by_hand(
+    tokens: np.ndarray, chunk: int, epochs: int, momentum: float, first: bool
+) -> tuple[np.ndarray, list[float]]:
+    """Scores (total,) and step losses with torch's own optimizer: nothing frozen, constant rate, chunk by chunk."""
+    leaves = tree_map(lambda t: t.clone().requires_grad_(), weights())
+    optimizer = torch.optim.SGD(flat(leaves).values(), lr=0.02, momentum=momentum)
+    ids, total, losses = torch.from_numpy(tokens.astype(np.int64)), len(tokens) - 1, list[float]()
+    found = np.full(total, np.nan)
+
+    def train(start: int, stop: int) -> None:
+        rows = [slice(a, a + T) for a in range(start, stop - T + 1, T)]
+        for _ in range(epochs):
+            for at in range(0, len(rows), 2):
+                x, y = (torch.stack([ids[r.start + k : r.stop + k] for r in rows[at : at + 2]]) for k in (0, 1))
+                optimizer.zero_grad()
+                loss = nll(forward(CFG.model, leaves, x, tables()), y).mean()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(flat(leaves).values(), 1.0)
+                optimizer.step()
+                losses.append(loss.item())
+
+    if first:
+        train(0, total)
+    for start in range(0, total, chunk):
+        for a, b, s in windows(total, T, CFG.eval.stride).tolist():
+            if start <= s < start + chunk:
+                with torch.no_grad():
+                    x = torch.nn.functional.pad(ids[a:b], (0, T - (b - a)))[None]  # the rotary base follows the length
+                    row = nll(forward(CFG.model, leaves, x, tables())[:, : b - a], ids[None, a + 1 : b + 1])[0]
+                found[s:b] = row[s - a :].numpy()
+        if not first and start + chunk < total:
+            train(start, start + chunk)
+    return found, losses
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("chunk", [160, 224])  # 2.5 and 3.5 rows: the rest of a chunk is scored and not trained on
+def test_adaptation_is_that_of_a_plain_loop(chunk: int, momentum: float, first: bool) -> None:
+    want, losses = by_hand(text(), chunk, 2, momentum, first)
+    order = {"ttt.order": "train-first"} if first else {}
+    common = {"ttt.chunk_tokens": chunk, "ttt.momentum": momentum, "ttt.epochs": 2, "ttt.lr_shape": "constant"}
+    found = evaluate("ttt", CFG, weights(), text(), tables(), changes=common | order)
+    np.testing.assert_allclose(found.per_target, want, atol=2e-5)
+    steps = found.adapt_losses if first else [loss for row in found.chunks for loss in row["adapt_losses"]]
+    np.testing.assert_allclose(steps, losses, atol=1e-5)
+    assert found.legality == (Legality.TRAIN_FIRST if first else Legality.SCORE_FIRST)
 
 
 # -- PPM
