@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from small_text import dataset
 
-from golfcore import cli, config, pipeline, sweep
+from golfcore import config, pipeline, sweep
 from golfcore.analysis import ablation, ablation_readings, claims, compare
 from golfcore.analysis.claims import OPEN, REFUTED, REPRODUCED
 from golfcore.analysis.compare import Arm
@@ -14,7 +14,6 @@ from golfcore.analysis.table import Table, number, read_csv
 from golfcore.errors import UserError
 from golfcore.plots import draw
 
-WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
 ARMS = ["meta-none", "meta-placebo", "meta-exp101", "meta-exp106"]
 CHANGES = {
     "model.vocab_size": 320,
@@ -33,13 +32,7 @@ CHANGES = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Four arms with two seeds on a small text, run by the sweep."""
     folder = tmp_path_factory.mktemp("ablation")
-    rng = np.random.default_rng(0)
-    (folder / "text").mkdir()
-    for i in range(40):
-        (folder / "text" / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
-    data = folder / "data"
-    assert cli.main(["data", "build", str(folder / "text"), "--out", str(data), "--vocab-size", "320"]) == 0
-    arms = sweep.meta_arms("smoke", ARMS, CHANGES | {"data.path": str(data)})
+    arms = sweep.meta_arms("smoke", ARMS, CHANGES | {"data.path": str(dataset(folder))})
     return [run.path for run in sweep.run_arms(arms, [1, 2], folder / "runs", say=lambda text: None)]
 
 

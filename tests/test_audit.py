@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
+from small_text import dataset
 
 from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
@@ -331,19 +332,11 @@ def test_a_report_is_plain_values_and_its_verdicts_follow_from_its_findings() ->
 # -- the command
 
 
-WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps on a few hundred lines."""
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for i in range(60):
-        (folder / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
     made = tmp_path_factory.mktemp("made")
-    data, out = made / "built", made / "run"
-    assert golf("data", "build", folder, "--out", data, "--vocab-size", 320) == 0
+    data, out = dataset(made, documents=60), made / "run"
     changes = ["model.vocab_size=320", "schedule.iterations=2", "schedule.warmdown_steps=1", "data.reserve_tokens=0"]
     changes += ["ttt.lr_candidates=[]", "data.val_tokens=600", "quant.calib_seqs=1", "ttt.lr=0.02"]
     sets = [x for change in changes for x in ("--set", change)]

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentencepiece import SentencePieceTrainer
+from small_text import WORDS, dataset
 
 from golfcore import cli
 from golfcore.data.shards import write_shard
-
-WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
 
 
 def golf(*args: object) -> int:
@@ -33,14 +32,8 @@ def refused(capsys: pytest.CaptureFixture, *args: object) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset made by `golfcore data build` from three text files."""
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        (folder / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
-    out = tmp_path_factory.mktemp("made") / "built"
-    assert golf("data", "build", folder, "--out", out, "--vocab-size", 320) == 0
-    return out
+    """A dataset made by `golfcore data build`."""
+    return dataset(tmp_path_factory.mktemp("made"))
 
 
 def smoke(corpus: Path, *more: object) -> list[object]:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_text import dataset
 from test_plots import check_legible, draw
 
-from golfcore import cli, config, pipeline
+from golfcore import config, pipeline
 from golfcore.analysis import decomposition, study, study_readings
 from golfcore.analysis.study import Cell, Measured
 from golfcore.analysis.table import Table, number
@@ -20,7 +21,6 @@ from golfcore.packed import Packed
 from golfcore.pipeline import ARTIFACT
 from golfcore.plots.draw import GROUPS, PLOTS, draw_group, redraw
 
-WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
 CHANGES = {
     "model.vocab_size": 320,
     "schedule.iterations": 10,
@@ -37,13 +37,7 @@ CELLS = "abc,float,order,epochs 0,epochs 4,stride,adam 0.001"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    rng = np.random.default_rng(0)
-    (folder / "text").mkdir()
-    for i in range(40):
-        (folder / "text" / f"{i}.txt").write_text(" ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
-    data = folder / "data"
-    assert cli.main(["data", "build", str(folder / "text"), "--out", str(data), "--vocab-size", "320"]) == 0
-    cfg = config.load("smoke", CHANGES | {"data.path": str(data)})
+    cfg = config.load("smoke", CHANGES | {"data.path": str(dataset(folder))})
     return pipeline.run(cfg, folder / "run", say=lambda text: None).path
 
 

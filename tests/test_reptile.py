@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from tiny import TOKENS, open_stream, tables, train
 from torch import Tensor
 
-from golfcore import params, runtime, schedule, tensors
-from golfcore.config import Config, load
-from golfcore.data.shards import write_shard
+from golfcore import params, schedule, tensors
+from golfcore.config import Config, load, override
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
 from golfcore.model.forward import forward, nll
 from golfcore.records import RunFolder
@@ -20,42 +20,18 @@ from golfcore.train import loop, reptile
 from golfcore.train.step import Diverged
 from golfcore.weights import Banks, Weights, flat, tree_map
 
-TINY = load(
-    "smoke",
-    {
-        "schedule.iterations": 8,
-        "schedule.warmdown_steps": 4,
-        "run.val_every": 0,
-        "run.checkpoint_every": 2,
-        "optim.grad_accum": 2,
-        "optim.batch_tokens": 512,
-        "reptile.share": 0.25,
-        "reptile.freeze_blocks": 1,
-    },
+TINY = override(
+    tiny.TINY, {"run.val_every": 0, "reptile.share": 0.25, "reptile.freeze_blocks": 1}, "the tiny model with Reptile"
 )
-RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
-TOKENS = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)
-
-
-def tables() -> Tables:
-    starts = torch.arange(TINY.model.vocab_size) % 3 == 0
-    return Tables(torch.full((TINY.model.vocab_size,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
 
 
 @pytest.fixture
 def stream(tmp_path: Path) -> TokenStream:
-    write_shard(tmp_path / "train_000000.bin", TOKENS)
-    return TokenStream([tmp_path / "train_000000.bin"], TINY.model.vocab_size)
+    return open_stream(tmp_path)
 
 
 def with_(**sections: dict) -> Config:
     return replace(TINY, **{name: replace(getattr(TINY, name), **changes) for name, changes in sections.items()})
-
-
-def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:
-    stream.position = 0
-    val = np.random.default_rng(1).integers(0, cfg.model.vocab_size, 513).astype(np.uint16)
-    return loop.train(cfg, RunFolder(folder), stream, val, tables(), RUNTIME, 3.0)
 
 
 def same(a: Weights, b: Weights) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from small_text import dataset
 
 from golfcore import cli, config, files, runtime, sweep, sweepfile
 from golfcore.analysis import compare, suite
@@ -21,7 +22,6 @@ from golfcore.records import RunFolder, open_run
 from golfcore.sweepfile import Sweep
 from golfcore.train import loop
 
-WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
 SMALL = {
     "model.vocab_size": 320,
     "schedule.iterations": 8,
@@ -41,13 +41,7 @@ def quiet(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        files.write_text(folder / "text" / f"{i}.txt", " ".join(rng.choice(WORDS, 300)) + f" end of document {i}.")
-    out = folder / "data"
-    assert cli.main(["data", "build", str(folder / "text"), "--out", str(out), "--vocab-size", "320"]) == 0
-    return out
+    return dataset(tmp_path_factory.mktemp("text"))
 
 
 def small(data: Path, **more: object) -> Config:

@@ -3,15 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny import RUNTIME, TINY, open_stream, tables, train
 
-from golfcore import average, files, params, runtime, tensors
-from golfcore.config import Config, load
-from golfcore.data.shards import write_shard
+from golfcore import average, files, params, tensors
+from golfcore.config import Config
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
 from golfcore.errors import UserError
 from golfcore.meta import meta_gradients
 from golfcore.model.attention import Compute
@@ -22,40 +20,14 @@ from golfcore.train import loop, sensitivity, state
 from golfcore.train.step import Diverged, fake_quantized, loss_function, train_step
 from golfcore.weights import Weights, flat, map_matrices, matrices, tree_map
 
-TINY = load(
-    "smoke",
-    {
-        "schedule.iterations": 8,
-        "schedule.warmdown_steps": 4,
-        "run.val_every": 4,
-        "run.checkpoint_every": 2,
-        "optim.grad_accum": 2,
-        "optim.batch_tokens": 512,
-    },
-)
-RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
-
-
-def tables(cfg: Config = TINY) -> Tables:
-    starts = torch.arange(cfg.model.vocab_size) % 3 == 0
-    return Tables(torch.full((cfg.model.vocab_size,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
-
 
 @pytest.fixture
 def stream(tmp_path: Path) -> TokenStream:
-    tokens = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)  # easy: 32 of the 1024 ids
-    write_shard(tmp_path / "train_000000.bin", tokens)
-    return TokenStream([tmp_path / "train_000000.bin"], TINY.model.vocab_size)
+    return open_stream(tmp_path)
 
 
 def with_(**sections: dict) -> Config:
     return replace(TINY, **{name: replace(getattr(TINY, name), **changes) for name, changes in sections.items()})
-
-
-def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:
-    stream.position = 0
-    val = np.random.default_rng(1).integers(0, cfg.model.vocab_size, 513).astype(np.uint16)
-    return loop.train(cfg, RunFolder(folder), stream, val, tables(cfg), RUNTIME, 3.0)
 
 
 def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
