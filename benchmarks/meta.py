@@ -11,14 +11,15 @@ from collections.abc import Callable
 
 import torch
 
-from golfcore import config, params
+from golfcore import config
 from golfcore.data.tokens import Tables
-from golfcore.meta import split
+from golfcore.model import params
 from golfcore.model.attention import choose_compute
+from golfcore.model.weights import Weights
 from golfcore.optim import build
 from golfcore.train.meta import add_gradient
+from golfcore.train.objective import split
 from golfcore.train.step import loss_function
-from golfcore.weights import Weights
 
 MICRO, EVERY = 8, 4
 PUBLISHED = {  # ms a step while meta-learning is active, and over the run; steps that it was active for, of all steps

@@ -13,12 +13,12 @@ from unittest import mock
 
 import torch
 
-from golfcore import params
 from golfcore.config import ModelConfig, load
 from golfcore.model import forward as module
+from golfcore.model import params
 from golfcore.model.forward import forward, nll
 from golfcore.model.generate import generate
-from golfcore.weights import Weights, tree_map
+from golfcore.model.weights import Weights, tree_map
 
 
 def seconds(work: Callable[[], object], repeat: int) -> float:

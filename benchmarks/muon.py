@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from golfcore import config
+from golfcore.model.params import table
 from golfcore.optim.muon import Muon, newton_schulz
-from golfcore.params import table
 
 
 def seconds(sides: list[Callable[[], object]], repeats: int) -> list[float]:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from golfcore import __version__, config, sweepfile
-from golfcore.errors import UserError
+from golfcore import __version__, config
+from golfcore.base.errors import UserError
+from golfcore.runs import sweepfile
 
 # torch, papermill and matplotlib are imported inside the commands that need them: `golfcore --help` is instant.
 
@@ -174,7 +175,7 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
 
 
 def show_params(args: argparse.Namespace) -> None:
-    from golfcore import params
+    from golfcore.model import params
 
     summary = params.summary(config.load(args.preset, overrides(args), args.scale).model)
     if args.json:
@@ -192,15 +193,15 @@ def show_config(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from golfcore import pipeline
+    from golfcore.runs import pipeline
 
     c = config.load(args.preset, overrides(args), args.scale)
     pipeline.run(c, args.out or pipeline.default_out(c))
 
 
 def run_sweep(args: argparse.Namespace) -> None:
-    from golfcore import sweep
     from golfcore.analysis import compare, suite
+    from golfcore.runs import sweep
 
     plan = sweepfile.load(args.file, args.scale, overrides(args))
     out = args.out or sweep.default_out(plan)
@@ -211,7 +212,7 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from golfcore import packed
+    from golfcore.runs import reopen as packed
 
     found = packed.evaluate_again(args.target, args.protocol, overrides(args))
     if args.json:
@@ -229,7 +230,7 @@ def list_protocols(args: argparse.Namespace) -> None:
 
 
 def audit(args: argparse.Namespace) -> int:
-    from golfcore import auditing
+    from golfcore.runs import auditing
 
     report = auditing.audit_packed(args.target, args.protocol, overrides(args))
     print(json.dumps(report.as_dict()) if args.json else report.text())
@@ -252,7 +253,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def artifact_info(args: argparse.Namespace) -> None:
-    from golfcore import artifact
+    from golfcore.quant import artifact
 
     info = artifact.info(args.file)
     print(json.dumps(info, indent=1) if args.json else artifact.as_text(info))
@@ -272,8 +273,8 @@ def data_download(args: argparse.Namespace) -> None:
 
 
 def data_info(args: argparse.Namespace) -> None:
-    from golfcore import pipeline
     from golfcore.data import datasets, shards
+    from golfcore.runs import pipeline
 
     dataset = datasets.open_dataset(args.folder) if args.folder else pipeline.prepare_data(config.Config(), print)
     print(f"{dataset.path}: data {dataset.data_hash[:12]}, tokenizer {dataset.tokenizer.name}")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig
-from golfcore.errors import UserError
-from golfcore.params import RATES, table
-from golfcore.weights import ROLES, Weights, flat, slot, unflat
+from golfcore.model.params import RATES, table
+from golfcore.model.weights import ROLES, Weights, flat, slot, unflat
 
 FAMILIES = ("exp101", "exp106", "pr398", "pr294v2", "pr294seed")
 MODULES = {  # a block's matrix in the original's per-layer naming

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from golfcore import config, files
+from golfcore import config
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import Config
-from golfcore.errors import UserError
-from golfcore.records import RunFolder, find_run
+from golfcore.runs.folder import find_run
 
 RUNS = Path("papermill_runs")
 MARKER = "done.json"
@@ -174,8 +176,8 @@ def finished_run(run: str, preset: str, seed: int, overrides: str, data_path: st
 
     Prints its table. UserError: no run there, or one that has not finished, and as `configure` and `pipeline.run`.
     """
-    from golfcore import pipeline
     from golfcore.analysis.runs import report
+    from golfcore.runs import pipeline
 
     if not run:
         cfg = configure(preset, seed, overrides, data_path)
@@ -209,7 +211,7 @@ def launch(command: Sequence[str]) -> None:
 
 def draw_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     """Draw finished runs, one into `out`, several each below it; without any, draw `out` again from its tables."""
-    from golfcore.plots.draw import draw_run, redraw
+    from golfcore.plots.figures import draw_run, redraw
 
     if not runs:
         return redraw(out)

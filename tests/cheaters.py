@@ -14,18 +14,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from golfcore import params, runtime
+from golfcore.base import runtime
 from golfcore.config import Config, load
 from golfcore.data.tokens import Tables
-from golfcore.evals import ttt
+from golfcore.evals import adapt as ttt
 from golfcore.evals.audit import Event, ProtocolScorer, Scores
+from golfcore.evals.evaluation import Walk
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.protocols import begin
 from golfcore.evals.score import Look, score
-from golfcore.evals.walk import Walk
 from golfcore.evals.windows import by_chunk, chunk_edges, windows
+from golfcore.model import params
 from golfcore.model.attention import Compute
-from golfcore.weights import Weights, detach, flat, tree_map
+from golfcore.model.weights import Weights, detach, flat, tree_map
 
 VOCAB, CHUNK, STRIDE = 64, 64, 16
 TOTAL = 5 * CHUNK + CHUNK // 2

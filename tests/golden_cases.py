@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore import average, schedule
 from golfcore.config import (
     AverageConfig,
     Config,
@@ -31,17 +30,18 @@ from golfcore.data.tokens import Tables
 from golfcore.evals.protocols import evaluate
 from golfcore.evals.result import EvalResult
 from golfcore.interop import from_reference, matrix_names, reference_config, to_reference
-from golfcore.meta import meta_gradients
 from golfcore.model.attention import Compute, attend_sdpa
 from golfcore.model.forward import forward, nll
 from golfcore.model.hashing import bigram_rows, trigram_rows
+from golfcore.model.weights import Banks, Weights, flat, matrices, tree_map
+from golfcore.optim import average, schedule
 from golfcore.optim.muon import Muon, newton_schulz
 from golfcore.quant.calibrate import collect
 from golfcore.quant.gptq import solve
 from golfcore.quant.grid import matrix_grid, round_to_nearest, table_grid
-from golfcore.quant.policy import quantize_weights
+from golfcore.quant.quantize import quantize_weights
 from golfcore.quant.stored import dequantize_weights
-from golfcore.weights import Banks, Weights, flat, matrices, tree_map
+from golfcore.train.objective import meta_gradients
 
 Arrays = dict[str, np.ndarray]
 Outcome = tuple[int, list[str]] | None

@@ -5,17 +5,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from golfcore import artifact, files, params
 from golfcore.analysis.text import Text
+from golfcore.base import files
+from golfcore.base.records import RunFolder
 from golfcore.config import Config, load
 from golfcore.data.tokens import Tables, TokenClass
 from golfcore.evals import result as results
 from golfcore.evals.ledger import Legality
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
-from golfcore.pipeline import ARTIFACT, MEASURES, RESULTS
-from golfcore.quant.policy import quantize_weights
-from golfcore.records import RunFolder, open_run
+from golfcore.model import params
+from golfcore.quant import artifact
+from golfcore.quant.quantize import quantize_weights
+from golfcore.runs.folder import open_run
+from golfcore.runs.pipeline import ARTIFACT, MEASURES, RESULTS
 
 CHUNK = 100
 CODE_BYTES = 5000

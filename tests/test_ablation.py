@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from small_text import dataset
 
-from golfcore import config, pipeline, sweep
+from golfcore import config
 from golfcore.analysis import ablation, ablation_readings, claims, compare
 from golfcore.analysis.claims import OPEN, REFUTED, REPRODUCED
 from golfcore.analysis.compare import Arm
 from golfcore.analysis.stats import Interval
 from golfcore.analysis.table import Table, number, read_csv
-from golfcore.errors import UserError
-from golfcore.plots import draw
+from golfcore.base.errors import UserError
+from golfcore.plots import figures as draw
+from golfcore.runs import pipeline, sweep
 
 ARMS = ["meta-none", "meta-placebo", "meta-exp101", "meta-exp106"]
 CHANGES = {

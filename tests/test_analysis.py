@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_run import CHUNK, CODE_BYTES, log_training, make_result, make_run, make_text
 
-from golfcore import files
 from golfcore.analysis import buckets, readings, runs, scores, sizes
 from golfcore.analysis.stats import Interval, block_length, paired_bootstrap
 from golfcore.analysis.table import Table, from_csv, read_csv, to_csv, write_csv
 from golfcore.analysis.text import Text
-from golfcore.artifact import info
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import load
-from golfcore.errors import UserError
 from golfcore.evals import result as results
 from golfcore.model.hashing import bigram_rows
-from golfcore.records import RunFolder, open_run
+from golfcore.quant.artifact import info
+from golfcore.runs.folder import open_run
 
 Made = tuple[RunFolder, Text]
 

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from golfcore import artifact, config, params
+from golfcore import config
+from golfcore.base.errors import UserError
 from golfcore.config import Config
-from golfcore.errors import UserError
+from golfcore.model import params
+from golfcore.model.weights import flat
+from golfcore.quant import artifact
 from golfcore.quant.codec import compress
-from golfcore.quant.policy import quantize_weights
+from golfcore.quant.quantize import quantize_weights
 from golfcore.quant.stored import Coded, Quantized, dequantize_weights
-from golfcore.weights import flat
 
 TINY = {
     "model.vocab_size": 40,

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from golfcore import cli, files
+from golfcore import cli
 from golfcore.analysis import compare
 from golfcore.analysis.seeds import detectable, mean_interval, welch
 from golfcore.analysis.table import number
+from golfcore.base import files
+from golfcore.base.errors import UserError
 from golfcore.config import load
-from golfcore.errors import UserError
 from golfcore.evals import result as results
 from golfcore.evals.ledger import Legality
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte
-from golfcore.records import open_run
+from golfcore.runs.folder import open_run
 
 N_CHUNKS, CHUNK_TOKENS, CHUNK_BYTES = 24, 100, 250
 LEVELS = {"static": 2.0, "sliding": 1.9, "ttt": 1.8}  # bits per byte

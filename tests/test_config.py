@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from golfcore import config
+from golfcore.base.errors import UserError
 from golfcore.config import from_dict, load, to_dict
-from golfcore.errors import UserError
 
 
 @pytest.mark.parametrize("name", config.preset_names())

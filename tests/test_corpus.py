@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golfcore.base.errors import UserError
+from golfcore.base.files import sha256_text
 from golfcore.data import corpus, text
 from golfcore.data.datasets import open_dataset, val_tokens
 from golfcore.data.shards import open_shard
 from golfcore.data.text import build, build_folder, cut, folder_documents, split_documents, train_tokenizer
 from golfcore.data.tokens import load_tokenizer
-from golfcore.errors import UserError
-from golfcore.files import sha256_text
 
 VOCAB = 300
 

@@ -11,6 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from golfcore.base.errors import UserError
+from golfcore.base.files import sha256_file
 from golfcore.data import datasets, shards, tokens
 from golfcore.data.datasets import open_dataset, train_stream, val_tokens, write_manifest
 from golfcore.data.shards import open_shard, shard_tokens, write_shard
@@ -25,8 +27,6 @@ from golfcore.data.tokens import (
     target_bytes,
     token_classes,
 )
-from golfcore.errors import UserError
-from golfcore.files import sha256_file
 
 VOCAB = 320
 WORDS = "a cat sat on the mat while naïve bats ate 37 cafés and ½ of 日本 said no".split()

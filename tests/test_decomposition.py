@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from small_text import dataset
 from test_plots import check_legible, draw
 
-from golfcore import config, pipeline
-from golfcore.analysis import decomposition, study, study_readings
-from golfcore.analysis.study import Cell, Measured
+from golfcore import config
+from golfcore.analysis import decomposition, study_readings
 from golfcore.analysis.table import Table, number
-from golfcore.errors import UserError
+from golfcore.base.errors import UserError
 from golfcore.evals import protocols
 from golfcore.evals.ledger import Legality
-from golfcore.packed import Packed
-from golfcore.pipeline import ARTIFACT
-from golfcore.plots.draw import GROUPS, PLOTS, draw_group, redraw
+from golfcore.plots.figures import GROUPS, PLOTS, draw_group, redraw
+from golfcore.runs import pipeline, study
+from golfcore.runs.pipeline import ARTIFACT
+from golfcore.runs.reopen import Packed
+from golfcore.runs.study import Cell, Measured
 
 CHANGES = {
     "model.vocab_size": 320,
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cells(run: Path) -> tuple[Cell, ...]:
-    return study.select(study.standard(pipeline.RunFolder(run).config()), CELLS)
+    return study.select(study.standard(config.of_run(pipeline.RunFolder(run))), CELLS)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def test_no_document_boundary_means_no_reset_at_one(run: Path, monkeypatch: pyte
         return packed._replace(tables=packed.tables._replace(boundary=packed.tables.boundary & False))
 
     monkeypatch.setattr(study, "open_packed", without)
-    cells = [c for c in study.standard(pipeline.RunFolder(run).config()) if c.label == "reset per document"]
+    cells = [c for c in study.standard(config.of_run(pipeline.RunFolder(run))) if c.label == "reset per document"]
     found = study.measure(run, cells, say=lambda text: None)
     assert "expected document boundaries" in found[0].note
 

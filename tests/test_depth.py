@@ -9,16 +9,19 @@ import torch
 from synthetic_run import make_run
 from test_plots import check_legible
 
-from golfcore import config, files, params, tensors
+from golfcore import config
 from golfcore.analysis import compare, depth, depth_readings, depth_scales
 from golfcore.analysis.compare import Arm
 from golfcore.analysis.depth import applied, exported, flops_per_token
 from golfcore.analysis.table import Table, number, read_csv
+from golfcore.base import files, tensors
+from golfcore.base.errors import UserError
 from golfcore.config import Config, load
-from golfcore.errors import UserError
-from golfcore.pipeline import FLOAT
-from golfcore.plots import draw, style
-from golfcore.weights import flat
+from golfcore.model import params
+from golfcore.model.weights import flat
+from golfcore.plots import figures as draw
+from golfcore.plots import style
+from golfcore.runs.pipeline import FLOAT
 
 BASES = [
     ("demo", {}, "full", 2),

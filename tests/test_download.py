@@ -14,10 +14,10 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from golfcore.base.errors import UserError
 from golfcore.data.datasets import open_dataset
 from golfcore.data.download import download
 from golfcore.data.shards import write_shard
-from golfcore.errors import UserError
 
 REPO = "someone/export"
 COMMIT = "c" * 40

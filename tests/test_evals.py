@@ -9,17 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golfcore import params
+from golfcore.base.errors import UserError
 from golfcore.config import Config, TTTConfig, load
 from golfcore.data.tokens import Tables
-from golfcore.errors import UserError
-from golfcore.evals import result, ttt, walk
+from golfcore.evals import adapt as ttt
+from golfcore.evals import evaluation as walk
+from golfcore.evals import result
 from golfcore.evals.ledger import Ledger, Legality
 from golfcore.evals.protocols import evaluate
 from golfcore.evals.score import bits_per_byte
 from golfcore.evals.windows import by_chunk, chunk_edges, split, windows
+from golfcore.model import params
 from golfcore.model.forward import forward, nll
-from golfcore.weights import Weights, flat, tree_map
+from golfcore.model.weights import Weights, flat, tree_map
 
 SMOKE = load("smoke", {"ttt.freeze_blocks": 1, "ttt.lr": 0.05, "ttt.lr_candidates": [], "ttt.chunk_tokens": 128})
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from test_model import MEMORY, SHARED, SMALL, random_weights
 
+from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig
-from golfcore.errors import UserError
 from golfcore.interop import from_reference, matrix_names, reference_config, to_reference
-from golfcore.weights import flat, matrix
+from golfcore.model.weights import flat, matrix
 
 KW = {
     "vocab_size": 64, "num_layers": 4, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_mult": 3.0,

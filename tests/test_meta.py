@@ -17,22 +17,25 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from golfcore import artifact, meta, params, runtime
+from golfcore.base import runtime
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import Config, MetaConfig, load
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
-from golfcore.errors import UserError
-from golfcore.evals import ttt
+from golfcore.evals import adapt as ttt
 from golfcore.interop import from_reference, reference_config, to_reference
+from golfcore.model import params
 from golfcore.model.attention import Compute, attend_reference
 from golfcore.model.forward import forward, nll
-from golfcore.quant.policy import quantize_weights
-from golfcore.records import RunFolder
+from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
+from golfcore.quant import artifact
+from golfcore.quant.quantize import quantize_weights
 from golfcore.train import loop, state
+from golfcore.train import objective as meta
 from golfcore.train.meta import add_gradient
 from golfcore.train.step import _meta_data, loss_function, train_step
-from golfcore.weights import Banks, Weights, flat, tree_map, unflat
 
 SMOKE = load("smoke", {"meta.enabled": True, "meta.inner_lr": 0.1})
 RATES = load("smoke", {"meta.enabled": True, "meta.split": "batch", "meta.delta_weight": 0.3, "model.meta_sgd": True})

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from golfcore import params
 from golfcore.config import ModelConfig, load
 from golfcore.data.tokens import Tables
+from golfcore.model import params
 from golfcore.model.attention import Cache, Compute, attend_reference, attend_sdpa, rope_angles, rope_base
 from golfcore.model.embed import rms
 from golfcore.model.forward import forward, init, nll, training_loss
 from golfcore.model.generate import generate
-from golfcore.weights import ROLES, Banks, Weights, flat, map_matrices, matrices, matrix, tree_map, unflat
+from golfcore.model.weights import ROLES, Banks, Weights, flat, map_matrices, matrices, matrix, tree_map, unflat
 
 SMALL = replace(load("smoke").model, vocab_size=64, blocks=(0, 1, 2, 3), xsa_last_n=2, ve_layers=(1, 3), trigram=True)
 SHARED = replace(SMALL, blocks=(0, 1, 0, 1), ve_layers=())

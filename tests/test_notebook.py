@@ -9,10 +9,11 @@ import pytest
 from nbformat import NotebookNode
 from synthetic_run import make_run
 
-from golfcore import cli, config, files, notebook
-from golfcore.errors import UserError
+from golfcore import cli, config, notebook
+from golfcore.base import files
+from golfcore.base.errors import UserError
 from golfcore.notebook import NotebookFailed, checked, defaults, find_notebook, is_complete, run_notebook
-from golfcore.plots.draw import PLOTS
+from golfcore.plots.figures import PLOTS
 
 PARAMETERS = 'text = "a"  # a = b, as "k=v"\ncount = 1\nrate = 0.5\nflag = False\nfolder = ""'
 
@@ -202,8 +203,8 @@ def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {name: make_run(tmp_path / notebook.RUNS / name) for name in ("one", "two")}
-    monkeypatch.setattr("golfcore.plots.draw.text_of", lambda run: made[run.id][1])
-    monkeypatch.setattr("golfcore.plots.draw.PLOTS", {name: PLOTS[name] for name in ("curves", "ttt")})
+    monkeypatch.setattr("golfcore.plots.figures.text_of", lambda run: made[run.id][1])
+    monkeypatch.setattr("golfcore.plots.figures.PLOTS", {name: PLOTS[name] for name in ("curves", "ttt")})
     monkeypatch.chdir(tmp_path)
     alone = notebook.draw_runs([notebook.RUNS / "two"], Path("alone"))
     assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3 * 2

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from golfcore.analysis import runs
+from golfcore.base.records import RunFolder
 from golfcore.notebook import defaults, is_complete, run_notebook
 from golfcore.plots import style
-from golfcore.records import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -11,12 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig, OptimConfig
-from golfcore.errors import UserError
+from golfcore.model.params import init, table
+from golfcore.model.weights import Weights, flat, unflat
 from golfcore.optim.build import Optimizers, build, clip_, leaves, mask_frozen_skips
 from golfcore.optim.muon import Muon, newton_schulz
-from golfcore.params import init, table
-from golfcore.weights import Weights, flat, unflat
 
 GOLDEN = np.load(Path(__file__).parent / "golden/c_newton_schulz_muon.npz")
 META = json.loads(str(GOLDEN["meta"]))

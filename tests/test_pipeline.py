@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from golfcore import artifact, pipeline, report
+from golfcore import config
 from golfcore.analysis import runs, scores
+from golfcore.base.records import RunFolder
 from golfcore.config import load
 from golfcore.plots import run as plots
 from golfcore.plots import style
-from golfcore.records import RunFolder
+from golfcore.quant import artifact
+from golfcore.runs import pipeline
+from golfcore.runs import results as report
 
 GOLF = [sys.executable, "-m", "golfcore"]
 SETTINGS = ["--set", "run.val_every=0"]
@@ -222,4 +225,4 @@ def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
 
 def test_runs_are_listed(whole: tuple[RunFolder, str]) -> None:
     (row,) = [r for r in runs.runs_table(whole[0].path.parent) if r["run"] == "whole"]
-    assert row["config"] == whole[0].config().hash
+    assert row["config"] == config.of_run(whole[0]).hash

@@ -15,17 +15,19 @@ from matplotlib.text import Text as Print
 from matplotlib.transforms import Bbox
 from synthetic_run import make_run, make_text
 
-from golfcore import files
+from golfcore import config
 from golfcore.analysis import readings, scores, sizes
 from golfcore.analysis.buckets import bucket_occupancy
 from golfcore.analysis.table import Table, number, read_csv
 from golfcore.analysis.text import Text
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import load
-from golfcore.errors import UserError
-from golfcore.pipeline import MEASURES
 from golfcore.plots import style
-from golfcore.plots.draw import GROUPS, PLOTS, Drawn, draw_run, redraw, tables_of
-from golfcore.records import RunFolder, open_run
+from golfcore.plots.figures import GROUPS, PLOTS, Drawn, draw_run, redraw, tables_of
+from golfcore.runs.folder import open_run
+from golfcore.runs.pipeline import MEASURES
 
 RUN = [name for name in PLOTS if not name.startswith(tuple(GROUPS))]  # the figures of one run
 
@@ -76,7 +78,7 @@ def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text
     index = style.read_index(folder)
     assert list(index) == sorted(RUN)
     for name, entry in index.items():
-        assert (entry["run"], entry["config"], entry["seed"]) == (run.id, run.config().hash, 42)
+        assert (entry["run"], entry["config"], entry["seed"]) == (run.id, config.of_run(run).hash, 42)
         assert (entry["data"], entry["preset"]) == (run.data_hash(), "smoke")
         assert entry["command"] == f"golfcore figures {run.path} --out {folder}"
         assert entry["files"] == {path.name: files.sha256_file(path) for path in drawn[name].paths}

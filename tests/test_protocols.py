@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from golfcore import params
+from golfcore.base.errors import UserError
 from golfcore.config import load
 from golfcore.data.tokens import Tables
-from golfcore.errors import UserError
-from golfcore.evals import lora, ttt, walk
+from golfcore.evals import adapt as ttt
+from golfcore.evals import evaluation as walk
+from golfcore.evals import lora
 from golfcore.evals.ledger import Legality
 from golfcore.evals.ppm import Ppm
 from golfcore.evals.protocols import PROTOCOLS, configure, evaluate
 from golfcore.evals.windows import windows
+from golfcore.model import params
 from golfcore.model.forward import forward, nll
-from golfcore.weights import Weights, flat, matrix, tree_map
+from golfcore.model.weights import Weights, flat, matrix, tree_map
 
 CFG = load(
     "smoke",

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from golfcore import config, params
+from golfcore import config
+from golfcore.base.errors import UserError
 from golfcore.config import Config, QuantConfig
-from golfcore.errors import UserError
+from golfcore.model import params
 from golfcore.model.forward import forward
+from golfcore.model.weights import Weights, flat, matrices, tree_map
 from golfcore.quant import calibrate, codec, gptq, grid
 from golfcore.quant.grid import Grid, dequantize, fake_quant, quantize, round_to_nearest, scales, stored
-from golfcore.quant.policy import coverage, guided_bits, is_coded, quantize_weights
+from golfcore.quant.quantize import coverage, guided_bits, is_coded, quantize_weights
 from golfcore.quant.stored import Coded, dequantize_weights, entries
-from golfcore.weights import Weights, flat, matrices, tree_map
 
 FIVE = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 INT6 = Grid(31, -31, FIVE, floor=True)

@@ -10,15 +10,17 @@ import torch
 from tiny import TOKENS, open_stream, tables, train
 from torch import Tensor
 
-from golfcore import params, schedule, tensors
+from golfcore.base import tensors
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import Config, load, override
 from golfcore.data.stream import TokenStream
-from golfcore.errors import UserError
+from golfcore.model import params
 from golfcore.model.forward import forward, nll
-from golfcore.records import RunFolder
+from golfcore.model.weights import Banks, Weights, flat, tree_map
+from golfcore.optim import schedule
 from golfcore.train import loop, reptile
 from golfcore.train.step import Diverged
-from golfcore.weights import Banks, Weights, flat, tree_map
 
 TINY = override(
     tiny.TINY, {"run.val_every": 0, "reptile.share": 0.25, "reptile.freeze_blocks": 1}, "the tiny model with Reptile"

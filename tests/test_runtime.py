@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from golfcore import runtime
-from golfcore.errors import UserError
+from golfcore.base import runtime
+from golfcore.base.errors import UserError
 
 CUDA = torch.cuda.is_available()
 RANK = """
 import json, sys, torch
-from golfcore import runtime
+from golfcore.base import runtime
 r = runtime.start("float32", 3)
 drawn = torch.rand(2, device=r.device).tolist()
 tensors = [torch.full((2, 3), float(r.rank)), torch.full((), 4.0 * r.rank), torch.tensor([1.0, r.rank]).bfloat16()]

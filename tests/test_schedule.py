@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 
-from golfcore import average
+from golfcore.base.errors import UserError
 from golfcore.config import AverageConfig, ModelConfig, OptimConfig, ScheduleConfig
-from golfcore.errors import UserError
-from golfcore.params import init
-from golfcore.schedule import Adaptive, Clock, cyclic_momentum, lr_scale, momentum, update_adaptive
-from golfcore.weights import Weights, flat, tree_map, unflat
+from golfcore.model.params import init
+from golfcore.model.weights import Weights, flat, tree_map, unflat
+from golfcore.optim import average
+from golfcore.optim.schedule import Adaptive, Clock, cyclic_momentum, lr_scale, momentum, update_adaptive
 
 GOLDEN = np.load(Path(__file__).parent / "golden/g_schedules.npz")
 META = json.loads(str(GOLDEN["meta"]))

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 from small_text import dataset
 
-from golfcore import cli, config, files, runtime, sweep, sweepfile
+from golfcore import cli, config
 from golfcore.analysis import compare, suite
 from golfcore.analysis.claims import OPEN, REFUTED, REPRODUCED
 from golfcore.analysis.stats import Interval
 from golfcore.analysis.table import Table, number, read_csv
+from golfcore.base import files, runtime
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.data.datasets import open_dataset, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
-from golfcore.errors import UserError
-from golfcore.plots import draw
-from golfcore.records import RunFolder, open_run
-from golfcore.sweepfile import Sweep
+from golfcore.plots import figures as draw
+from golfcore.runs import sweep, sweepfile
+from golfcore.runs.folder import open_run
+from golfcore.runs.sweepfile import Sweep
 from golfcore.train import loop
 
 SMALL = {

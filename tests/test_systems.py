@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from golfcore import artifact, files, pipeline
+from golfcore.base import files
+from golfcore.base.records import RESULTS
 from golfcore.config import load
-from golfcore.packed import evaluate_again
-from golfcore.records import RESULTS
+from golfcore.quant import artifact
+from golfcore.runs import pipeline
+from golfcore.runs.reopen import evaluate_again
 
 # What the ledger says of (c), and of the legal form that the system's preset measures beside it.
 SYSTEMS = {

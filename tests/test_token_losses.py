@@ -15,7 +15,7 @@ from golfcore.analysis.table import Table, number, read_csv
 from golfcore.analysis.text import Text, legible, render
 from golfcore.analysis.token_losses import THRESHOLDS
 from golfcore.evals.result import EvalResult
-from golfcore.plots.draw import PLOTS, draw_group, redraw
+from golfcore.plots.figures import PLOTS, draw_group, redraw
 
 N = 3000
 LOSSES = hnp.arrays(np.float64, st.integers(1, 200), elements=st.floats(1e-3, 60.0))

@@ -7,18 +7,19 @@ import pytest
 import torch
 from tiny import RUNTIME, TINY, open_stream, tables, train
 
-from golfcore import average, files, params, tensors
+from golfcore.base import files, tensors
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
-from golfcore.errors import UserError
-from golfcore.meta import meta_gradients
+from golfcore.model import params
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
-from golfcore.optim import build
-from golfcore.records import RunFolder
+from golfcore.model.weights import Weights, flat, map_matrices, matrices, tree_map
+from golfcore.optim import average, build
 from golfcore.train import loop, sensitivity, state
+from golfcore.train.objective import meta_gradients
 from golfcore.train.step import Diverged, fake_quantized, loss_function, train_step
-from golfcore.weights import Weights, flat, map_matrices, matrices, tree_map
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from golfcore import runtime
+from golfcore.base import runtime
+from golfcore.base.records import RunFolder
 from golfcore.config import Config, load
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
-from golfcore.records import RunFolder
+from golfcore.model.weights import Weights
 from golfcore.train import loop
-from golfcore.weights import Weights
 
 TINY = load(
     "smoke",

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from golfcore import params
 from golfcore.analysis import runs
 from golfcore.analysis.compare import MEASURES, Arm, Scored, over_chunks, over_seeds
 from golfcore.analysis.seeds import mean_interval
 from golfcore.analysis.stats import MIN_CHUNKS, block_length, paired_bootstrap
 from golfcore.analysis.table import Row, Table, number
-from golfcore.weights import Banks
+from golfcore.model import params
+from golfcore.model.weights import Banks
 
 POINTS = 200  # of a curve, at most
 BANDS = 30  # prefixes of the text that get an interval, at most

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from golfcore import files
+from golfcore import config
 from golfcore.analysis.runs import report
 from golfcore.analysis.seeds import detectable, mean_interval, welch
 from golfcore.analysis.stats import MIN_CHUNKS, Interval, block_length, paired_bootstrap
 from golfcore.analysis.table import Row, Table, number, to_text
-from golfcore.config import Config
-from golfcore.errors import UserError
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
+from golfcore.config import Config, differences
 from golfcore.evals.score import bits_per_byte
-from golfcore.records import RunFolder, differences, find_run
+from golfcore.runs.folder import find_run
 
 Measure = Mapping[str, int]  # evaluation -> its weight in the sum
 MEASURES: dict[str, Measure] = {
@@ -95,7 +97,7 @@ def scored(path: Path) -> Scored:
     rows = report(run)["measures"]
     chunks = {e: files.read_json(run.file(f"eval/{e}.json"), "an evaluation result")["chunks"] for e in EVALUATIONS}
     bpb = {e: rows[e]["bpb"] for e in EVALUATIONS}
-    return Scored(run, run.config(), run.data_hash(), rows["static"]["tokens"], bpb, chunks)
+    return Scored(run, config.of_run(run), run.data_hash(), rows["static"]["tokens"], bpb, chunks)
 
 
 def arms_of(paths: Sequence[Path]) -> list[Arm]:

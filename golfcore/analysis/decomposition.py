@@ -6,10 +6,10 @@ import numpy as np
 
 from golfcore.analysis.scores import interval, paired, running_gain
 from golfcore.analysis.stats import MIN_CHUNKS, block_length, paired_bootstrap
-from golfcore.analysis.study import Measured, by_label
 from golfcore.analysis.table import Row, Table, show, to_text
 from golfcore.evals.ledger import Legality
 from golfcore.evals.result import EvalResult
+from golfcore.runs.study import Measured, by_label
 
 BANDS = 30  # prefixes of the text that get an interval, at most
 LINES = 6  # courses along the text, at most

@@ -18,14 +18,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from golfcore import config, params
+from golfcore import config
 from golfcore.analysis import ablation, runs
 from golfcore.analysis.compare import EVALUATIONS, MEASURES, Arm, Scored, contrast, over_seeds
 from golfcore.analysis.sizes import run_bytes
 from golfcore.analysis.table import Row, Table, number
+from golfcore.base.errors import UserError
 from golfcore.config import Config, ModelConfig
-from golfcore.errors import UserError
-from golfcore.weights import Banks
+from golfcore.model import params
+from golfcore.model.weights import Banks
 
 SHARED = "shared"
 EQUAL = {  # arm -> what "shared" has in common with it

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from golfcore import params, tensors
 from golfcore.analysis.compare import Arm, Scored
 from golfcore.analysis.depth import run_source
 from golfcore.analysis.table import Row, Table
-from golfcore.pipeline import FLOAT
+from golfcore.base import tensors
+from golfcore.model import params
+from golfcore.runs.pipeline import FLOAT
 
 SCALES = ("attn_scale", "mlp_scale", "mix_x", "mix_x0")  # the last two: rows of resid_mix, of the stream and of x0
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from golfcore import files
+from golfcore import config
 from golfcore.analysis.table import Row, Table, to_text
-from golfcore.errors import UserError
-from golfcore.records import RESULTS, RunFolder
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RESULTS, RunFolder
 
 SMOOTHING = 40  # the smoothed loss is a mean over a window of the run's length / this, to either side
 
@@ -47,7 +48,7 @@ def report(run: RunFolder) -> dict:
 
 def provenance(run: RunFolder) -> dict[str, str | int]:
     """Run id, preset, configuration hash, seed and data hash: what identifies every number of a run."""
-    c = run.config()
+    c = config.of_run(run)
     return {"run": run.id, "preset": c.name, "config": run.config_hash(), "seed": c.run.seed, "data": run.data_hash()}
 
 

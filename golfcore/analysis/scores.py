@@ -4,16 +4,17 @@ from itertools import pairwise
 
 import numpy as np
 
+from golfcore import config
 from golfcore.analysis.runs import report
 from golfcore.analysis.stats import MIN_CHUNKS, block_length, paired_bootstrap
 from golfcore.analysis.table import Row, Table, number
 from golfcore.analysis.text import Text
+from golfcore.base.records import RunFolder
 from golfcore.data.tokens import TokenClass
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
-from golfcore.records import RunFolder
-from golfcore.report import MEASURES
+from golfcore.runs.results import MEASURES
 
 CLASS_NAMES = {
     TokenClass.WORD_START: "word start",
@@ -43,14 +44,14 @@ def waterfall(run: RunFolder) -> Table:
         if rows:
             a, b = evaluation(run, before.get(name, "sliding")), evaluation(run, name)
             row["difference"] = b.bpb - a.bpb
-            row |= interval(paired(a, b), run.config().run.seed) if _spans(a) == _spans(b) else {}
+            row |= interval(paired(a, b), config.of_run(run).run.seed) if _spans(a) == _spans(b) else {}
         rows.append(row)
     return Table([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
 
 
 def ttt_gain(run: RunFolder) -> Table:
     """What adaptation does as a run's validation text goes on: `running_gain` from its score (b) to its score (c)."""
-    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"), run.config().run.seed)
+    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"), config.of_run(run).run.seed)
 
 
 def running_gain(a: EvalResult, b: EvalResult, seed: int) -> Table:

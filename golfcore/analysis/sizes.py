@@ -5,10 +5,10 @@ from typing import Any
 
 from golfcore.analysis.runs import report
 from golfcore.analysis.table import Row, Table
-from golfcore.artifact import info
-from golfcore.records import RunFolder
-from golfcore.report import ARTIFACT
-from golfcore.weights import ROLES
+from golfcore.base.records import RunFolder
+from golfcore.model.weights import ROLES
+from golfcore.quant.artifact import info
+from golfcore.runs.results import ARTIFACT
 
 LABELS = {
     "qo": "attention: query, output",

@@ -16,7 +16,7 @@ from golfcore.analysis.seeds import mean_interval
 from golfcore.analysis.stats import Interval
 from golfcore.analysis.table import Row, Table, number, to_text
 from golfcore.evals.ledger import Legality
-from golfcore.sweepfile import ArmPlan, Sweep
+from golfcore.runs.sweepfile import ArmPlan, Sweep
 
 UNPUBLISHED = "no published number"
 REFERENCE = "reference"

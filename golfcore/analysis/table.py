@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from golfcore import files
-from golfcore.errors import UserError
+from golfcore.base import files
+from golfcore.base.errors import UserError
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]

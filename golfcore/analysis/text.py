@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from golfcore import config
 from golfcore.analysis import runs
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.data.datasets import train_stream, val_tokens
 from golfcore.data.tokens import SPACE, Tables, load_tables, load_tokenizer, token_classes
-from golfcore.errors import UserError
-from golfcore.pipeline import prepare_data
-from golfcore.records import RunFolder
+from golfcore.runs.pipeline import prepare_data
 
 TRAIN_TOKENS = 10_000_000  # enough to count pairs of 1,024 tokens
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -26,7 +27,7 @@ class Text(NamedTuple):
 
 def text_of(run: RunFolder) -> Text:
     """The text that a run was trained and scored on. UserError if the data are not there, or are no longer the same."""
-    cfg = run.config()
+    cfg = config.of_run(run)
     dataset = prepare_data(cfg, lambda message: None)
     if dataset.data_hash != run.data_hash():
         raise UserError(
@@ -45,7 +46,7 @@ def text_of(run: RunFolder) -> Text:
 
 def pieces_of(run: RunFolder) -> list[str]:
     """The piece of every id of a run's tokenizer, with plain spaces. UserError as `text_of`."""
-    cfg = run.config()
+    cfg = config.of_run(run)
     tokenizer = load_tokenizer(prepare_data(cfg, lambda message: None).tokenizer, cfg.model.vocab_size)
     return [tokenizer.id_to_piece(i).replace(SPACE, " ") for i in range(tokenizer.vocab_size())]
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from golfcore.base.errors import UserError
+from golfcore.base.files import canonical_json, sha256_text
 from golfcore.data.datasets import MANIFEST, SCHEMA
 from golfcore.data.text import build, is_unicode
-from golfcore.errors import UserError
-from golfcore.files import canonical_json, sha256_text
 
 STDLIB = "stdlib"
 MIN_CHARS = 200

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from golfcore.base.errors import UserError
+from golfcore.base.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 from golfcore.data.shards import open_shard, shard_tokens
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import load_tokenizer
-from golfcore.errors import UserError
-from golfcore.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 
 SCHEMA = "golfcore-data-1"
 MANIFEST = "manifest.json"

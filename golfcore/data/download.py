@@ -10,10 +10,10 @@ from types import ModuleType
 
 from tqdm import tqdm
 
+from golfcore.base.errors import UserError
+from golfcore.base.files import read_json, sha256_file
 from golfcore.data.datasets import MANIFEST, read_manifest, write_manifest
 from golfcore.data.shards import shard_tokens
-from golfcore.errors import UserError
-from golfcore.files import read_json, sha256_file
 
 REPO = "willdepueoai/parameter-golf"
 DATASET = "fineweb10B_sp1024"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from golfcore.errors import UserError
-from golfcore.files import atomic_path
+from golfcore.base.errors import UserError
+from golfcore.base.files import atomic_path
 
 MAGIC = 20240520
 VERSION = 1

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.data.shards import open_shard, shard_tokens
-from golfcore.errors import UserError
 
 
 class TokenStream:

@@ -15,11 +15,11 @@ import sentencepiece
 from sentencepiece import SentencePieceProcessor
 from tqdm import tqdm
 
+from golfcore.base.errors import UserError
+from golfcore.base.files import sha256_file, sha256_text, write_bytes
 from golfcore.data.datasets import MANIFEST, write_manifest
 from golfcore.data.shards import open_shard, write_shard
 from golfcore.data.tokens import count_bytes, load_tables, load_tokenizer
-from golfcore.errors import UserError
-from golfcore.files import sha256_file, sha256_text, write_bytes
 
 VAL_ONE_IN = 20  # about 5% of documents, chosen by their hash
 SHARD_TOKENS = 10_000_000

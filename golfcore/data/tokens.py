@@ -14,7 +14,7 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
-from golfcore.errors import UserError
+from golfcore.base.errors import UserError
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 COUNT_TOKENS = 1 << 22

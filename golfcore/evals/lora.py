@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from golfcore.config import Config
-from golfcore.weights import ROLES, Banks, Weights, matrix
+from golfcore.model.weights import ROLES, Banks, Weights, matrix
 
 SEED = 0  # of the adapters' start: part of the protocol, not of the run
 
@@ -32,7 +32,7 @@ def start(cfg: Config, weights: Weights) -> dict[str, Tensor]:
 def fold(weights: Weights) -> Weights:
     """`weights` with the adapters it holds, if any, added to their matrices; differentiable.
 
-    Banks and adapters may be stacks or tuples of slices (`golfcore.weights.unbound`).
+    Banks and adapters may be stacks or tuples of slices (`golfcore.model.weights.unbound`).
     """
     roles = [role for role in ROLES if f"{role}.a" in weights.rest]
     if not roles:

@@ -1,7 +1,7 @@
 """Evaluation protocols by name. Each is a configuration: what it changes of the `eval` and `ttt` sections.
 
-All run one loop (`golfcore.evals.walk`): perhaps train first, then score a chunk, record it, perhaps adapt. Which of
-them is legal is not said here: the ledger sees it.
+All run one loop (`golfcore.evals.evaluation`): perhaps train first, then score a chunk, record it, perhaps adapt. Which
+of them is legal is not said here: the ledger sees it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from golfcore import config
+from golfcore.base.errors import UserError
+from golfcore.base.progress import bar
+from golfcore.base.runtime import Runtime
 from golfcore.config import Config
 from golfcore.data.tokens import Tables
-from golfcore.errors import UserError
+from golfcore.evals.evaluation import Walk
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import Look
-from golfcore.evals.walk import Walk
 from golfcore.model.attention import Compute, choose_compute
-from golfcore.progress import bar
-from golfcore.runtime import Runtime
-from golfcore.weights import Weights
+from golfcore.model.weights import Weights
 
 Changes = Mapping[str, object]  # dotted keys of the eval and ttt sections
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from golfcore import files
+from golfcore.base import files
 from golfcore.evals.ledger import Legality
-from golfcore.weights import Weights
+from golfcore.model.weights import Weights
 
 
 @dataclass(frozen=True)

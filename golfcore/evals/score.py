@@ -12,7 +12,7 @@ from golfcore.data.tokens import Tables, target_bytes
 from golfcore.evals.ledger import Ledger
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
-from golfcore.weights import Weights
+from golfcore.model.weights import Weights
 
 # Sees a batch as it is scored: its windows, the logits (scored positions, V) of each, the weights that made them.
 Look: TypeAlias = Callable[[np.ndarray, list[Tensor], Weights], None]

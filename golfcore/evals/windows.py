@@ -6,7 +6,7 @@ the positions [start, stop) that scores [score_from, stop).
 
 import numpy as np
 
-from golfcore.errors import UserError
+from golfcore.base.errors import UserError
 
 
 def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
 from golfcore.model.hashing import bigram_rows, trigram_rows
-from golfcore.weights import Weights
+from golfcore.model.weights import Weights
 
 RMS_EPS = torch.finfo(torch.float32).eps  # the default of the originals' torch, for bfloat16 inputs too
 EMBED_REACH = 3  # position p of `embed` depends on tokens p-3 .. p (smear of the trigram)

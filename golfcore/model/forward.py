@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golfcore import params
 from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
+from golfcore.model import params
 from golfcore.model.attention import Cache, Compute, exclude_self, rope_angles, rotate
 from golfcore.model.embed import EMBED_REACH, Tap, embed, linear, rms, value_embedding
-from golfcore.weights import Weights, matrix, matrix_name, unbound
+from golfcore.model.weights import Weights, matrix, matrix_name, unbound
 
 init = params.init
 DEFAULT = Compute()

@@ -9,7 +9,7 @@ from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
 from golfcore.model.attention import Cache, Compute
 from golfcore.model.forward import DEFAULT, forward
-from golfcore.weights import Weights
+from golfcore.model.weights import Weights
 
 
 @torch.no_grad()

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig, OptimConfig
-from golfcore.errors import UserError
+from golfcore.model.params import Group, table
+from golfcore.model.weights import Weights, flat, unflat
 from golfcore.optim.muon import Muon
-from golfcore.params import Group, table
-from golfcore.weights import Weights, flat, unflat
 
 SLOTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum"}}  # what an optimizer keeps for a parameter
 

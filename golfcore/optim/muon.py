@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from golfcore.runtime import world_size
+from golfcore.base.runtime import world_size
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic that is steepest at 0; it overshoots 1 a little on purpose
 EPS = 1e-7

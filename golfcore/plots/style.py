@@ -13,8 +13,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from golfcore import files
 from golfcore.analysis.table import Row, Table, number, write_csv
+from golfcore.base import files
 
 WIDTH = 6.9  # inches: the text width of a paper
 

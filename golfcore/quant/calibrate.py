@@ -13,7 +13,7 @@ from golfcore.data.tokens import Tables
 from golfcore.model.attention import Compute
 from golfcore.model.forward import DEFAULT, forward
 from golfcore.model.generate import generate
-from golfcore.weights import Weights, matrices
+from golfcore.model.weights import Weights, matrices
 
 PROJECTIONS = ("bigram_proj", "ve_proj")
 

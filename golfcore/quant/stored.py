@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from golfcore import params
 from golfcore.config import ModelConfig
-from golfcore.params import Kind
+from golfcore.model import params
+from golfcore.model.params import Kind
+from golfcore.model.weights import ROLES, Banks, Weights, matrix_name, unflat
 from golfcore.quant.grid import dequantize
-from golfcore.weights import ROLES, Banks, Weights, matrix_name, unflat
 
 
 class Coded(NamedTuple):

@@ -5,23 +5,25 @@ import time
 import numpy as np
 import torch
 
-from golfcore import average, files, params
+from golfcore.base import files
+from golfcore.base.progress import bar
+from golfcore.base.records import RunFolder
+from golfcore.base.runtime import Runtime, all_reduce_mean_, barrier
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
 from golfcore.evals.protocols import evaluate
-from golfcore.meta import freeze_masks, split
+from golfcore.model import params
 from golfcore.model.attention import Compute, choose_compute
-from golfcore.progress import bar
-from golfcore.records import RunFolder
-from golfcore.runtime import Runtime, all_reduce_mean_, barrier
-from golfcore.schedule import ordinary
+from golfcore.model.weights import Banks, Weights, detach
+from golfcore.optim import average
+from golfcore.optim.schedule import ordinary
 from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
 from golfcore.train.meta import add_gradient
+from golfcore.train.objective import freeze_masks, split
 from golfcore.train.state import TrainState
 from golfcore.train.step import Diverged, Report, loss_function, train_step
-from golfcore.weights import Banks, Weights, detach
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from golfcore import meta
 from golfcore.config import Config, MetaConfig
 from golfcore.data.tokens import Tables
 from golfcore.model.attention import Compute
-from golfcore.weights import Banks, Weights, flat
+from golfcore.model.weights import Banks, Weights, flat
+from golfcore.train import objective as meta
 
 
 @dataclass(frozen=True)

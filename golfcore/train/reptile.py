@@ -16,19 +16,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from golfcore import params, tensors
+from golfcore.base import tensors
+from golfcore.base.errors import UserError
+from golfcore.base.progress import bar
+from golfcore.base.records import RunFolder
+from golfcore.base.runtime import Runtime, all_reduce_mean_
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
-from golfcore.errors import UserError
-from golfcore.meta import Batch, Loss, open_gradient, reptile
+from golfcore.model import params
 from golfcore.model.attention import choose_compute
-from golfcore.progress import bar
-from golfcore.records import RunFolder
-from golfcore.runtime import Runtime, all_reduce_mean_
-from golfcore.schedule import ordinary
+from golfcore.model.weights import Weights, flat, unflat
+from golfcore.optim.inner import Batch, Loss, open_gradient
+from golfcore.optim.schedule import ordinary
+from golfcore.train.objective import reptile
 from golfcore.train.step import Diverged, loss_function
-from golfcore.weights import Weights, flat, unflat
 
 CHECKPOINT = "reptile.safetensors"
 MOVED = ("up", "down")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from golfcore.config import QuantConfig
-from golfcore.weights import Banks, Weights, matrices
+from golfcore.model.weights import Banks, Weights, matrices
 
 FILE = "sensitivity.json"  # in a run's folder: what `report` returns
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from golfcore import average, tensors
+from golfcore.base import tensors
 from golfcore.config import Config
-from golfcore.optim import build
-from golfcore.schedule import Adaptive
+from golfcore.model.weights import Weights, flat
+from golfcore.optim import average, build
+from golfcore.optim.schedule import Adaptive
 from golfcore.train import sensitivity
 from golfcore.train.sensitivity import Sensitivity
-from golfcore.weights import Weights, flat
 
 PLAIN = ("step", "elapsed", "position", "qat", "stopped")
 

@@ -7,22 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from golfcore import average, schedule
+from golfcore.base.errors import UserError
+from golfcore.base.runtime import Runtime, all_reduce_mean_
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
-from golfcore.errors import UserError
-from golfcore.meta import Batch, split
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, training_loss
-from golfcore.optim import build
+from golfcore.model.weights import Weights, flat, map_matrices
+from golfcore.optim import average, build, schedule
+from golfcore.optim.schedule import Clock
 from golfcore.quant.grid import fake_quant, qat_grid
-from golfcore.runtime import Runtime, all_reduce_mean_
-from golfcore.schedule import Clock
 from golfcore.train import meta, sensitivity
 from golfcore.train.meta import MetaReport
+from golfcore.train.objective import Batch, split
 from golfcore.train.state import TrainState
-from golfcore.weights import Weights, flat, map_matrices
 
 Loss = Callable[[Weights, Tensor, Tensor], Tensor]
 

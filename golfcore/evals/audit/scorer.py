@@ -13,10 +13,10 @@ from torch import Tensor
 from golfcore.config import Config
 from golfcore.data.tokens import Tables
 from golfcore.evals import protocols
+from golfcore.evals.evaluation import Walk
 from golfcore.evals.ledger import Event
 from golfcore.evals.score import Look
-from golfcore.evals.walk import Walk
-from golfcore.weights import Weights, flat
+from golfcore.model.weights import Weights, flat
 
 
 @dataclass(frozen=True)

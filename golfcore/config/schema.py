@@ -7,7 +7,7 @@ and the sound value as the default here.
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from golfcore.files import canonical_json, sha256_text
+from golfcore.base.files import canonical_json, sha256_text
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from golfcore import config, pipeline
-from golfcore.config import Config, MetaConfig
-from golfcore.errors import UserError
-from golfcore.records import RESULTS, RunFolder, differences
-from golfcore.sweepfile import Sweep
+from golfcore import config
+from golfcore.base.errors import UserError
+from golfcore.base.records import RESULTS, RunFolder
+from golfcore.config import Config, MetaConfig, differences
+from golfcore.runs import pipeline
+from golfcore.runs.sweepfile import Sweep
 
 
 def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from golfcore import config
+from golfcore.base.errors import UserError
 from golfcore.config import Config
-from golfcore.errors import UserError
 
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]

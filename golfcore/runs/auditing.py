@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from golfcore.base.errors import UserError
+from golfcore.base.progress import bar
 from golfcore.config import Config, override, to_dict
-from golfcore.errors import UserError
 from golfcore.evals import protocols
 from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
-from golfcore.packed import open_packed
-from golfcore.progress import bar
+from golfcore.runs.reopen import open_packed
 
 CHUNKS = 8.5  # the last one partial, as a real stream's is
 SEQ_LEN = 64

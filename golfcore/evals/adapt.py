@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from golfcore import meta, params
+from golfcore.base.runtime import Runtime
 from golfcore.config import Config, ModelConfig, TTTConfig
 from golfcore.data.tokens import Tables
 from golfcore.evals import lora
+from golfcore.model import params
 from golfcore.model.attention import Compute
 from golfcore.model.forward import forward, nll
+from golfcore.model.weights import Weights, detach, flat, unflat
+from golfcore.optim.inner import adam, clipped, open_gradient, velocity
 from golfcore.quant.grid import fake_quant, projection_grid
-from golfcore.runtime import Runtime
-from golfcore.sgd import adam, clipped, velocity
-from golfcore.weights import Weights, detach, flat, unflat
 
 BLOCK_KINDS = ("slot", "block", "layer")
 
@@ -133,7 +133,7 @@ def batch_gradient(
 
     size, (names, masks) = y.numel(), adapter.scope
     if len(x[mine]):
-        grads = meta.open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]), create_graph=False)
+        grads = open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]), create_graph=False)
     else:
         grads = {name: torch.zeros_like(t) for name, t in flat(adapter.weights).items() if name in names}
     if runtime.world > 1:

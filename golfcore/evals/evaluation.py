@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore import tensors
+from golfcore.base import tensors
+from golfcore.base.runtime import Runtime, all_reduce_sum
 from golfcore.config import Config
 from golfcore.data.tokens import Tables
-from golfcore.evals import ttt
+from golfcore.evals import adapt as ttt
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.ppm import Ppm
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
 from golfcore.evals.windows import by_chunk, chunk_edges, split, windows
 from golfcore.model.attention import Compute
-from golfcore.runtime import Runtime, all_reduce_sum
-from golfcore.weights import Weights, flat
+from golfcore.model.weights import Weights, flat
 
 SAVE_EVERY_SECONDS = 20.0
 

@@ -9,46 +9,14 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from golfcore.checks import contradictions
-from golfcore.errors import UserError
-from golfcore.schema import (
-    AverageConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    MetaConfig,
-    ModelConfig,
-    OptimConfig,
-    QuantConfig,
-    ReptileConfig,
-    RunConfig,
-    ScheduleConfig,
-    TTTConfig,
-)
-
-__all__ = [
-    "AverageConfig",
-    "Config",
-    "DataConfig",
-    "EvalConfig",
-    "MetaConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "QuantConfig",
-    "ReptileConfig",
-    "RunConfig",
-    "ScheduleConfig",
-    "TTTConfig",
-    "from_dict",
-    "load",
-    "override",
-    "preset_names",
-    "scale_names",
-    "to_dict",
-]
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
+from golfcore.config.checks import contradictions
+from golfcore.config.schema import Config
 
 PRESETS = Path(__file__).parent / "presets"
-SCALES = PRESETS / "scales"
+SCALES = Path(__file__).parent / "sizes"
 SECTIONS: dict[str, type] = {
     f.name: typing.cast(type, f.default_factory) for f in fields(Config) if is_dataclass(f.default_factory)
 }
@@ -160,7 +128,7 @@ def load(
 ) -> Config:
     """The configuration of a preset (name, or path of a .toml file) with dotted overrides applied.
 
-    `scale`: another size than the preset's own, for a smaller machine: `presets/scales/SCALE.toml` over the preset, and
+    `scale`: another size than the preset's own, for a smaller machine: `sizes/SCALE.toml` over the preset, and
     over that the preset's own table [scale.SCALE].
     Raises UserError for an unknown preset, scale or key (with a suggestion), a wrong type, or values that contradict.
     """
@@ -188,3 +156,22 @@ def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[st
             raise UserError(f"override {dotted!r}: expected section.key, found a section alone")
         values = {**values, section: {**values.get(section, {}), key: value}}
     return values
+
+
+def of_run(run: RunFolder) -> Config:
+    """The configuration that a run was made with. UserError: none there, or values that cannot be."""
+    where = run.file("config.json")
+    return from_dict(files.read_json(where, "a run's configuration")["config"], str(where))
+
+
+def differences(a: Config, b: Config, most: int = 3) -> str:
+    """The first few fields in which two configurations differ, as "section.key 1 -> 2"."""
+    x, y = to_dict(a), to_dict(b)
+    rows = [
+        f"{section}.{key} {x[section][key]} -> {y[section][key]}"
+        for section in x
+        if section != "name"
+        for key in x[section]
+        if x[section][key] != y[section][key]
+    ]
+    return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")

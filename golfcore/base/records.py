@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golfcore import files
-from golfcore.config import Config, from_dict, to_dict
-from golfcore.errors import UserError
+from golfcore.base import files
 
 RESULTS = "results.json"  # written last: a run that has it is finished
 
@@ -29,10 +27,6 @@ class RunFolder:
 
     def file(self, name: str) -> Path:
         return self.path / name
-
-    def config(self) -> Config:
-        where = self.file("config.json")
-        return from_dict(files.read_json(where, "a run's configuration")["config"], str(where))
 
     def config_hash(self) -> str:
         """The configuration's hash when the run was made: a field that a later version adds does not change it."""
@@ -119,46 +113,3 @@ class RunFolder:
 
 def _key(inputs: Mapping[str, object]) -> str:
     return files.sha256_text(files.canonical_json(dict(inputs)))
-
-
-def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[str, object]) -> RunFolder:
-    """Create a run folder, or open one made with the same configuration and data (UserError if it was another)."""
-    run = RunFolder(path)
-    wanted = {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash}
-    where = run.file("config.json")
-    if where.exists():
-        found = files.read_json(where, "a run's configuration")
-        theirs = from_dict(found["config"], str(where))
-        if theirs.hash != config.hash:
-            raise UserError(
-                f"{path}: expected a run of configuration {config.hash} ({config.name}), found {theirs.hash} "
-                f"({theirs.name}; {differences(theirs, config)}); choose another --out"
-            )
-        if found["data_hash"] != data_hash:
-            raise UserError(f"{path}: expected a run on data {data_hash[:12]}, found {found['data_hash'][:12]}")
-        return run
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path}: expected a run folder or an empty one, found other files; choose another --out")
-    files.write_json(run.file("env.json"), dict(environment))
-    files.write_json(where, wanted)
-    return run
-
-
-def find_run(path: Path) -> RunFolder:
-    """The run folder at `path` (UserError if it is none)."""
-    if not (path / "config.json").exists():
-        raise UserError(f"{path}: expected a run folder, found no config.json in it")
-    return RunFolder(path)
-
-
-def differences(a: Config, b: Config, most: int = 3) -> str:
-    """The first few fields in which two configurations differ, as "section.key 1 -> 2"."""
-    x, y = to_dict(a), to_dict(b)
-    rows = [
-        f"{section}.{key} {x[section][key]} -> {y[section][key]}"
-        for section in x
-        if section != "name"
-        for key in x[section]
-        if x[section][key] != y[section][key]
-    ]
-    return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.config import Config, QuantConfig
-from golfcore.errors import UserError
+from golfcore.model.weights import Weights, matrices
 from golfcore.quant import gptq
 from golfcore.quant.grid import SCALE_MAX, matrix_grid, round_to_nearest, stored, table_grid
 from golfcore.quant.stored import Coded, Entry, Quantized, Spec, entries
-from golfcore.weights import Weights, matrices
 
 
 def quantize_weights(

@@ -12,26 +12,29 @@ from pathlib import Path
 
 from torch import Tensor
 
-from golfcore import artifact, files, params, runtime, tensors
-from golfcore.baselines import fit_bigram
+from golfcore.base import files, runtime, tensors
+from golfcore.base.errors import UserError
+from golfcore.base.progress import bar
+from golfcore.base.records import RESULTS, RunFolder
+from golfcore.base.runtime import Runtime
 from golfcore.config import Config
 from golfcore.data.corpus import pydocs
 from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
-from golfcore.errors import UserError
 from golfcore.evals import result as results
+from golfcore.evals.bigram import fit_bigram
 from golfcore.evals.protocols import configure, evaluate
 from golfcore.evals.score import bits_per_byte, bytes_of
+from golfcore.model import params
 from golfcore.model.attention import choose_compute
-from golfcore.progress import bar
+from golfcore.model.weights import Weights, flat, to_device, unflat
+from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
-from golfcore.quant.policy import check_names, coverage, guided_bits, quantize_weights
-from golfcore.records import RESULTS, RunFolder, open_run
-from golfcore.report import ARTIFACT, FLOAT, MEASURES, build, measures, table
-from golfcore.runtime import Runtime
+from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
+from golfcore.runs.folder import open_run
+from golfcore.runs.results import ARTIFACT, FLOAT, MEASURES, build, measures, table
 from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import train
-from golfcore.weights import Weights, flat, to_device, unflat
 
 
 def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from golfcore import files
+from golfcore import config
 from golfcore.analysis import (
     ablation_readings,
     buckets,
@@ -22,11 +22,12 @@ from golfcore.analysis import (
 from golfcore.analysis.readings import Reading
 from golfcore.analysis.table import Table, read_csv
 from golfcore.analysis.text import Text, text_of
-from golfcore.errors import UserError
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RESULTS, RunFolder
 from golfcore.plots import ablation, depth, protocols, style, tokens
 from golfcore.plots import run as plots
 from golfcore.plots import suite as suite_plots
-from golfcore.records import RESULTS, RunFolder
 
 PLOTS: dict[str, Callable[[Table], Figure]] = {
     "curves": plots.curves,
@@ -93,7 +94,7 @@ def tables_of(run: RunFolder, text: Text) -> dict[str, Table]:
         "losses": scores.loss_by_class(run, text),
         "sizes": sizes.run_bytes(run),
     }
-    if n_rows := run.config().model.bigram_rows:
+    if n_rows := config.of_run(run).model.bigram_rows:
         tables["buckets"] = buckets.bucket_occupancy(text.train, text.tables, n_rows)
     return {name: tables[name] for name in PLOTS if name in tables}
 

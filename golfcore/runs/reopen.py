@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from golfcore import artifact, files, runtime
+from golfcore.base import files, runtime
+from golfcore.base.errors import UserError
+from golfcore.base.runtime import Runtime
 from golfcore.config import Config, override
 from golfcore.data.datasets import val_tokens
 from golfcore.data.tokens import Tables, load_tables
-from golfcore.errors import UserError
 from golfcore.evals import result as results
 from golfcore.evals.protocols import evaluate
-from golfcore.pipeline import ARTIFACT, prepare_data
-from golfcore.records import find_run
-from golfcore.runtime import Runtime
-from golfcore.weights import Weights, to_device
+from golfcore.model.weights import Weights, to_device
+from golfcore.quant import artifact
+from golfcore.runs.folder import find_run
+from golfcore.runs.pipeline import ARTIFACT, prepare_data
 
 
 class Packed(NamedTuple):

@@ -20,7 +20,7 @@ class Banks(NamedTuple):
 
 class Weights(NamedTuple):
     banks: Banks
-    rest: dict[str, Tensor]  # names and shapes: golfcore.params.table
+    rest: dict[str, Tensor]  # names and shapes: golfcore.model.params.table
 
 
 ROLES: dict[str, tuple[str, int, int]] = {  # role -> bank, slots a block, slot within the block

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from golfcore.config import ModelConfig
-from golfcore.weights import Weights, unflat
+from golfcore.model.weights import Weights, unflat
 
 Kind = Literal["matrix", "table", "projection", "control", "memory"]
 Group = Literal["matrix", "table", "scalar", "none"]

@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from golfcore import files
-from golfcore.errors import UserError
+from golfcore.base import files
+from golfcore.base.errors import UserError
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], plain: Mapping[str, object]) -> None:

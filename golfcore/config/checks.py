@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from golfcore.schema import Config
+from golfcore.config.schema import Config
 
 POSITIVE = {  # numbers that cannot be 0; no number can be negative
     "model": (

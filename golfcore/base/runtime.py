@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from golfcore.errors import UserError
+from golfcore.base.errors import UserError
 
 
 class Runtime(NamedTuple):

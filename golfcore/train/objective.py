@@ -11,24 +11,21 @@ them.
 Everything but `meta_gradients` and `model_loss` takes any `loss(weights, x, y)`; nothing here changes the weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from golfcore import params
+from golfcore.base.runtime import full_float32
 from golfcore.config import MetaConfig, ModelConfig
 from golfcore.data.tokens import Tables
+from golfcore.model import params
 from golfcore.model.attention import Compute, attend_reference, attend_sdpa
 from golfcore.model.forward import DEFAULT, forward, training_loss
-from golfcore.runtime import full_float32
-from golfcore.sgd import clipped, joint_norm, velocity
-from golfcore.weights import Banks, Weights, flat, tree_map, unflat
-
-Loss = Callable[[Weights, Tensor, Tensor], Tensor]  # banks come as stacks or as tuples of slices, indexed alike
-Batch = tuple[Tensor, Tensor]  # x, y: (B, T) each
+from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
+from golfcore.optim.inner import Batch, Loss, clipped, joint_norm, open_gradient, velocity
 
 
 class Outcome(NamedTuple):
@@ -163,38 +160,6 @@ def inner_steps(
         steps = {n: cfg.inner_lr * v for n, v in momentum.items()}
         moved = {n: moved[n] + step if n in moved else step for n, step in steps.items()}
     return moved
-
-
-def open_gradient(
-    loss: Loss,
-    weights: Weights,
-    names: Sequence[str],
-    masks: Mapping[str, Tensor],
-    data: Batch,
-    create_graph: bool,
-) -> dict[str, Tensor]:
-    """Gradient of the named tensors; rows that `masks` freezes are 0 and are not differentiated at all.
-
-    Not differentiating them lets the backward pass end above the frozen blocks.
-    """
-    tensors = flat(weights)
-    pieces = {n: list(tensors[n].unbind() if n in masks else (tensors[n],)) for n in names}
-    if not create_graph:
-        pieces = {n: [p.detach() for p in ps] for n, ps in pieces.items()}
-    frozen = {n: masks[n].tolist() if n in masks else [False] for n in names}
-    wanted = [p for n in names for p, f in zip(pieces[n], frozen[n], strict=True) if not f]
-    for p in wanted if not create_graph else ():
-        p.requires_grad_()
-    cut = {n: tuple(ps) if n in masks else ps[0] for n, ps in pieces.items()}
-    value = loss(unflat({**tensors, **cut}), *data)  # type: ignore[dict-item]
-    found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True) if wanted else ())
-
-    def gradient(piece: Tensor, is_frozen: bool) -> Tensor:
-        g = None if is_frozen else next(found)
-        return torch.zeros_like(piece, requires_grad=False) if g is None else g
-
-    rows = {n: [gradient(p, f) for p, f in zip(pieces[n], frozen[n], strict=True)] for n in names}
-    return {n: torch.stack(gs) if n in masks else gs[0] for n, gs in rows.items()}
 
 
 def displaced(weights: Weights, moved: Mapping[str, Tensor]) -> Weights:

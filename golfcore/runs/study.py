@@ -14,15 +14,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from golfcore import config, files, tensors
+from golfcore import config
+from golfcore.base import files, tensors
+from golfcore.base.errors import UserError
 from golfcore.config import Config
-from golfcore.errors import UserError
 from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
-from golfcore.packed import open_packed
-from golfcore.pipeline import ARTIFACT, FLOAT
-from golfcore.weights import Weights, to_device, unflat
+from golfcore.model.weights import Weights, to_device, unflat
+from golfcore.runs.pipeline import ARTIFACT, FLOAT
+from golfcore.runs.reopen import open_packed
 
 ORDER_SEED = 0
 EPOCHS = (0, 1, 4, 20)

@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore import config, params
+from golfcore import config
+from golfcore.base.errors import UserError
+from golfcore.base.files import canonical_json, write_bytes
 from golfcore.config import Config
-from golfcore.errors import UserError
-from golfcore.files import canonical_json, write_bytes
+from golfcore.model import params
+from golfcore.model.weights import Weights
 from golfcore.quant.codec import Blob, IntArray, Stream, compress, decode, decompress, encode, join_halves, split_halves
 from golfcore.quant.stored import Coded, Entry, Quantized, dequantize_weights, entries
-from golfcore.weights import Weights
 
 MAGIC, VERSION = b"GOLFCORE", 1
 PREFIX = struct.Struct("<8sHII")
@@ -40,7 +41,7 @@ DIGEST = hashlib.sha256().digest_size
 MAX_HEADER = 1 << 20  # bytes of JSON; exp101's has 23 thousand
 MAX_SCALARS = 1 << 28  # of a model; ten times exp101's
 PLANES = ("scales.high", "scales.low", "halves.high", "halves.low")
-READERS = ("golfcore.artifact", "golfcore.evals.protocols")  # what it takes to read and to score an artifact
+READERS = ("golfcore.quant.artifact", "golfcore.evals.protocols")  # what it takes to read and to score an artifact
 
 
 class Malformed(Exception):
@@ -278,18 +279,18 @@ def _decode(contents: Contents, name: str, size: int, dtype: type[np.int8] | typ
 
 def code_bytes() -> int:
     """UTF-8 bytes of the package's modules that reading and scoring an artifact takes, uncompressed."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     return sum((root / file).stat().st_size for file in reader_files())
 
 
 def reader_files() -> list[Path]:
     """The modules that READERS import from this package, directly or not, relative to the package's parent."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     found: set[Path] = set()
     queue = list(READERS)
     while queue:
         parts = queue.pop().split(".")
-        heads = [Path(*parts[:end]) for end in range(1, len(parts) + 1) if parts[0] == __package__]
+        heads = [Path(*parts[:end]) for end in range(1, len(parts) + 1) if parts[0] == "golfcore"]
         for file in [f for head in heads for f in (head / "__init__.py", head.with_suffix(".py"))]:
             if file not in found and (root / file).is_file():
                 found.add(file)

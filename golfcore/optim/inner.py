@@ -1,9 +1,14 @@
-"""The updates of SGD with momentum and of Adam, for test-time training and meta-learning's inner loop."""
+"""Inner loops, of test-time training and of meta-learning: the gradient of some tensors, and SGD and Adam."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from golfcore.model.weights import Weights, flat, unflat
+
+Loss = Callable[[Weights, Tensor, Tensor], Tensor]  # banks come as stacks or as tuples of slices, indexed alike
+Batch = tuple[Tensor, Tensor]  # x, y: (B, T) each
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as torch has them
 
@@ -42,3 +47,35 @@ def adam(
 def joint_norm(tensors: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm of all tensors together, 0-dim."""
     return torch.stack([t.square().sum() for t in tensors.values()]).sum().sqrt()
+
+
+def open_gradient(
+    loss: Loss,
+    weights: Weights,
+    names: Sequence[str],
+    masks: Mapping[str, Tensor],
+    data: Batch,
+    create_graph: bool,
+) -> dict[str, Tensor]:
+    """Gradient of the named tensors; rows that `masks` freezes are 0 and are not differentiated at all.
+
+    Not differentiating them lets the backward pass end above the frozen blocks.
+    """
+    tensors = flat(weights)
+    pieces = {n: list(tensors[n].unbind() if n in masks else (tensors[n],)) for n in names}
+    if not create_graph:
+        pieces = {n: [p.detach() for p in ps] for n, ps in pieces.items()}
+    frozen = {n: masks[n].tolist() if n in masks else [False] for n in names}
+    wanted = [p for n in names for p, f in zip(pieces[n], frozen[n], strict=True) if not f]
+    for p in wanted if not create_graph else ():
+        p.requires_grad_()
+    cut = {n: tuple(ps) if n in masks else ps[0] for n, ps in pieces.items()}
+    value = loss(unflat({**tensors, **cut}), *data)  # type: ignore[dict-item]
+    found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True) if wanted else ())
+
+    def gradient(piece: Tensor, is_frozen: bool) -> Tensor:
+        g = None if is_frozen else next(found)
+        return torch.zeros_like(piece, requires_grad=False) if g is None else g
+
+    rows = {n: [gradient(p, f) for p, f in zip(pieces[n], frozen[n], strict=True)] for n in names}
+    return {n: torch.stack(gs) if n in masks else gs[0] for n, gs in rows.items()}

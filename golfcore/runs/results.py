@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from golfcore import artifact, files
+from golfcore.base import files
+from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.evals import result as results
-from golfcore.records import RunFolder
+from golfcore.quant import artifact
 
 FLOAT, ARTIFACT = "weights.safetensors", "artifact.golf"
 MEASURES = {  # name of the measure -> (weights, protocol); a, b and c of every table

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from golfcore.errors import UserError
+from golfcore.base.errors import UserError
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.config import AverageConfig
-from golfcore.errors import UserError
-from golfcore.weights import Weights, detach, flat, tree_map, unflat
+from golfcore.model.weights import Weights, detach, flat, tree_map, unflat
 
 
 class Average(NamedTuple):
