@@ -23,7 +23,7 @@ demo: setup ## train, quantize, pack and score a small model on real text, and d
 	$(BIN)/golfcore notebook 00_quickstart
 
 test: setup ## run every test; those marked gpu are skipped where there is no CUDA
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup ## lint, check the formatting, check the types
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from golfcore import config
 from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights
 from golfcore.optim import build
 from golfcore.train.meta import add_gradient
@@ -59,7 +60,7 @@ def parts(rows: int, seq_len: int, device: torch.device) -> dict[str, Callable[[
     tables = Tables(torch.ones(len(starts), dtype=torch.int16), starts, torch.zeros_like(starts)).to(device)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randint(cfg.model.vocab_size, (2, rows, seq_len), generator=generator).to(device)
-    loss = loss_function(plain, tables, compute, compiled=device.type == "cuda")
+    loss = loss_function(Net(plain.model, tables, compute), plain.optim.z_loss, compiled=device.type == "cuda")
 
     def micro_batch() -> None:
         (loss(without_rates, x, y) / MICRO).backward()
@@ -68,7 +69,7 @@ def parts(rows: int, seq_len: int, device: torch.device) -> dict[str, Callable[[
         c = config.load(name)
         w = weights if c.model.meta_sgd else without_rates
         data = split(c.meta, x, y, None)
-        return lambda: add_gradient(c, w, EVERY, MICRO, data, loss, tables, compute)
+        return lambda: add_gradient(c, Net(c.model, tables, compute), w, EVERY, MICRO, data, loss)
 
     return {"micro": micro_batch, "optimizer": lambda: optimizers.step(1.0, 0.99), **{n: call(n) for n in PUBLISHED}}
 

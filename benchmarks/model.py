@@ -16,7 +16,7 @@ import torch
 from golfcore.config import ModelConfig, load
 from golfcore.model import forward as module
 from golfcore.model import params
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.generate import generate
 from golfcore.model.weights import Weights, tree_map
 
@@ -33,18 +33,18 @@ def seconds(work: Callable[[], object], repeat: int) -> float:
 
 
 def train_step(cfg: ModelConfig, weights: Weights, x: torch.Tensor) -> None:
-    nll(forward(cfg, weights, x, None), x).mean().backward()
+    nll(forward(Net(cfg), weights, x), x).mean().backward()
 
 
 def sample(cfg: ModelConfig, weights: Weights, length: int, cached: bool) -> None:
     first, generator = torch.zeros(2, 1, dtype=torch.int64), torch.Generator().manual_seed(0)
     if cached:
-        generate(cfg, weights, first, length, None, generator)
+        generate(Net(cfg), weights, first, length, generator)
         return
     tokens = first
     with torch.no_grad():
         while tokens.shape[1] < length:
-            logits = forward(cfg, weights, tokens, None, last=1)[:, -1]
+            logits = forward(Net(cfg), weights, tokens, last=1)[:, -1]
             tokens = torch.cat((tokens, torch.multinomial(logits.softmax(-1), 1, generator=generator)), dim=1)
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         by_index = seconds(lambda: train_step(cfg, weights, x), repeat)
     print(f"forward + backward: {x.numel() / by_unbind:,.0f} tokens/s; by index {by_index / by_unbind:.2f} x the time")
     with torch.no_grad():
-        only = seconds(lambda: forward(cfg, weights, x, None), repeat)
+        only = seconds(lambda: forward(Net(cfg), weights, x), repeat)
     print(f"forward: {x.numel() / only:,.0f} tokens/s")
     size = 256 if small else 128
     cached, uncached = (seconds(lambda c=c: sample(cfg, weights, size, c), 1) for c in (True, False))

@@ -25,7 +25,7 @@ from golfcore.evals.protocols import begin
 from golfcore.evals.score import Look, score
 from golfcore.evals.windows import by_chunk, chunk_edges, windows
 from golfcore.model import params
-from golfcore.model.attention import Compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, detach, flat, tree_map
 
 VOCAB, CHUNK, STRIDE = 64, 64, 16
@@ -248,13 +248,13 @@ def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
     scores and trainings, and how often it has met the other.
     """
     c, ledger, log = CFG, Ledger(tokens), list[Event]()
-    adapter, compute, alone = ttt.start(CFG, weights()), Compute(), rt._replace(rank=0, world=1)
+    adapter, net, alone = ttt.start(CFG, weights()), Net(CFG.model, tables()), rt._replace(rank=0, world=1)
     chunks = by_chunk(windows(ledger.total, c.data.seq_len, c.eval.stride), chunk_edges(ledger.total, CHUNK))
     positions, nats, meeting = [], [], 0
 
     def score_half(rows: np.ndarray) -> None:
         mine = rows[len(rows) * rt.rank // rt.world : len(rows) * (rt.rank + 1) // rt.world]
-        found = score(c.model, adapter.weights, ledger, mine, c.data.seq_len, 8, tables(), compute)
+        found = score(net, adapter.weights, ledger, mine, c.data.seq_len, 8)
         positions.append(np.arange(mine[0, 2], mine[-1, 1]))
         nats.extend(found)
         log.append(Event("score", int(mine[0, 2]), int(mine[-1, 1]), rt.rank, meeting))
@@ -263,7 +263,7 @@ def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
         start = chunk * CHUNK
         x, y = ledger.train(np.arange(start, start + CHUNK, c.data.seq_len), c.data.seq_len)
         for _ in range(c.ttt.epochs):
-            ttt.step(c, adapter, x, y, c.ttt.lr, tables(), compute, alone)
+            ttt.step(c, net, adapter, x, y, c.ttt.lr, alone)
         log.append(Event("train", start, start + CHUNK, rt.rank, meeting))
 
     for chunk, rows in enumerate(chunks):

@@ -31,7 +31,7 @@ from golfcore.evals.protocols import evaluate
 from golfcore.evals.result import EvalResult
 from golfcore.interop import from_reference, matrix_names, reference_config, to_reference
 from golfcore.model.attention import Compute, attend_sdpa
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.hashing import bigram_rows, trigram_rows
 from golfcore.model.weights import Banks, Weights, flat, matrices, tree_map
 from golfcore.optim import average, schedule
@@ -188,7 +188,7 @@ def case_b(meta: dict, arrays: Arrays) -> Outcome:
     x, y = tokens[:, :-1], tokens[:, 1:]
     layers: dict[str, Tensor] = {}
     leaves = tree_map(lambda t: t.requires_grad_(), weights)
-    logits = forward(config, leaves, x, tables, tap=lambda name, t: layers.__setitem__(name, t))
+    logits = forward(Net(config, tables), leaves, x, tap=lambda name, t: layers.__setitem__(name, t))
     loss = nll(logits, y).mean()
     loss.backward()
     check.close("out/logits", logits, 3e-4)
@@ -202,7 +202,7 @@ def case_b(meta: dict, arrays: Arrays) -> Outcome:
     compare_tensors(check, "grad/", gradients, lambda top: 1e-3 * top + 1e-9)
     if "out/logits_bf16attn" in arrays:
         half = Compute(attend=lambda q, k, v: attend_sdpa(q.bfloat16(), k.bfloat16(), v.bfloat16()).to(q.dtype))
-        check.close("out/logits_bf16attn", forward(config, weights, x, tables, compute=half), 0.15)
+        check.close("out/logits_bf16attn", forward(Net(config, tables, half), weights, x), 0.15)
     return check.outcome
 
 
@@ -310,7 +310,7 @@ def scales(check: Check, key: str, scale: Tensor) -> None:
 def hessians(check: Check, meta: dict, arrays: Arrays) -> None:
     config, weights = model(meta, arrays)
     tokens = torch.from_numpy(arrays[next(k for k in arrays if k.startswith("in/") and "tokens" in k)].astype(np.int64))
-    found = collect(config, weights, tokens, tables_of(arrays, config.vocab_size), 0.01, projections=True)
+    found = collect(Net(config, tables_of(arrays, config.vocab_size)), weights, tokens, 0.01, projections=True)
     theirs = {original: found[ours] for ours, original in matrix_names(config).items() if ours in found}
     compare_tensors(check, "hessian/", theirs, lambda top: 1e-4 * top)
 
@@ -344,7 +344,7 @@ def whole_model(check: Check, meta: dict, arrays: Arrays) -> None:
     for key, used in (("out/loss_before", weights), ("out/loss_after", back)):
         if key in arrays:
             tables = tables_of(arrays, config.vocab_size)
-            loss = nll(forward(config, used, tokens[:, :-1], tables), tokens[:, 1:]).mean()
+            loss = nll(forward(Net(config, tables), used, tokens[:, :-1]), tokens[:, 1:]).mean()
             check.close(key, loss, (1e-5 if used is weights else 2e-3) * max(1.0, float(arrays[key])))
 
 
@@ -368,8 +368,8 @@ def case_e(meta: dict, arrays: Arrays) -> Outcome:
         split={"seq": "time", "batch": "batch"}[args.get("meta_ttt_split", "seq")],
     )
     if cfg["prior"]:
-        (nll(forward(config, leaves, x, tables), y).mean() * cfg["grad_scale"]).backward()
-    loss, gradients = meta_gradients(config, meta_cfg, leaves, x, y, tables)
+        (nll(forward(Net(config, tables), leaves, x), y).mean() * cfg["grad_scale"]).backward()
+    loss, gradients = meta_gradients(Net(config, tables), meta_cfg, leaves, x, y)
     together = tree_map(lambda leaf, g: grad_of(leaf) + cfg["grad_scale"] * g, leaves, gradients)
     check.close("out/returned_loss", loss, 1e-5 * max(1.0, float(arrays["out/returned_loss"])))
     found = to_reference(together, config, shapes_of(arrays, "grad/"))

@@ -20,7 +20,7 @@ from golfcore.evals.protocols import evaluate
 from golfcore.evals.score import bits_per_byte
 from golfcore.evals.windows import by_chunk, chunk_edges, split, windows
 from golfcore.model import params
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights, flat, tree_map
 
 SMOKE = load("smoke", {"ttt.freeze_blocks": 1, "ttt.lr": 0.05, "ttt.lr_candidates": [], "ttt.chunk_tokens": 128})
@@ -127,7 +127,7 @@ def test_static_is_the_plain_sum_over_rows() -> None:
     weights, tokens = smoke_weights(), text(64 * 5)
     found = evaluate("static", SMOKE, weights, tokens, tables())
     x, y = (torch.from_numpy(t.astype(np.int64)).view(5, 64) for t in (tokens[:-1], tokens[1:]))
-    losses = nll(forward(SMOKE.model, weights, x, tables()), y).double()
+    losses = nll(forward(Net(SMOKE.model, tables()), weights, x), y).double()
     t = tables()
     n_bytes = int((t.base_bytes[y].long() + (t.word_start[y] & ~t.boundary[x])).sum())
     assert found.legality == Legality.STATIC and found.tokens == 320 and found.bytes == n_bytes
@@ -144,7 +144,7 @@ def test_sliding_scores_each_target_from_its_own_window(total: int) -> None:
     for start, stop, first in windows(total, 64, 32):
         x = torch.from_numpy(tokens[start:stop].astype(np.int64))[None]
         y = torch.from_numpy(tokens[start + 1 : stop + 1].astype(np.int64))[None]
-        want[first:stop] = nll(forward(SMOKE.model, weights, x, tables()), y)[0, first - start :].numpy()
+        want[first:stop] = nll(forward(Net(SMOKE.model, tables()), weights, x), y)[0, first - start :].numpy()
     assert found.tokens == total and found.repeats == 0
     np.testing.assert_allclose(found.per_target, want, atol=1e-5)
     assert [c["nats"] for c in found.chunks] == pytest.approx(

@@ -28,7 +28,7 @@ from golfcore.evals import adapt as ttt
 from golfcore.interop import from_reference, reference_config, to_reference
 from golfcore.model import params
 from golfcore.model.attention import Compute, attend_reference
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
 from golfcore.quant import artifact
 from golfcore.quant.quantize import quantize_weights
@@ -66,11 +66,11 @@ def batch(rows: int, length: int = 16, seed: int = 1) -> meta.Batch:
 
 
 def loss_of(cfg: Config) -> meta.Loss:
-    return meta.model_loss(cfg.model, cfg.meta, tables(), Compute())
+    return meta.model_loss(Net(cfg.model, tables()), cfg.meta)
 
 
 def gradients(cfg: Config, weights: Weights, x: Tensor, y: Tensor, ahead: meta.Batch | None = None) -> dict:
-    return flat(meta.meta_gradients(cfg.model, cfg.meta, weights, x, y, tables(), following=ahead)[1])
+    return flat(meta.meta_gradients(Net(cfg.model, tables()), cfg.meta, weights, x, y, following=ahead)[1])
 
 
 def assert_close(found: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-4) -> None:
@@ -175,7 +175,7 @@ def test_a_batch_of_one_falls_back_to_time_and_an_odd_one_gives_the_outer_part_m
 def test_the_placebo_is_the_plain_outer_gradient() -> None:
     cfg = with_(SMOKE, meta={"inner_steps": 0})
     weights, (x, y) = lively(cfg), batch(3)
-    outer = 0.5 * nll(forward(cfg.model, weights, x[:, 8:], tables()), y[:, 8:]).mean()
+    outer = 0.5 * nll(forward(Net(cfg.model, tables()), weights, x[:, 8:]), y[:, 8:]).mean()
     want = torch.autograd.grad(outer, list(flat(weights).values()))
     assert_close(gradients(cfg, weights, x, y), dict(zip(flat(weights), want, strict=True)), 0)
 
@@ -188,7 +188,7 @@ def test_inner_steps_on_everything_are_those_of_test_time_training() -> None:
     moved = meta.inner_steps(cfg.meta, loss_of(cfg), weights, (x, y), meta.freeze_masks(cfg.model, cfg.meta))
     adapter = ttt.start(cfg, weights)
     for _ in range(3):
-        ttt.step(cfg, adapter, x, y, 1.0, tables(), Compute(), RUNTIME)
+        ttt.step(cfg, Net(cfg.model, tables()), adapter, x, y, 1.0, RUNTIME)
     steps = {n: t.detach() - flat(adapter.weights)[n].detach() for n, t in flat(weights).items()}
     assert_close(moved, steps, 1e-3)  # a difference of nearly equal numbers
     assert all(float(s.abs().max()) > 0 for s in steps.values())
@@ -234,7 +234,7 @@ def test_two_parameters_worked_out_by_hand(order: str, da: float, db: float) -> 
 
 def test_orders_agree_when_the_inner_rate_is_0_and_not_otherwise() -> None:
     weights, (x, y) = lively(RATES), batch(4)
-    loss = meta.model_loss(RATES.model, replace(RATES.meta, order="second"), tables(), Compute())
+    loss = meta.model_loss(Net(RATES.model, tables()), replace(RATES.meta, order="second"))
 
     def found(order: str, rate: float) -> dict[str, Tensor]:
         m = replace(RATES.meta, order=order, inner_lr=rate, inner_steps=2)
@@ -341,7 +341,7 @@ def test_compiled_losses_give_the_eager_gradients() -> None:
     """Training hands its compiled loss to the meta call: stacks, slices and adapted weights must all trace."""
     weights, (x, y) = lively(RATES), batch(4)
     inner, outer = meta.split(RATES.meta, x, y, None)
-    eager = loss_function(RATES, tables(), Compute(), compiled=False)
+    eager = loss_function(Net(RATES.model, tables()), 0.0, compiled=False)
     masks = meta.freeze_masks(RATES.model, RATES.meta)
     found = {
         name: meta.evaluate(RATES.meta, loss, weights, inner, outer, masks, False)
@@ -359,12 +359,12 @@ def test_a_small_step_survives_in_float32_and_not_in_the_compute_dtype(dtype: st
     cfg = with_(SMOKE, meta={"inner_lr": 2e-4, "dtype": dtype})
     weights, (x, y) = lively(cfg), batch(4)
     half = Compute(torch.bfloat16, attend_reference)
-    loss = loss_function(cfg, tables(), half, compiled=False)
-    report = add_gradient(cfg, weights, 0, 1, meta.split(cfg.meta, x, y, None), loss, tables(), half)
+    loss = loss_function(Net(cfg.model, tables(), half), cfg.optim.z_loss, compiled=False)
+    report = add_gradient(cfg, Net(cfg.model, tables(), half), weights, 0, 1, meta.split(cfg.meta, x, y, None), loss)
     assert report.realised is not None and report.displacement > 0
     if dtype == "float32":
         assert report.realised == pytest.approx(1, abs=0.05) and report.realised_cosine > 0.99
-        exact = meta.meta_gradients(cfg.model, cfg.meta, weights, x, y, tables())[0]
+        exact = meta.meta_gradients(Net(cfg.model, tables()), cfg.meta, weights, x, y)[0]
         assert report.loss_post == pytest.approx(float(exact), abs=1e-6)
     else:
         assert report.realised > 3 and report.realised_cosine < 0.5
@@ -382,8 +382,8 @@ def stream(tmp_path: Path) -> TokenStream:
 def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
     s = s or state.start(cfg, params.init(cfg.model, 0), torch.float32, torch.device("cpu"))
     stream.position = s.position
-    loss = loss_function(cfg, tables(), Compute(), compiled=False)
-    return s, [train_step(cfg, s, stream, loss, tables(), Compute(), RUNTIME, 0.0) for _ in range(n)]
+    loss = loss_function(Net(cfg.model, tables()), cfg.optim.z_loss, compiled=False)
+    return s, [train_step(cfg, Net(cfg.model, tables()), s, stream, loss, RUNTIME) for _ in range(n)]
 
 
 @pytest.mark.parametrize("cfg", [RATES, with_(SMOKE, meta={"split": "next-chunk"})], ids=["exp106", "next-chunk"])
@@ -478,7 +478,7 @@ def test_learned_rates_are_train_only(tmp_path: Path) -> None:
     artifact.write(tmp_path / "a.golf", RATES, quantize_weights(RATES, weights, None))
     read_cfg, read = artifact.read(tmp_path / "a.golf")
     assert read_cfg == RATES and flat(weights).keys() - flat(read).keys() == {"meta_sgd_" + b for b in Banks._fields}
-    forward(read_cfg.model, read, batch(1)[0], tables())
+    forward(Net(read_cfg.model, tables()), read, batch(1)[0])
 
 
 def test_rates_of_the_original_come_in_our_order_or_not_at_all() -> None:

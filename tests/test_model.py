@@ -11,7 +11,7 @@ from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.attention import Cache, Compute, attend_reference, attend_sdpa, rope_angles, rope_base
 from golfcore.model.embed import rms
-from golfcore.model.forward import forward, init, nll, training_loss
+from golfcore.model.forward import Net, forward, init, nll, training_loss
 from golfcore.model.generate import generate
 from golfcore.model.weights import ROLES, Banks, Weights, flat, map_matrices, matrices, matrix, tree_map, unflat
 
@@ -50,7 +50,7 @@ def test_parameter_table_covers_every_tensor_once(cfg: ModelConfig) -> None:
 @every_config
 def test_every_tensor_reaches_the_logits(cfg: ModelConfig) -> None:
     leaves = tree_map(lambda t: t.requires_grad_(), random_weights(cfg))
-    forward(cfg, leaves, some_tokens(cfg, 2, 12), tables(cfg)).square().sum().backward()
+    forward(Net(cfg, tables(cfg)), leaves, some_tokens(cfg, 2, 12)).square().sum().backward()
     assert {name for name, t in flat(leaves).items() if t.grad is None or not t.grad.any()} == set()
 
 
@@ -73,24 +73,24 @@ def test_swiglu_has_as_many_parameters() -> None:
 @every_config
 def test_the_forward_is_causal(cfg: ModelConfig) -> None:
     weights, x = random_weights(cfg), some_tokens(cfg, 1, 12)
-    before = forward(cfg, weights, x, tables(cfg))
+    before = forward(Net(cfg, tables(cfg)), weights, x)
     x[:, 7:] = (x[:, 7:] + 1) % cfg.vocab_size
-    after = forward(cfg, weights, x, tables(cfg))
+    after = forward(Net(cfg, tables(cfg)), weights, x)
     assert torch.equal(before[:, :7], after[:, :7]) and not torch.equal(before[:, 7:], after[:, 7:])
 
 
 def test_rows_of_a_batch_do_not_meet() -> None:
     weights, x = random_weights(SMALL), some_tokens(SMALL, 3, 10)
-    together = forward(SMALL, weights, x, tables(SMALL))
-    alone = torch.cat([forward(SMALL, weights, row[None], tables(SMALL)) for row in x])
+    together = forward(Net(SMALL, tables(SMALL)), weights, x)
+    alone = torch.cat([forward(Net(SMALL, tables(SMALL)), weights, row[None]) for row in x])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 @every_config
 def test_a_tap_changes_nothing_and_sees_every_matrix(cfg: ModelConfig) -> None:
     weights, x, seen = random_weights(cfg), some_tokens(cfg, 1, 6), {}
-    tapped = forward(cfg, weights, x, tables(cfg), tap=lambda name, t: seen.setdefault(name, t.shape))
-    assert torch.equal(tapped, forward(cfg, weights, x, tables(cfg)))
+    tapped = forward(Net(cfg, tables(cfg)), weights, x, tap=lambda name, t: seen.setdefault(name, t.shape))
+    assert torch.equal(tapped, forward(Net(cfg, tables(cfg)), weights, x))
     assert {name for name, _ in matrices(weights)} <= set(seen)
     assert all(seen[name][-1] == m.shape[1] for name, m in matrices(weights))
 
@@ -101,17 +101,19 @@ def test_cached_logits_equal_uncached_at_the_final_length(cfg: ModelConfig, piec
     """Also when the length is beyond the one at which the rotary base starts to grow."""
     weights, x = random_weights(cfg), some_tokens(cfg, 2, 12)
     cache = Cache(cfg, 2, 12, Compute(), x.device)
-    parts = [forward(cfg, weights, part, tables(cfg), cache=cache) for part in x.split(list(pieces), dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), forward(cfg, weights, x, tables(cfg)), atol=2e-5, rtol=1e-5)
+    parts = [forward(Net(cfg, tables(cfg)), weights, part, cache=cache) for part in x.split(list(pieces), dim=1)]
+    torch.testing.assert_close(
+        torch.cat(parts, dim=1), forward(Net(cfg, tables(cfg)), weights, x), atol=2e-5, rtol=1e-5
+    )
 
 
 def test_generation_samples_from_the_uncached_distribution() -> None:
     weights, prompt = random_weights(NTK), some_tokens(NTK, 2, 3)
-    text = generate(NTK, weights, prompt, 16, tables(NTK), torch.Generator().manual_seed(5), temperature=0.7)
+    text = generate(Net(NTK, tables(NTK)), weights, prompt, 16, torch.Generator().manual_seed(5), temperature=0.7)
     again, generator = prompt, torch.Generator().manual_seed(5)
     for t in range(3, 16):
         padded = torch.nn.functional.pad(again, (0, 16 - t))  # the final length fixes the rotary base
-        logits = forward(NTK, weights, padded, tables(NTK))[:, t - 1]
+        logits = forward(Net(NTK, tables(NTK)), weights, padded)[:, t - 1]
         new = torch.multinomial((logits / 0.7).softmax(-1), 1, generator=generator)
         again = torch.cat((again, new), dim=1)
     assert torch.equal(text, again)
@@ -119,8 +121,8 @@ def test_generation_samples_from_the_uncached_distribution() -> None:
 
 def test_last_gives_the_last_positions_only() -> None:
     weights, x = random_weights(SMALL), some_tokens(SMALL, 2, 9)
-    whole = forward(SMALL, weights, x, tables(SMALL))
-    torch.testing.assert_close(forward(SMALL, weights, x, tables(SMALL), last=4), whole[:, 5:], atol=1e-6, rtol=0)
+    whole = forward(Net(SMALL, tables(SMALL)), weights, x)
+    torch.testing.assert_close(forward(Net(SMALL, tables(SMALL)), weights, x, last=4), whole[:, 5:], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("lengths", [(6, 6), (1, 6), (3, 6)], ids=str)
@@ -148,7 +150,7 @@ def test_compiled_equals_eager_for_own_other_and_adapted_weights() -> None:
     """`functional_call` under `torch.compile` once kept the first weights silently; a pure function must not."""
 
     def loss(weights: Weights, x: Tensor) -> Tensor:
-        return nll(forward(SMALL, weights, x, tables(SMALL)), x).mean()
+        return nll(forward(Net(SMALL, tables(SMALL)), weights, x), x).mean()
 
     compiled = torch.compile(loss, backend="aot_eager", dynamic=False, fullgraph=True)
     x = some_tokens(SMALL, 2, 8)
@@ -249,14 +251,14 @@ def test_memory_tokens_stand_where_the_first_embeddings_would() -> None:
     plain, memory = random_weights(PLAIN), random_weights(cfg)
     first = rms(plain.rest["tok_emb"][x[0, :3]])
     same = plain._replace(rest={**plain.rest, "memory": first})
-    assert torch.equal(forward(cfg, same, x, None), forward(PLAIN, plain, x, None))
+    assert torch.equal(forward(Net(cfg), same, x), forward(Net(PLAIN), plain, x))
     other = x.clone()
     other[:, :3] = (x[:, :3] + 1) % cfg.vocab_size
-    assert torch.equal(forward(cfg, memory, x, None), forward(cfg, memory, other, None))
+    assert torch.equal(forward(Net(cfg), memory, x), forward(Net(cfg), memory, other))
     moved = memory._replace(rest={**memory.rest, "memory": memory.rest["memory"] + 1})
-    assert (forward(cfg, memory, x, None) != forward(cfg, moved, x, None)).any(-1).all()
-    short = forward(cfg, memory, x[:, :2], None)  # a row within the memory
-    torch.testing.assert_close(short, forward(cfg, memory, x, None)[:, :2], atol=1e-5, rtol=0)
+    assert (forward(Net(cfg), memory, x) != forward(Net(cfg), moved, x)).any(-1).all()
+    short = forward(Net(cfg), memory, x[:, :2])  # a row within the memory
+    torch.testing.assert_close(short, forward(Net(cfg), memory, x)[:, :2], atol=1e-5, rtol=0)
 
 
 def test_targets_in_place_of_memory_tokens_are_no_part_of_the_training_loss() -> None:

@@ -17,7 +17,7 @@ from golfcore.evals.ppm import Ppm
 from golfcore.evals.protocols import PROTOCOLS, configure, evaluate
 from golfcore.evals.windows import windows
 from golfcore.model import params
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights, flat, matrix, tree_map
 
 CFG = load(
@@ -136,7 +136,7 @@ def test_low_rank_adapters_are_added_to_the_chosen_matrices() -> None:
                 assert not difference.any()
     x = torch.from_numpy(text(63)[None].astype(np.int64))
     seen = adapter.weights._replace(rest={k: v for k, v in adapter.weights.rest.items() if "." not in k})
-    assert not torch.equal(forward(CFG.model, folded, x, tables()), forward(CFG.model, seen, x, tables()))
+    assert not torch.equal(forward(Net(CFG.model, tables()), folded, x), forward(Net(CFG.model, tables()), seen, x))
 
 
 def test_adam_is_torchs_own() -> None:
@@ -264,7 +264,7 @@ def by_hand(
             for at in range(0, len(rows), 2):
                 x, y = (torch.stack([ids[r.start + k : r.stop + k] for r in rows[at : at + 2]]) for k in (0, 1))
                 optimizer.zero_grad()
-                loss = nll(forward(CFG.model, leaves, x, tables()), y).mean()
+                loss = nll(forward(Net(CFG.model, tables()), leaves, x), y).mean()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(flat(leaves).values(), 1.0)
                 optimizer.step()
@@ -277,7 +277,7 @@ def by_hand(
             if start <= s < start + chunk:
                 with torch.no_grad():
                     x = torch.nn.functional.pad(ids[a:b], (0, T - (b - a)))[None]  # the rotary base follows the length
-                    row = nll(forward(CFG.model, leaves, x, tables())[:, : b - a], ids[None, a + 1 : b + 1])[0]
+                    row = nll(forward(Net(CFG.model, tables()), leaves, x)[:, : b - a], ids[None, a + 1 : b + 1])[0]
                 found[s:b] = row[s - a :].numpy()
         if not first and start + chunk < total:
             train(start, start + chunk)

@@ -15,7 +15,7 @@ from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.config import Config, QuantConfig
 from golfcore.model import params
-from golfcore.model.forward import forward
+from golfcore.model.forward import Net, forward
 from golfcore.model.weights import Weights, flat, matrices, tree_map
 from golfcore.quant import calibrate, codec, gptq, grid
 from golfcore.quant.grid import Grid, dequantize, fake_quant, quantize, round_to_nearest, scales, stored
@@ -301,8 +301,8 @@ def test_hessians_are_the_mean_outer_products_of_the_inputs_that_the_model_multi
     cfg = small()
     weights, sequences = random_weights(cfg), torch.randint(48, (5, 12))
     seen: dict[str, list[Tensor]] = {}
-    forward(cfg.model, weights, sequences[:, :-1], None, tap=lambda name, x: seen.setdefault(name, []).append(x))
-    found = calibrate.collect(cfg.model, weights, sequences, None, 0.01, projections=True, batch=2)
+    forward(Net(cfg.model), weights, sequences[:, :-1], tap=lambda name, x: seen.setdefault(name, []).append(x))
+    found = calibrate.collect(Net(cfg.model), weights, sequences, 0.01, projections=True, batch=2)
     assert found.keys() == {name for name, _ in matrices(weights)} | {"bigram_proj", "ve_proj"}
     for name, hessian in found.items():
         x = torch.cat([part.flatten(0, -2) for part in seen[name]])
@@ -329,11 +329,11 @@ def test_a_matrix_without_input_is_an_error():
 def test_calibration_text_is_the_seeds():
     cfg = small()
     weights, steps = random_weights(cfg), []
-    first = calibrate.self_generated(cfg, weights, None, seed=7, progress=steps.append)
+    first = calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=7, progress=steps.append)
     assert first.shape == (5, 12) and first.min() >= 0 and first.max() < 48
     assert sum(steps) == 3 * 11  # three batches of 2, 2 and 1 sequences
-    assert torch.equal(first, calibrate.self_generated(cfg, weights, None, seed=7))
-    assert not torch.equal(first, calibrate.self_generated(cfg, weights, None, seed=8))
+    assert torch.equal(first, calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=7))
+    assert not torch.equal(first, calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=8))
     assert not torch.equal(first[:2], first[2:4])
 
 
@@ -393,7 +393,7 @@ def test_small_matrices_and_tables_may_stay_float16():
 def test_hessians_lower_the_weighted_error_of_every_matrix():
     cfg = small()
     weights = random_weights(cfg)
-    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    hessians = calibrate.collect(Net(cfg.model), weights, torch.randint(48, (6, 40)), cfg.quant.damping)
     solved, nearest = (quantize_weights(cfg, weights, h) for h in (hessians, None))
     for name, matrix in matrices(weights):
         errors = [float(weighted_error(matrix, *q[name], hessians[name]).sum()) for q in (solved, nearest)]
@@ -403,7 +403,7 @@ def test_hessians_lower_the_weighted_error_of_every_matrix():
 def test_settings_reach_the_solver():
     cfg = small()
     weights = tree_map(lambda t: 4 * t, random_weights(cfg))
-    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    hessians = calibrate.collect(Net(cfg.model), weights, torch.randint(48, (6, 40)), cfg.quant.damping)
 
     def codes(**values: object) -> list[Tensor]:
         other = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, **values))
@@ -435,7 +435,7 @@ def with_quant(cfg: Config, **values: object) -> Config:
 def test_nearest_needs_no_hessians_and_uses_none():
     cfg = with_quant(small(), rounding="nearest")
     weights = random_weights(cfg)
-    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    hessians = calibrate.collect(Net(cfg.model), weights, torch.randint(48, (6, 40)), cfg.quant.damping)
     found, without = (quantize_weights(cfg, weights, h) for h in (hessians, None))
     for name, matrix in matrices(weights):
         codes, scale = round_to_nearest(matrix, grid.matrix_grid(cfg.quant))
@@ -468,7 +468,7 @@ def test_named_tensors_keep_sixteen_bits():
 def test_matrices_may_have_widths_of_their_own():
     cfg = with_quant(small(), floor=False)
     weights, bits = random_weights(cfg), {"block0.up": 7, "block1.key": 5}
-    hessians = calibrate.collect(cfg.model, weights, torch.randint(48, (6, 40)), None, cfg.quant.damping)
+    hessians = calibrate.collect(Net(cfg.model), weights, torch.randint(48, (6, 40)), cfg.quant.damping)
     for h in (None, hessians):
         found = quantize_weights(cfg, weights, h, bits=bits)
         for name, _ in matrices(weights):

@@ -16,7 +16,7 @@ from golfcore.base.records import RunFolder
 from golfcore.config import Config, load, override
 from golfcore.data.stream import TokenStream
 from golfcore.model import params
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Banks, Weights, flat, tree_map
 from golfcore.optim import schedule
 from golfcore.train import loop, reptile
@@ -81,7 +81,7 @@ def test_one_meta_step_of_one_inner_step_is_sgd_at_both_rates(stream: TokenStrea
     found = train(with_(reptile=one), tmp_path / "a", stream)
     theta = train(with_(reptile=one | {"outer_lr": 0.0}), tmp_path / "b", stream)
     leaves = tree_map(lambda t: t.clone().requires_grad_(), theta)
-    loss = nll(forward(TINY.model, leaves, text(0, 8)[0], tables()), text(0, 8)[1]).mean()
+    loss = nll(forward(Net(TINY.model, tables()), leaves, text(0, 8)[0]), text(0, 8)[1]).mean()
     loss.backward()
     for name in ("up", "down"):
         before, after, leaf = (getattr(w.banks, name) for w in (theta, found, leaves))

@@ -13,8 +13,7 @@ from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.model import params
-from golfcore.model.attention import Compute
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights, flat, map_matrices, matrices, tree_map
 from golfcore.optim import average, build
 from golfcore.train import loop, sensitivity, state
@@ -34,8 +33,8 @@ def with_(**sections: dict) -> Config:
 def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
     s = s or state.start(cfg, params.init(cfg.model, cfg.run.seed), torch.float32, torch.device("cpu"))
     stream.position = s.position
-    loss_fn = loss_function(cfg, tables(cfg), Compute(), compiled=False)
-    reports = [train_step(cfg, s, stream, loss_fn, tables(cfg), Compute(), RUNTIME, s.elapsed) for _ in range(n)]
+    loss_fn = loss_function(Net(cfg.model, tables(cfg)), cfg.optim.z_loss, compiled=False)
+    reports = [train_step(cfg, Net(cfg.model, tables(cfg)), s, stream, loss_fn, RUNTIME) for _ in range(n)]
     return s, reports
 
 
@@ -104,7 +103,7 @@ def test_gradient_accumulation_is_the_mean_over_micro_batches(stream: TokenStrea
     weights = tree_map(lambda t: t.requires_grad_(), params.init(cfg.model, cfg.run.seed))
     stream.position = 0
     pairs = [stream.batch(1, 64) for _ in range(2)]
-    mean = sum(nll(forward(cfg.model, weights, x, tables()), y).mean() for x, y in pairs) / 2
+    mean = sum(nll(forward(Net(cfg.model, tables()), weights, x), y).mean() for x, y in pairs) / 2
     grads = torch.autograd.grad(mean, list(flat(weights).values()))
     _, (report,) = steps(cfg, stream, 1)
     assert report.loss == pytest.approx(mean.item(), rel=1e-6)
@@ -213,12 +212,12 @@ def test_configured_averages_are_what_is_returned(kind: str, stream: TokenStream
 def test_not_a_number_stops_with_the_last_good_state(stream: TokenStream, tmp_path: Path, monkeypatch) -> None:
     real, calls = loop.train_step, []
 
-    def poisoned(cfg, s, *args):
+    def poisoned(cfg, net, s, *args):
         calls.append(1)
         if len(calls) == 6:
             with torch.no_grad():
                 s.weights.banks.up[0, 0, 0] = float("nan")
-        return real(cfg, s, *args)
+        return real(cfg, net, s, *args)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(Diverged, match=r"step 5: expected a finite loss and gradient, found loss nan.*last good state"):
@@ -251,8 +250,8 @@ def test_without_an_inner_rate_the_meta_gradient_is_that_of_the_outer_half() -> 
     )
     x = torch.randint(cfg.model.vocab_size, (3, 16), generator=g)
     y = torch.randint(cfg.model.vocab_size, (3, 16), generator=g)
-    loss, found = meta_gradients(cfg.model, cfg.meta, leaves, x, y, tables())
-    outer = nll(forward(cfg.model, leaves, x[:, 8:], tables()), y[:, 8:]).mean()
+    loss, found = meta_gradients(Net(cfg.model, tables()), cfg.meta, leaves, x, y)
+    outer = nll(forward(Net(cfg.model, tables()), leaves, x[:, 8:]), y[:, 8:]).mean()
     want = torch.autograd.grad(outer, list(flat(leaves).values()))
     assert torch.equal(loss, outer.detach())
     assert all(torch.equal(a, b) for a, b in zip(flat(found).values(), want, strict=True))

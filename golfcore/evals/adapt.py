@@ -14,11 +14,9 @@ from torch import Tensor
 
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config, ModelConfig, TTTConfig
-from golfcore.data.tokens import Tables
 from golfcore.evals import lora
 from golfcore.model import params
-from golfcore.model.attention import Compute
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights, detach, flat, unflat
 from golfcore.optim.inner import adam, clipped, open_gradient, velocity
 from golfcore.quant.grid import fake_quant, projection_grid
@@ -96,27 +94,25 @@ def chunk_lr(cfg: TTTConfig, chunk: int, n_chunks: int) -> float:
 
 def step(
     cfg: Config,
+    net: Net,
     adapter: Adapter,
     x: Tensor,
     y: Tensor,
     lr: float,
-    tables: Tables | None,
-    compute: Compute,
     runtime: Runtime,
 ) -> float:
     """One optimizer step on the rows (n, T); returns their mean loss before it."""
-    loss, gradients = batch_gradient(cfg, adapter, x, y, tables, compute, runtime)
+    loss, gradients = batch_gradient(cfg, net, adapter, x, y, runtime)
     update(cfg.ttt, adapter, gradients, lr)
     return loss
 
 
 def batch_gradient(
     cfg: Config,
+    net: Net,
     adapter: Adapter,
     x: Tensor,
     y: Tensor,
-    tables: Tables | None,
-    compute: Compute,
     runtime: Runtime,
 ) -> tuple[float, dict[str, Tensor]]:
     """Mean loss of a batch and its gradient by name; with several ranks each takes a share of the rows."""
@@ -127,7 +123,7 @@ def batch_gradient(
         seen = lora.fold(weights)
         if cfg.ttt.qat_projections:
             seen = fake_quant_projections(cfg.model, seen)
-        found = nll(forward(cfg.model, seen, x, tables, compute=compute), y).sum() / size
+        found = nll(forward(net, seen, x), y).sum() / size
         total.copy_(found.detach())
         return found
 

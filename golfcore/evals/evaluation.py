@@ -18,6 +18,7 @@ from golfcore.evals.result import EvalResult
 from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
 from golfcore.evals.windows import by_chunk, chunk_edges, split, windows
 from golfcore.model.attention import Compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat
 
 SAVE_EVERY_SECONDS = 20.0
@@ -42,7 +43,8 @@ class Walk:
         look: Look | None,
     ) -> None:
         self.cfg, self.span, self.ledger, self.tables = cfg, span, ledger, tables.to(runtime.device)
-        self.runtime, self.compute, self.resume = runtime, compute, resume
+        self.runtime, self.resume = runtime, resume
+        self.net = Net(cfg.model, self.tables, compute)
         self.packed = weights
         adapts = cfg.ttt.epochs + cfg.ttt.sweeps > 0
         self.adapter = ttt.start(cfg, weights) if adapts else None
@@ -164,15 +166,13 @@ class Walk:
         c, r = self.cfg, self.runtime
         edges = [len(rows) * k // r.world for k in (r.rank, r.rank + 1)]
         mine = score(
-            c.model,
+            self.net,
             self.weights,
             self.ledger,
             rows[slice(*edges)],
             c.data.seq_len,
             # where a document ends must not change the shape of a batch, and with it the rounding of what came before
             1 if c.ttt.reset == "document" else c.eval.batch_seqs,
-            self.tables,
-            self.compute,
             look,
         )
         if r.world == 1:
@@ -211,7 +211,7 @@ class Walk:
     def _steps(self, adapter: ttt.Adapter, batches: list[np.ndarray], lr: float, chunk: int) -> None:
         for starts in batches:
             x, y = (z.to(self.runtime.device) for z in self.ledger.train(starts, self.cfg.data.seq_len))
-            loss = ttt.step(self.cfg, adapter, x, y, lr, self.tables, self.compute, self.runtime)
+            loss = ttt.step(self.cfg, self.net, adapter, x, y, lr, self.runtime)
             self.losses.setdefault(chunk, []).append(loss)
 
     # -- what comes of it

@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables, target_bytes
 from golfcore.evals.ledger import Ledger
-from golfcore.model.attention import Compute
-from golfcore.model.forward import forward, nll
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights
 
 # Sees a batch as it is scored: its windows, the logits (scored positions, V) of each, the weights that made them.
@@ -20,14 +18,12 @@ Look: TypeAlias = Callable[[np.ndarray, list[Tensor], Weights], None]
 
 @torch.no_grad()
 def score(
-    cfg: ModelConfig,
+    net: Net,
     weights: Weights,
     ledger: Ledger,
     rows: np.ndarray,
     seq_len: int,
     batch: int,
-    tables: Tables | None,
-    compute: Compute,
     look: Look | None = None,
 ) -> list[np.ndarray]:
     """Nats (float32) of the scored positions of each window, `batch` windows at a time; the ledger is not written.
@@ -40,7 +36,7 @@ def score(
         part = rows[at : at + batch]
         x, y = (t.to(device) for t in ledger.read(part, seq_len))
         first = int((part[:, 2] - part[:, 0]).min())  # logits before the earliest scored position are not needed
-        logits = forward(cfg, weights, x, tables, last=seq_len - first, compute=compute)
+        logits = forward(net, weights, x, last=seq_len - first)
         losses = nll(logits, y[:, first:]).cpu().numpy()
         spans = [slice(s - a - first, b - a - first) for a, b, s in part]
         out += [losses[i, span] for i, span in enumerate(spans)]

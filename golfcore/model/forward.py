@@ -3,6 +3,8 @@
 Shapes: B batch, T time, D width, V vocabulary, U blocks, L layers.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,18 +17,33 @@ from golfcore.model.embed import EMBED_REACH, Tap, embed, linear, rms, value_emb
 from golfcore.model.weights import Weights, matrix, matrix_name, unbound
 
 init = params.init
-DEFAULT = Compute()
+
+
+class Net(NamedTuple):
+    """What a forward needs besides weights and tokens; it never changes during a run."""
+
+    cfg: ModelConfig
+    tables: Tables | None = None  # of the tokenizer: what begins a word
+    compute: Compute = Compute()
+
+
+class Stream(NamedTuple):
+    """What every layer of one forward reads beside the residual stream."""
+
+    x0: Tensor  # (B, T, D) the first residual stream
+    ve: Tensor | None  # (B, T, Hkv*K) value embedding
+    rope: tuple[Tensor, Tensor]  # cos, sin
+    tap: Tap | None
+    cache: Cache | None
 
 
 def forward(
-    cfg: ModelConfig,
+    net: Net,
     weights: Weights,
     tokens: Tensor,
-    tables: Tables | None,
     tap: Tap | None = None,
     cache: Cache | None = None,
     last: int | None = None,
-    compute: Compute = DEFAULT,
 ) -> Tensor:
     """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
 
@@ -34,17 +51,18 @@ def forward(
     of every layer ("layer3"). With `cache`, `tokens` continue the sequence it holds (the cache is extended in place).
     Nothing else is read or written.
     """
-    weights = unbound(weights)
+    cfg, weights = net.cfg, unbound(weights)
     start = cache.filled if cache else 0
     length = cache.length if cache else tokens.shape[1]
-    x, ve = _inputs(cfg, weights, tokens, tables, tap, cache, compute)
+    x, ve = _inputs(net, weights, tokens, tap, cache)
     rope = rope_angles(cfg, start, start + tokens.shape[1], length, tokens.device)
-    x0, stack = x, []  # type: tuple[Tensor, list[Tensor]]
+    stream = Stream(x, ve, rope, tap, cache)
+    stack: list[Tensor] = []
     n_encoder = cfg.n_layers // 2
     for i in range(cfg.n_layers):
         if i >= n_encoder and stack:
             x = x + weights.rest["skip"][i - n_encoder].to(x.dtype) * stack.pop()
-        x = layer(cfg, weights, i, x, x0, ve, rope, tap, cache, compute)
+        x = layer(net, weights, i, x, stream)
         if i < n_encoder:
             stack.append(x)
     if cache:
@@ -56,13 +74,7 @@ def forward(
 
 
 def _inputs(
-    cfg: ModelConfig,
-    weights: Weights,
-    tokens: Tensor,
-    tables: Tables | None,
-    tap: Tap | None,
-    cache: Cache | None,
-    compute: Compute,
+    net: Net, weights: Weights, tokens: Tensor, tap: Tap | None, cache: Cache | None
 ) -> tuple[Tensor, Tensor | None]:
     """First residual stream (B, T, D) and value embedding, with the predecessors that the n-grams need."""
     t, start = tokens.shape[1], 0
@@ -70,51 +82,32 @@ def _inputs(
         start = max(0, cache.filled - EMBED_REACH)
         cache.tokens[:, cache.filled : cache.filled + t] = tokens
         tokens = cache.tokens[:, start : cache.filled + t]
-    x = embed(cfg, weights, tokens, tables, compute.dtype, tap, start)[:, -t:]
-    ve = value_embedding(cfg, weights, tokens[:, -t:], compute.dtype, tap)
+    dtype = net.compute.dtype
+    x = embed(net.cfg, weights, tokens, net.tables, dtype, tap, start)[:, -t:]
+    ve = value_embedding(net.cfg, weights, tokens[:, -t:], dtype, tap)
     return x, ve
 
 
-def layer(
-    cfg: ModelConfig,
-    weights: Weights,
-    i: int,
-    x: Tensor,
-    x0: Tensor,
-    ve: Tensor | None,
-    rope: tuple[Tensor, Tensor],
-    tap: Tap | None,
-    cache: Cache | None,
-    compute: Compute,
-) -> Tensor:
+def layer(net: Net, weights: Weights, i: int, x: Tensor, stream: Stream) -> Tensor:
     """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale. (B, T, D) -> same."""
-    rest, c = weights.rest, (i + 1) ** -0.5 if cfg.ln_scale else 1.0
+    cfg, rest = net.cfg, weights.rest
+    c = (i + 1) ** -0.5 if cfg.ln_scale else 1.0
     mix = rest["resid_mix"][i].to(x.dtype)
-    x = mix[0] * x + mix[1] * x0
-    x = x + rest["attn_scale"][i].to(x.dtype) * attention(cfg, weights, i, c * rms(x), ve, rope, tap, cache, compute)
-    x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(cfg, weights, cfg.blocks[i], c * rms(x), tap)
-    if tap is not None:
-        tap(f"layer{i}", x)
+    x = mix[0] * x + mix[1] * stream.x0
+    x = x + rest["attn_scale"][i].to(x.dtype) * attention(net, weights, i, c * rms(x), stream)
+    x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(cfg, weights, cfg.blocks[i], c * rms(x), stream.tap)
+    if stream.tap is not None:
+        stream.tap(f"layer{i}", x)
     return x
 
 
-def attention(
-    cfg: ModelConfig,
-    weights: Weights,
-    i: int,
-    x: Tensor,
-    ve: Tensor | None,
-    rope: tuple[Tensor, Tensor],
-    tap: Tap | None,
-    cache: Cache | None,
-    compute: Compute,
-) -> Tensor:
+def attention(net: Net, weights: Weights, i: int, x: Tensor, stream: Stream) -> Tensor:
     """Causal grouped-query attention with QK norm, partial RoPE, per-head gain, value embedding and XSA."""
-    b, t, _ = x.shape
-    block = cfg.blocks[i]
+    cfg, (b, t, _) = net.cfg, x.shape
+    block, ve = cfg.blocks[i], stream.ve
 
     def product(role: str, y: Tensor) -> Tensor:
-        return linear(y, matrix(weights.banks, role, block), matrix_name(role, block), tap)
+        return linear(y, matrix(weights.banks, role, block), matrix_name(role, block), stream.tap)
 
     q = product("query", x).view(b, t, cfg.n_heads, cfg.head_dim)
     k = product("key", x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
@@ -122,10 +115,10 @@ def attention(
     if ve is not None and i in cfg.ve_layers:
         v = v + weights.rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * ve
     v = v.view(b, t, cfg.n_kv_heads, cfg.head_dim)
-    q, k = rotate(rms(q), *rope), rotate(rms(k), *rope)
+    q, k = rotate(rms(q), *stream.rope), rotate(rms(k), *stream.rope)
     q = q * weights.rest["q_gain"][block].to(x.dtype)[:, None]
-    keys, values = cache.extend(i, k, v) if cache else (k, v)
-    y = compute.attend(q, keys, values)
+    keys, values = stream.cache.extend(i, k, v) if stream.cache else (k, v)
+    y = net.compute.attend(q, keys, values)
     if i >= cfg.n_layers - cfg.xsa_last_n:
         y = exclude_self(y, v)
     return product("out", y.reshape(b, t, -1))

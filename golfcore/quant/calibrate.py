@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from golfcore.config import Config, ModelConfig
-from golfcore.data.tokens import Tables
-from golfcore.model.attention import Compute
-from golfcore.model.forward import DEFAULT, forward
+from golfcore.config import QuantConfig
+from golfcore.model.forward import Net, forward
 from golfcore.model.generate import generate
 from golfcore.model.weights import Weights, matrices
 
@@ -51,40 +49,35 @@ class HessianTap:
 
 
 def self_generated(
-    cfg: Config,
+    q: QuantConfig,
+    net: Net,
     weights: Weights,
-    tables: Tables | None,
     seed: int,
-    compute: Compute = DEFAULT,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """(quant.calib_seqs, quant.calib_len) ids sampled from the model, each from a uniformly drawn first token.
 
     On the weights' device, with one generator. `progress` is called with 1 after each token of a batch of sequences.
     """
-    q, device = cfg.quant, weights.rest["tok_emb"].device
+    device = weights.rest["tok_emb"].device
     generator = torch.Generator(device).manual_seed(seed)
     batches = []
     for start in range(0, q.calib_seqs, q.calib_batch):
         batch = min(q.calib_batch, q.calib_seqs - start)
-        first = torch.randint(cfg.model.vocab_size, (batch, 1), generator=generator, device=device)
-        batches.append(
-            generate(cfg.model, weights, first, q.calib_len, tables, generator, q.temperature, compute, progress)
-        )
+        first = torch.randint(net.cfg.vocab_size, (batch, 1), generator=generator, device=device)
+        batches.append(generate(net, weights, first, q.calib_len, generator, q.temperature, progress))
     return torch.cat(batches)
 
 
 @torch.no_grad()
 def collect(
-    cfg: ModelConfig,
+    net: Net,
     weights: Weights,
     sequences: Tensor,
-    tables: Tables | None,
     damping: float,
     *,
     projections: bool = False,
     batch: int = 8,
-    compute: Compute = DEFAULT,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Tensor]:
     """Hessian (C, C) of every bank matrix, and if asked of the small projections, over `sequences` (N, T) of ids.
@@ -96,7 +89,7 @@ def collect(
         names += [name for name in PROJECTIONS if name in weights.rest]
     tap = HessianTap(names)
     for part in sequences[:, :-1].split(batch):
-        forward(cfg, weights, part, tables, tap=tap, compute=compute)
+        forward(net, weights, part, tap=tap)
         if progress:
             progress(len(part))
     return tap.hessians(len(sequences), damping)

@@ -27,6 +27,7 @@ from golfcore.evals.protocols import configure, evaluate
 from golfcore.evals.score import bits_per_byte, bytes_of
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat, to_device, unflat
 from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
@@ -152,20 +153,11 @@ class _Stages:
 
     def calibrate(self, weights: Weights) -> dict[str, Tensor]:
         """Damped Hessians of the matrices on self-generated text."""
-        c, q, tables = self.cfg, self.cfg.quant, self.tables.to(self.rt.device)
+        q, net = self.cfg.quant, Net(self.cfg.model, self.tables.to(self.rt.device), self.compute)
         with bar(-(-q.calib_seqs // q.calib_batch) * (q.calib_len - 1), "calibration text", "tok") as progress:
-            tokens = self_generated(c, weights, tables, c.run.seed, self.compute, progress.update)
+            tokens = self_generated(q, net, weights, self.cfg.run.seed, progress.update)
         with bar(q.calib_seqs, "hessians", "seq") as progress:
-            return collect(
-                c.model,
-                weights,
-                tokens,
-                tables,
-                q.damping,
-                batch=q.calib_batch,
-                compute=self.compute,
-                progress=progress.update,
-            )
+            return collect(net, weights, tokens, q.damping, batch=q.calib_batch, progress=progress.update)
 
     def choose_ttt(self) -> None:
         """The TTT rate, chosen on training text that was kept out of training; never on validation text."""

@@ -15,6 +15,7 @@ from golfcore.data.tokens import Tables
 from golfcore.evals.protocols import evaluate
 from golfcore.model import params
 from golfcore.model.attention import Compute, choose_compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Banks, Weights, detach
 from golfcore.optim import average
 from golfcore.optim.schedule import ordinary
@@ -74,8 +75,9 @@ class _Loop:
         self.cfg, self.run, self.state, self.stream, self.val = cfg, run, state, stream, val
         self.schedule = ordinary(cfg)
         self.tables = tables.to(runtime.device)
-        self.runtime, self.compute, self.bits = runtime, compute, 1 / (np.log(2) * bytes_per_token)
-        self.loss_fn = loss_function(cfg, self.tables, compute, compiled=runtime.device.type == "cuda")
+        self.net = Net(cfg.model, self.tables, compute)
+        self.runtime, self.bits = runtime, 1 / (np.log(2) * bytes_per_token)
+        self.loss_fn = loss_function(self.net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
 
     def go(self) -> None:
         c, s = self.cfg, self.state
@@ -98,9 +100,7 @@ class _Loop:
     def _step(self) -> Report:
         s, began = self.state, time.perf_counter()
         try:
-            report = train_step(
-                self.cfg, s, self.stream, self.loss_fn, self.tables, self.compute, self.runtime, s.elapsed
-            )
+            report = train_step(self.cfg, self.net, s, self.stream, self.loss_fn, self.runtime)
         except Diverged as e:
             kept = self.run.file(CHECKPOINT)
             where = f"the last good state is in {kept}" if kept.exists() else "no checkpoint had been written yet"
@@ -160,7 +160,7 @@ class _Loop:
         self.loss_fn(weights, x, x).backward()
         if c.meta.enabled:
             data = split(c.meta, x, x, (x, x))
-            add_gradient(c, weights, 0, 1, data, self.loss_fn, self.tables, self.compute)
+            add_gradient(c, self.net, weights, 0, 1, data, self.loss_fn)
         self.state.optimizers.zero_grad()
 
     def _cover_inner_steps(self) -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from golfcore.config import Config, MetaConfig
-from golfcore.data.tokens import Tables
-from golfcore.model.attention import Compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Banks, Weights, flat
 from golfcore.train import objective as meta
 
@@ -41,13 +40,12 @@ def due(cfg: MetaConfig, step: int, scale: float) -> bool:
 
 def add_gradient(
     cfg: Config,
+    net: Net,
     weights: Weights,
     step: int,
     n_micro: int,
     inner_outer: tuple[meta.Batch, meta.Batch],
     loss_fn: meta.Loss,
-    tables: Tables,
-    compute: Compute,
 ) -> MetaReport:
     """Add the meta gradient over `n_micro` to the weights' own gradients. `loss_fn` is training's loss, maybe compiled.
 
@@ -55,12 +53,12 @@ def add_gradient(
     """
     m, device = cfg.meta, weights.banks.qo.device
     began = _begin(device)
-    as_trained = m.order == "first" and (m.dtype == "compute" or compute.dtype == torch.float32)
-    loss = loss_fn if as_trained else meta.model_loss(cfg.model, m, tables, compute, cfg.optim.z_loss)
+    as_trained = m.order == "first" and (m.dtype == "compute" or net.compute.dtype == torch.float32)
+    loss = loss_fn if as_trained else meta.model_loss(net, m, cfg.optim.z_loss)
     with_pre = m.log_pre_every > 0 and step % (m.every * m.log_pre_every) == 0
     masks = meta.freeze_masks(cfg.model, m)
     found = meta.evaluate(m, loss, weights, *inner_outer, masks, with_pre)
-    dtype = torch.float32 if m.dtype == "float32" else compute.dtype
+    dtype = torch.float32 if m.dtype == "float32" else net.compute.dtype
     with torch.no_grad():
         numbers = _numbers(weights, found, n_micro, dtype) | {"predicted_gain": _predicted_gain(m, weights, found)}
         for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):

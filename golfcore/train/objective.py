@@ -20,10 +20,9 @@ from torch import Tensor
 
 from golfcore.base.runtime import full_float32
 from golfcore.config import MetaConfig, ModelConfig
-from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.attention import Compute, attend_reference, attend_sdpa
-from golfcore.model.forward import DEFAULT, forward, training_loss
+from golfcore.model.forward import Net, forward, training_loss
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
 from golfcore.optim.inner import Batch, Loss, clipped, joint_norm, open_gradient, velocity
 
@@ -38,13 +37,11 @@ class Outcome(NamedTuple):
 
 
 def meta_gradients(
-    model_cfg: ModelConfig,
+    net: Net,
     meta_cfg: MetaConfig,
     weights: Weights,
     x: Tensor,
     y: Tensor,
-    tables: Tables | None,
-    compute: Compute = DEFAULT,
     following: Batch | None = None,
 ) -> tuple[Tensor, Weights]:
     """Loss after the inner steps, and the gradients of the weighted objective. x, y: (B, T).
@@ -52,26 +49,27 @@ def meta_gradients(
     `following`: the micro-batch that follows (x, y) in the text; the split "next-chunk" needs it.
     """
     inner, outer = split(meta_cfg, x, y, following)
-    loss = model_loss(model_cfg, meta_cfg, tables, compute)
-    found = evaluate(meta_cfg, loss, weights, inner, outer, freeze_masks(model_cfg, meta_cfg), with_pre=False)
+    loss = model_loss(net, meta_cfg)
+    found = evaluate(meta_cfg, loss, weights, inner, outer, freeze_masks(net.cfg, meta_cfg), with_pre=False)
     return found.loss_post, found.gradients
 
 
-def model_loss(
-    model_cfg: ModelConfig, meta_cfg: MetaConfig, tables: Tables | None, compute: Compute, z_loss: float = 0.0
-) -> Loss:
+def model_loss(net: Net, meta_cfg: MetaConfig, z_loss: float = 0.0) -> Loss:
     """`training_loss`, computed so that the inner step survives and can be differentiated as often as needed.
 
     In bfloat16 all but a few in ten thousand weights round a published inner step away. `meta.dtype` "compute" is how
     the originals ran. The fused attention kernels have no second derivative.
     """
+    compute = net.compute
     if meta_cfg.order == "second":
         compute = Compute(torch.float32 if meta_cfg.dtype == "float32" else compute.dtype, attend_reference)
     elif meta_cfg.dtype == "float32" and compute.dtype != torch.float32:
         compute = Compute(torch.float32, attend_sdpa)
 
+    precise = net._replace(compute=compute)
+
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return training_loss(model_cfg, forward(model_cfg, weights, x, tables, compute=compute), y, z_loss)
+        return training_loss(net.cfg, forward(precise, weights, x), y, z_loss)
 
     return loss
 

@@ -26,6 +26,7 @@ from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat, unflat
 from golfcore.optim.inner import Batch, Loss, open_gradient
 from golfcore.optim.schedule import ordinary
@@ -108,7 +109,7 @@ def phase(
         run.keep(lambda row: row["kind"] != "reptile" or row["meta_step"] <= now.meta_steps)
     cuda = runtime.device.type == "cuda"
     compute = choose_compute(runtime.device, runtime.dtype)
-    loss = loss_function(cfg, tables.to(runtime.device), compute, compiled=cuda)
+    loss = loss_function(Net(cfg.model, tables.to(runtime.device), compute), cfg.optim.z_loss, compiled=cuda)
     size = r.batch_seqs * cfg.data.seq_len + 1
     text = TokenStream(stream.shards, stream.vocab_size, stream.reserve, now.meta_steps * r.inner_steps * size)
     if cuda:  # compile before the clock starts

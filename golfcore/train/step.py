@@ -11,9 +11,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime, all_reduce_mean_
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
-from golfcore.model.attention import Compute
-from golfcore.model.forward import forward, training_loss
+from golfcore.model.forward import Net, forward, training_loss
 from golfcore.model.weights import Weights, flat, map_matrices
 from golfcore.optim import average, build, schedule
 from golfcore.optim.schedule import Clock
@@ -42,11 +40,11 @@ class Report(NamedTuple):
     warmdown_started: bool
 
 
-def loss_function(cfg: Config, tables: Tables, compute: Compute, compiled: bool) -> Loss:
+def loss_function(net: Net, z_loss: float, compiled: bool) -> Loss:
     """`training_loss` of a batch; one graph for own, fake-quantized and adapted weights."""
 
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return training_loss(cfg.model, forward(cfg.model, weights, x, tables, compute=compute), y, cfg.optim.z_loss)
+        return training_loss(net.cfg, forward(net, weights, x), y, z_loss)
 
     return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 
@@ -58,17 +56,10 @@ def fake_quantized(cfg: Config, weights: Weights) -> Weights:
 
 
 def train_step(
-    cfg: Config,
-    state: TrainState,
-    stream: TokenStream,
-    loss_fn: Loss,
-    tables: Tables,
-    compute: Compute,
-    runtime: Runtime,
-    elapsed: float,
+    cfg: Config, net: Net, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime
 ) -> Report:
-    """Advance `state` by one step. `elapsed`: seconds of training so far. Raises Diverged before any update."""
-    o, plan = cfg.optim, schedule.ordinary(cfg)
+    """Advance `state` by one step. Raises Diverged before any update."""
+    o, plan, elapsed = cfg.optim, schedule.ordinary(cfg), state.elapsed
     scale = schedule.lr_scale(plan, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
     qat_started = o.qat != "none" and not state.qat and scale < o.qat_scale
     state.qat = state.qat or qat_started
@@ -85,7 +76,7 @@ def train_step(
     meta_report = None
     if meta.due(cfg.meta, state.step, scale):
         data = _meta_data(cfg, stream, (x, y), runtime)
-        meta_report = meta.add_gradient(cfg, state.weights, state.step, n_micro, data, loss_fn, tables, compute)
+        meta_report = meta.add_gradient(cfg, net, state.weights, state.step, n_micro, data, loss_fn)
     grads = [t.grad for t in flat(state.weights).values() if t.grad is not None]
     all_reduce_mean_([total, *grads])
     average_loss = float(total)
