@@ -32,9 +32,11 @@ from golfcore.model.weights import Weights, flat, to_device, unflat
 from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
+from golfcore.runs.folder import default_out as default_out
 from golfcore.runs.folder import open_run
 from golfcore.runs.results import ARTIFACT, FLOAT, MEASURES, build, measures, table
 from golfcore.train import reptile, sensitivity
+from golfcore.train.checks import check_begins
 from golfcore.train.loop import train
 
 
@@ -60,7 +62,11 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
             prepare_data(cfg, tell)
         runtime.barrier()
         dataset = prepare_data(cfg, lambda text: None)
-        folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
+        folder = (
+            open_run(out, cfg, dataset.data_hash, runtime.describe() | {"world": rt.world})
+            if rt.is_main
+            else RunFolder(out)
+        )
         runtime.barrier()
         _Stages(cfg, folder, dataset, rt, tell).all(donors)
         return folder
@@ -82,6 +88,7 @@ class _Stages:
         for protocol in cfg.eval.also:
             configure(protocol, cfg)  # an unknown name is said now, not after training
         check_names(cfg)
+        check_begins(cfg)
         if cfg.reptile.share:
             reptile.budget(cfg)
 
@@ -231,7 +238,3 @@ class _Stages:
         path = self.run.file(name)
         weights = artifact.read(path)[1] if name == ARTIFACT else unflat(tensors.load(path, "trained weights")[0])
         return to_device(weights, self.rt.device)
-
-
-def default_out(cfg: Config) -> Path:
-    return Path("papermill_runs") / f"{cfg.name}-{cfg.hash[:8]}"
