@@ -342,6 +342,7 @@ def run_notebook(args: argparse.Namespace) -> None:
         print(notebook.describe(args.name))
     elif args.help:
         args.parser.print_help()
+        args.parser.exit()
     elif not args.name:
         args.parser.error("the following arguments are required: NAME")
     else:

@@ -72,7 +72,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
         (["params", "exp101", "--set", "model.dimm=3"], "unknown key 'dimm'; did you mean 'dim'?"),
         (["params", "exp101", "--set", "model.dim"], "--set model.dim: expected section.key=value, found no '='"),
         (["run", "smoke", "--data", "absent"], "absent: expected a dataset folder, found no such folder"),
-        (["eval", "absent"], "absent: expected a golfcore artifact"),
+        (["eval", "absent"], "absent: expected a golfcore artifact, a run folder or a run's id, found none"),
         (["artifact", "info", "absent"], "absent: expected a golfcore artifact"),
         (["notebook", "00_quikstart"], "00_quickstart"),
     ],

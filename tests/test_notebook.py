@@ -14,8 +14,9 @@ from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.notebook import NotebookFailed, checked, defaults, find_notebook, is_complete, run_notebook
 from golfcore.plots.figures import PLOTS
+from golfcore.runs.folder import RUNS
 
-PARAMETERS = 'text = "a"  # a = b, as "k=v"\ncount = 1\nrate = 0.5\nflag = False\nfolder = ""'
+PARAMETERS = 'text: str = "a"  # a = b, as "k=v"\ncount = 1\nrate: float = 0.5  # a day\nflag = False\nfolder = ""'
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_parameters_are_read_whatever_their_comments_hold(notebooks: Path) -> No
     assert found == {"text": "a", "count": 1, "rate": 0.5, "flag": False, "folder": ""}
 
 
-@pytest.mark.parametrize("cell", ["import os", "x = 1 + y", "x, y = 1, 2", "x: int = 1", "x.y = 1"])
+@pytest.mark.parametrize("cell", ["import os", "x = 1 + y", "x, y = 1, 2", "x: float = 1", "x: int", "x.y = 1"])
 def test_a_parameters_cell_holds_nothing_but_names_set_to_literals(notebooks: Path, cell: str) -> None:
     with pytest.raises(ValueError):
         defaults(write(notebooks, "a", parameters=cell))
@@ -169,15 +170,6 @@ def test_an_interrupted_cell_interrupts_the_driver(notebooks: Path) -> None:
 # -- inside a notebook
 
 
-def test_overrides_are_split_where_a_new_one_begins() -> None:
-    expected = {"quant.clip_quantiles": "[0.9, 1.0]", "model.dim": "64", "data.path": "a,b=c"}
-    text = " quant.clip_quantiles=[0.9, 1.0] ,model.dim = 64;\n data.path=a,b=c; "
-    assert notebook.split_overrides(text) == expected
-    assert notebook.split_overrides("") == {}
-    with pytest.raises(UserError, match="overrides: expected section.key=value, found 'model.dim'"):
-        notebook.split_overrides("model.dim; quant.block=1")
-
-
 def test_the_command_for_several_gpus_does_the_same_run() -> None:
     settings = "model.blocks=[0, 1]; schedule.iterations=20, ttt.lr=0.001"
     cfg = notebook.configure("smoke", 3, settings, "my data")
@@ -186,7 +178,7 @@ def test_the_command_for_several_gpus_does_the_same_run() -> None:
     assert command[command.index("--nproc-per-node") + 1] == "8"
     args = cli._parser().parse_args(command[command.index("golfcore") + 1 :])
     assert config.load(args.preset, cli.overrides(args)).hash == cfg.hash and args.out == Path("out")
-    assert (cfg.run.seed, cfg.data.path, cfg.schedule.iterations) == (3, "my data", 20)
+    assert (cfg.run.seed, Path(cfg.data.path).name, cfg.schedule.iterations) == (3, "my data", 20)
 
 
 def test_a_launched_command_prints_as_it_goes_and_fails_loudly(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,16 +194,16 @@ def test_a_launched_command_prints_as_it_goes_and_fails_loudly(capsys: pytest.Ca
 def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = {name: make_run(tmp_path / notebook.RUNS / name) for name in ("one", "two")}
+    made = {name: make_run(tmp_path / RUNS / name) for name in ("one", "two")}
     monkeypatch.setattr("golfcore.plots.figures.text_of", lambda run: made[run.id][1])
     monkeypatch.setattr("golfcore.plots.figures.PLOTS", {name: PLOTS[name] for name in ("curves", "ttt")})
     monkeypatch.chdir(tmp_path)
-    alone = notebook.draw_runs([notebook.RUNS / "two"], Path("alone"))
+    alone = notebook.draw_runs([Path(RUNS) / "two"], Path("alone"))
     assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3 * 2
     assert json.loads(Path("alone/index.json").read_text())["curves"]["run"] == "two"
     before = {path: path.read_bytes() for path in alone}
     assert notebook.draw_runs([], Path("alone")) == alone and before == {path: path.read_bytes() for path in alone}
-    several = notebook.draw_runs([notebook.RUNS / name for name in made], Path("all"))
+    several = notebook.draw_runs([Path(RUNS) / name for name in made], Path("all"))
     assert {path.parent for path in several} == {Path("all/one"), Path("all/two")}
     index = json.loads(Path("all/one/index.json").read_text())
     assert index["ttt"]["command"] == "golfcore figures papermill_runs/one --out all/one"

@@ -88,7 +88,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         value = float(value)
     if hint is str and not isinstance(value, str):
-        value = shown(value)
+        value = os.fspath(value) if isinstance(value, os.PathLike) else shown(value)
     if type(value) is not hint:
         found = repr(shown(value)) if isinstance(value, str) else shown(value)
         raise UserError(f"{where}: expected {hint.__name__}, found {found}")
@@ -130,7 +130,8 @@ def parse_overrides(text: str, where: str = "overrides") -> dict[str, str]:
     while text[at:].strip("; \t\n"):
         found = PAIR.match(text, at)
         if not found:
-            raise UserError(f"{where}: expected section.key=value, found {shown(text[at:].strip())!r}")
+            piece = re.split(r"[;\n]", text[at:].strip("; \t\n"))[0]
+            raise UserError(f"{where}: expected section.key=value, found {shown(piece)!r}")
         if not re.fullmatch(r"\w+(\.\w+)?", found["key"]):
             raise UserError(f"{where}: expected section.key=value, found {shown(found['key'])!r} before '='")
         pairs[found["key"]] = found["value"].strip()
@@ -242,8 +243,8 @@ def override(cfg: Config, overrides: Mapping[str, object], source: str) -> Confi
 
 def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
     for dotted, value in overrides.items():
-        if dotted == "data.path" and isinstance(value, str):
-            value = _unquoted(value) and absolute(_unquoted(value))
+        if dotted == "data.path" and isinstance(value, str | os.PathLike) and value != "":
+            value = absolute(_unquoted(os.fspath(value)))
         section, _, key = dotted.partition(".")
         keys([section], list(SECTIONS), f"override {dotted!r}")
         if not key:

@@ -58,7 +58,7 @@ class ModelConfig:
 
     @property
     def n_blocks(self) -> int:
-        return max(self.blocks) + 1
+        return max(self.blocks, default=-1) + 1
 
     @property
     def head_dim(self) -> int:

@@ -114,7 +114,12 @@ def find_run(path: Path) -> RunFolder:
 
 def find_target(path: Path) -> Path:
     """`path` if it exists, else the folder of the run of that id; for what takes runs and files. UserError: neither."""
-    return path if path.exists() else find_run(path).path
+    try:
+        return path if path.exists() else find_run(path).path
+    except UserError:
+        raise UserError(
+            f"{path}: expected a golfcore artifact, a run folder or a run's id, found none of them"
+        ) from None
 
 
 def run_folders(folder: Path) -> list[RunFolder]:
