@@ -1,16 +1,13 @@
 """An evaluation in progress: train first if the protocol does, then score chunk by chunk, adapting in between."""
 
-import hashlib
 import math
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore.base import tensors
 from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime, all_reduce_sum
 from golfcore.config import Config
@@ -19,14 +16,13 @@ from golfcore.evals import adapt as ttt
 from golfcore.evals import windows as spans
 from golfcore.evals.ledger import Ledger, NotFinite
 from golfcore.evals.ppm import Ppm
-from golfcore.evals.result import Coverage, EvalResult
+from golfcore.evals.result import EvalResult, Touched
 from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
-from golfcore.model.weights import Weights, fingerprint, flat
+from golfcore.model.weights import Weights, flat
 
-SAVE_EVERY_SECONDS = 20.0
 ALONE = Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
 
 
@@ -46,10 +42,8 @@ class Evaluation:
     that the rows of any two protocols on one text pair. `look` sees every batch as it is scored.
     """
 
-    def __init__(
-        self, name: str, cfg: Config, span: int, subject: Subject, resume: Path | None = None, look: Look | None = None
-    ) -> None:
-        self.name, self.cfg, self.span, self.subject, self.resume = name, cfg, span, subject, resume
+    def __init__(self, name: str, cfg: Config, span: int, subject: Subject, look: Look | None = None) -> None:
+        self.name, self.cfg, self.span, self.subject = name, cfg, span, subject
         self.runtime, self.tables = subject.runtime, subject.tables.to(subject.runtime.device)
         self.net = Net(cfg.model, self.tables, choose_compute(self.runtime.device, self.runtime.dtype))
         self.ledger = Ledger(subject.tokens, rescore=cfg.eval.tail != "exact")
@@ -70,10 +64,7 @@ class Evaluation:
         self.row_nats: list[float] = []  # mean loss of every row so far, where rows are selected by it
         self.selected = 0  # rows trained on, where rows are selected
         self._n_bytes = bytes_of(subject.tables.to("cpu"), *self.ledger.pairs())
-        self._saved = time.perf_counter()
-        if resume is not None and resume.exists():
-            self._load(resume)
-        self.scored, self._nats, self._bytes = self._sums(0, self.ledger.total)  # first scores so far
+        self.count()
 
     def _planned(self) -> spans.Plan:
         c, total = self.cfg, self.ledger.total
@@ -107,6 +98,10 @@ class Evaluation:
     def finished(self) -> bool:
         return self.chunk == len(self.chunks)
 
+    def count(self) -> None:
+        """Take the sums of first scores so far from the ledger."""
+        self.scored, self._nats, self._bytes = self._sums(0, self.ledger.total)
+
     def running_bpb(self) -> float:
         """Of the targets scored so far; NaN before the first."""
         return bits_per_byte(self._nats, self._bytes) if self._bytes else float("nan")
@@ -119,7 +114,7 @@ class Evaluation:
         began = time.perf_counter()
         try:
             if self.selecting:
-                done = self._choose()
+                done = self._read_ahead()
             elif self.trained < len(self.batches):
                 done = self._train_batch()
             else:
@@ -133,22 +128,20 @@ class Evaluation:
                 f"({e}); expected a rate that keeps scores finite, set a lower ttt.lr"
             ) from None
         self.seconds += time.perf_counter() - began
-        stale = time.perf_counter() - self._saved > SAVE_EVERY_SECONDS
-        if self.resume is not None and not self.finished and stale:
-            self._save(self.resume)
         return done
 
-    def _choose(self) -> int:
-        """Losses of the next rows; after the last, the rows of highest loss make the batches."""
+    def _read_ahead(self) -> int:
+        """Losses of the next rows that are chosen among."""
         t, p, at = self.cfg.data.seq_len, self.plan, len(self.row_nats)
         starts = p.rows[at : at + self.cfg.eval.batch_seqs * self.runtime.world]
         rows = np.stack((starts, starts + t, starts), axis=1)
         self.row_nats += [float(n.mean()) for n in self._scores(rows, t)]
         if not self.selecting:
-            self._chosen()
+            self.choose()
         return len(starts) * t
 
-    def _chosen(self) -> None:
+    def choose(self) -> None:
+        """Make the batches of the rows of highest loss."""
         best = np.argsort(-np.array(self.row_nats), kind="stable")[: self.plan.selected]
         self.batches, self.selected = spans.batches(self.cfg, self.plan.rows[np.sort(best)]), self.plan.selected
 
@@ -169,7 +162,7 @@ class Evaluation:
         old_tokens, old_nats, old_bytes = self._sums(*span)
         nats = self._scores(rows, self.window, self.look)
         if self.cfg.eval.ppm_weight:
-            nats = [self._blend(row, n) for row, n in zip(rows, nats, strict=True)]
+            nats = [self.blend(row, n) for row, n in zip(rows, nats, strict=True)]
         self.ledger.record(rows, nats)
         tokens, total_nats, n_bytes = self._sums(*span)
         self.scored += tokens - old_tokens
@@ -180,7 +173,8 @@ class Evaluation:
         self.chunk += 1
         return tokens - old_tokens
 
-    def _blend(self, row: np.ndarray, nats: np.ndarray) -> np.ndarray:
+    def blend(self, row: np.ndarray, nats: np.ndarray) -> np.ndarray:
+        """The nats of a window mixed with the counts of the stream, which then count its targets."""
         previous, target = (ids[row[2] : row[1]] for ids in self.ledger.pairs())
         return self.ppm.blend(self.cfg.eval.ppm_weight, nats, previous, target)
 
@@ -294,8 +288,8 @@ class Evaluation:
             )
         return rows
 
-    def _coverage(self) -> Coverage:
-        """What is switched on and what it touched: {feature: {done, of, unit, note}}."""
+    def _coverage(self) -> dict[str, Touched]:
+        """What is switched on, by feature, and what it touched. UserError: nothing of what it could."""
         found: dict[str, tuple[int, int, str, str]] = {}
         c, p = self.cfg.ttt, self.plan
         if self.adapter is not None:
@@ -320,74 +314,7 @@ class Evaluation:
         for feature, (done, of, unit, note) in found.items():
             if not done and not note and p.steps:
                 raise UserError(f"protocol {self.name}: {feature} is switched on but touched 0 of {of:,} {unit}")
-        return {name: dict(zip(("done", "of", "unit", "note"), row, strict=True)) for name, row in found.items()}
-
-    # -- what a killed evaluation needs
-    def _belongs(self) -> dict[str, str]:
-        """What a part of an evaluation is a part of; another one does not go on from it."""
-        text = np.ascontiguousarray(self.subject.tokens)
-        return {
-            "protocol": self.name,
-            "config": self.cfg.hash,
-            "sums": f"{self.span} tokens",
-            "data": hashlib.sha256(text.tobytes() + str(text.dtype).encode()).hexdigest(),
-            "weights": fingerprint(self.subject.weights),
-        }
-
-    def _save(self, path: Path) -> None:
-        if self.runtime.rank == 0:
-            values = tensors.under("ledger", self.ledger.state())
-            plain = {key: getattr(self, key) for key in PLAIN} | {"steps": self.adapter.steps if self.adapter else 0}
-            plain["losses"] = {str(chunk): losses for chunk, losses in self.losses.items()}
-            if a := self.adapter:
-                moved = {name: t for name, t in flat(a.weights).items() if name in a.scope.names}
-                values |= tensors.under("weights", moved) | tensors.under("slots", a.slots)
-            tensors.save(path, values, plain, belongs=self._belongs())
-        self._saved = time.perf_counter()
-
-    def _load(self, path: Path) -> None:
-        what = f"a part of the evaluation {self.name} of these weights on this text"
-        values, plain = tensors.load(path, what, self._belongs())
-        try:
-            self._take(values, plain)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise UserError(f"{path}: expected {what}, found one that cannot be ({e}); delete it to begin again") from None
-        if self.cfg.eval.ppm_weight:
-            self._blend(np.array([0, self.edges[self.chunk], 0]), np.zeros(self.edges[self.chunk]))
-
-    def _take(self, values: dict[str, Tensor], plain: dict) -> None:
-        """KeyError, TypeError or ValueError: values that no evaluation has between two steps."""
-        losses = {int(chunk): list(rows) for chunk, rows in plain["losses"].items()}
-        numbers = [plain["seconds"], *plain["row_nats"], *(x for rows in losses.values() for x in rows)]
-        _require(all(math.isfinite(x) for x in numbers) and plain["seconds"] >= 0, "numbers that are not finite")
-        _require(len(plain["row_nats"]) <= max(len(self.plan.rows), self.plan.adapted_rows), "more rows than there are")
-        self.row_nats, self.losses, self.seconds = plain["row_nats"], losses, plain["seconds"]
-        self.selected, self.resets = plain["selected"], plain["resets"]
-        if self.plan.selected < len(self.plan.rows) and not self.selecting:
-            self._chosen()
-        most = {"trained": len(self.batches), "chunk": len(self.chunks) - 1, "resets": len(self.chunks), "steps": None}
-        for key, top in most.items():
-            n = plain[key]
-            _require(type(n) is int and 0 <= n and (top is None or n <= top), f"{key} {n}")
-        self.trained, self.chunk = plain["trained"], plain["chunk"]
-        self.ledger.restore(tensors.part(values, "ledger"))
-        done = np.zeros(self.ledger.total, dtype=bool)
-        for _, stop, first in (row for rows in self.chunks[: self.chunk] for row in rows.tolist()):
-            done[first:stop] = True
-        _require(np.array_equal(done, self.ledger.scored), "scores of other targets than its chunks have")
-        if self.adapter is not None:
-            moved, slots = tensors.part(values, "weights"), tensors.part(values, "slots")
-            self.adapter = ttt.restored(self.cfg, self.subject.weights, moved, slots, plain["steps"])
-            if self.trained == len(self.batches) and not self.selecting:
-                self.weights = self.adapter.folded()
-
-
-PLAIN = ("trained", "chunk", "seconds", "losses", "row_nats", "selected", "resets")
-
-
-def _require(holds: bool, found: str) -> None:
-    if not holds:
-        raise ValueError(found)
+        return {f: Touched(done=done, of=of, unit=u, note=note) for f, (done, of, u, note) in found.items()}
 
 
 def _blended(look: Look, weight: float, ppm: Ppm, ledger: Ledger) -> Look:

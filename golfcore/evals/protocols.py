@@ -4,6 +4,7 @@ All run one loop (`golfcore.evals.evaluation`): perhaps train first, then score 
 of them is legal is not said here: the ledger sees it.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.config import Config
+from golfcore.evals import saved
 from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import Look
 from golfcore.evals.windows import window_length
 
+SAVE_EVERY_SECONDS = 20.0
 Changes = Mapping[str, object]  # dotted keys of the eval and ttt sections
 
 
@@ -122,7 +125,8 @@ def configure(name: str, cfg: Config, changes: Changes | None = None) -> Config:
     for dotted in changes:
         if dotted.partition(".")[0] not in ("eval", "ttt"):
             raise UserError(f"protocol {name}: expected changes of eval and ttt values, found {dotted!r}")
-    own = PROTOCOLS[name].changes(cfg)
+    length = {key: value for key, value in changes.items() if key == "eval.seq_len"}  # protocols count in windows
+    own = PROTOCOLS[name].changes(config.override(cfg, length, f"protocol {name}"))
     sections = {
         section: replace(
             getattr(cfg, section), **{k.partition(".")[2]: v for k, v in own.items() if k.startswith(f"{section}.")}
@@ -154,12 +158,20 @@ def evaluate(
     evaluation killed at any moment goes on from it to the same result, and it is gone when done.
     Raises UserError as `configure`, for a part of another evaluation, and for adaptation that diverges or does nothing.
     """
-    evaluation = begin(name, cfg, subject, changes=changes, resume=resume)
-    with bar(evaluation.work, label or name, "tok", evaluation.worked, subject.runtime.is_main) as progress:
+    evaluation, main = begin(name, cfg, subject, changes=changes), subject.runtime.is_main
+    owner = saved.belongs(evaluation) if resume is not None else {}
+    if resume is not None and resume.exists():
+        saved.load(evaluation, resume, owner)
+    last = time.perf_counter()
+    with bar(evaluation.work, label or name, "tok", evaluation.worked, main) as progress:
         while not evaluation.finished:
             progress.update(evaluation.step())
             if evaluation.scored:
                 progress.set_postfix_str(f"bpb {evaluation.running_bpb():.4f}", refresh=False)
+            stale = time.perf_counter() - last > SAVE_EVERY_SECONDS
+            if resume is not None and main and stale and not evaluation.finished:
+                saved.save(evaluation, resume, owner)
+                last = time.perf_counter()
     found = evaluation.result(source or {})
     if resume is not None:
         resume.unlink(missing_ok=True)
@@ -172,8 +184,7 @@ def begin(
     subject: Subject,
     *,
     changes: Changes | None = None,
-    resume: Path | None = None,
     look: Look | None = None,
 ) -> Evaluation:
-    """An evaluation that nothing was scored in yet (or what `resume` holds); arguments and errors as `evaluate`."""
-    return Evaluation(name, configure(name, cfg, changes), cfg.ttt.chunk_tokens, subject, resume, look)
+    """An evaluation that nothing was scored in yet, to be stepped; arguments and errors as `evaluate`."""
+    return Evaluation(name, configure(name, cfg, changes), cfg.ttt.chunk_tokens, subject, look)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypedDict
 
 import numpy as np
 
@@ -14,7 +14,13 @@ from golfcore.evals.score import bits_per_byte
 from golfcore.model.weights import Weights
 
 
-Coverage: TypeAlias = "dict[str, dict[str, int | str]]"  # feature -> done, of, unit, note
+class Touched(TypedDict):
+    """What something that was switched on did of what it could."""
+
+    done: int
+    of: int
+    unit: str
+    note: str  # "", or why it did nothing: a declared quirk
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,9 @@ class EvalResult:
     seconds: float
     chunks: list[dict] = field(repr=False)  # per chunk: start, stop, nats, bytes, first scores only
     adapt_losses: list[float] = field(default_factory=list, repr=False)  # of steps before the first score
-    coverage: Coverage = field(default_factory=dict)  # what was switched on, and what it touched of what it could
+    coverage: dict[str, Touched] = field(
+        default_factory=dict
+    )  # of what was switched on
     source: dict = field(default_factory=dict)  # run id, configuration, seed, data hash, hash of the weights
     dropped: int = 0  # targets that the published tail leaves out
     per_target: np.ndarray | None = field(default=None, repr=False, compare=False)  # (total,) nats, NaN: dropped
