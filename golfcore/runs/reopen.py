@@ -11,13 +11,14 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config, override
 from golfcore.data.datasets import val_tokens
+from golfcore.data.prepare import prepare_data
 from golfcore.data.tokens import Tables, load_tables
 from golfcore.evals import result as results
 from golfcore.evals.protocols import evaluate
 from golfcore.model.weights import Weights, to_device
 from golfcore.quant import artifact
 from golfcore.runs.folder import find_run
-from golfcore.runs.pipeline import ARTIFACT, prepare_data
+from golfcore.runs.results import ARTIFACT
 
 
 class Packed(NamedTuple):
