@@ -141,8 +141,12 @@ def _data_commands(commands: Commands) -> None:
     p.add_argument("--train-shards", type=int, default=80, help="100M tokens each; default all 80")
     p.add_argument("--endpoint", metavar="URL", help="another hub")
 
-    p = _add(data, "info", data_info, "splits, tokens, bytes and hash of a dataset")
-    p.add_argument("folder", nargs="?", help="default: the embedded corpus of the default configuration")
+    for name, command, text in (
+        ("info", data_info, "splits, tokens, documents, bytes, tokenizer and hash of a dataset"),
+        ("check", data_check, "the same, with every file read again and the whole text held against its tokenizer"),
+    ):
+        p = _add(data, name, command, text)
+        p.add_argument("folder", nargs="?", help="default: the embedded corpus of the default configuration")
 
 
 def _notebook_commands(commands: Commands) -> None:
@@ -270,13 +274,18 @@ def data_download(args: argparse.Namespace) -> None:
 
 
 def data_info(args: argparse.Namespace) -> None:
-    from golfcore.data import datasets, shards
-    from golfcore.runs import pipeline
+    from golfcore.data import datasets, prepare
 
-    dataset = datasets.open_dataset(args.folder) if args.folder else pipeline.prepare_data(config.Config(), print)
-    print(f"{dataset.path}: data {dataset.data_hash[:12]}, tokenizer {dataset.tokenizer.name}")
-    for split, paths in (("train", dataset.train), ("val", dataset.val)):
-        print(f"  {split}: {sum(map(shards.shard_tokens, paths)):,} tokens in {len(paths)} shards")
+    dataset = datasets.open_dataset(args.folder) if args.folder else prepare.prepare_data(config.Config(), print)
+    print(datasets.description(dataset))
+
+
+def data_check(args: argparse.Namespace) -> None:
+    from golfcore.data import datasets, prepare
+
+    folder = args.folder or prepare.prepare_data(config.Config(), print).path
+    print(datasets.description(datasets.open_dataset(folder, again=True)))
+    print("  intact: every file was read, and the bytes are those of the decoded text")
 
 
 def run_notebook(args: argparse.Namespace) -> None:

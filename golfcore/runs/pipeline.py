@@ -18,8 +18,8 @@ from golfcore.base.progress import bar
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config
-from golfcore.data.corpus import pydocs
-from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_tokens
+from golfcore.data.datasets import Dataset, train_stream, val_tokens
+from golfcore.data.prepare import prepare_data
 from golfcore.data.tokens import load_tables
 from golfcore.evals import result as results
 from golfcore.evals.adapt import Diverged
@@ -47,19 +47,9 @@ from golfcore.runs.results import (
     measures,
     packed_facts,
     table,
-    tokenizer_hash,
 )
 from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import train
-
-
-def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
-    """The dataset of a configuration: its folder, or the embedded corpus, built into the cache if it is not there."""
-    if cfg.data.path:
-        return open_dataset(cfg.data.path)
-    folder, built = pydocs(runtime.cache_dir(), cfg.data.packages, cfg.model.vocab_size)
-    say(f"corpus: {'built' if built else 'reused'} {folder}")
-    return open_dataset(folder)
 
 
 def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
@@ -110,7 +100,7 @@ class _Stages:
         self.stage("train", training, [FLOAT, *sensed], self.train)
         trained = base | {"weights": self.sha(FLOAT)} | {name: self.sha(name) for name in sensed}
         self.stage("quantize", trained, [QUANTIZED], self.quantize)
-        quantized = base | {"quantized": self.sha(QUANTIZED), "tokenizer": tokenizer_hash(self.dataset)}
+        quantized = base | {"quantized": self.sha(QUANTIZED), "tokenizer": self.dataset.tokenizer_hash}
         self.stage("choose_ttt", quantized, [CHOICE], self.choose_ttt)
         self.stage("pack", quantized | {"choice": self.sha(CHOICE)}, [ARTIFACT], self.pack)
         for name, (weights, _) in measures(self.cfg).items():
@@ -209,7 +199,7 @@ class _Stages:
             return
         _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
         lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings")["lr"]
-        facts = Facts(lr, self.dataset.data_hash, tokenizer_hash(self.dataset))
+        facts = Facts(lr, self.dataset.data_hash, self.dataset.tokenizer_hash)
         artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts._asdict())
 
     def measure(self, name: str) -> None:
@@ -233,14 +223,13 @@ class _Stages:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
         if not self.rt.is_main:
             return
-        train_ids = self.stream.read(0, self.stream.length)
-        nats = fit_bigram(train_ids, self.cfg.model.vocab_size).nats(self.val)
+        nats = fit_bigram(self.stream.pieces(), self.cfg.model.vocab_size).nats(self.val)
         n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
         files.write_json(
             self.run.file("baseline.json"),
             {
                 "bpb": bits_per_byte(float(nats.sum()), n_bytes),
-                "fitted_on_tokens": len(train_ids),
+                "fitted_on_tokens": self.stream.length,
                 "model": "bigram, Witten-Bell",
             },
         )

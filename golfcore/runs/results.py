@@ -9,7 +9,6 @@ from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
-from golfcore.data.datasets import Dataset
 from golfcore.evals import result as results
 from golfcore.quant import artifact
 
@@ -56,10 +55,6 @@ def packed_facts(path: Path) -> Facts:
     if type(found.data) is not str or type(found.tokenizer) is not str:
         raise UserError(f"{path}: expected the hashes of data and tokenizer as text, found {found.data!r}")
     return found
-
-
-def tokenizer_hash(dataset: Dataset) -> str:
-    return files.sha256_file(dataset.tokenizer)
 
 
 def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
