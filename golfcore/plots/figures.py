@@ -88,7 +88,7 @@ class Drawn:
 def tables_of(run: RunFolder, text: Text) -> dict[str, Table]:
     """The table of each figure of a finished run by the figure's name; "buckets" only if it has an n-gram table."""
     tables = {
-        "curves": runs.curves(run),
+        "curves": Table(runs.as_rows(runs.curves(run))),
         "waterfall": scores.waterfall(run),
         "ttt": scores.ttt_gain(run),
         "losses": scores.loss_by_class(run, text),

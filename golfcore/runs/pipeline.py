@@ -35,6 +35,7 @@ from golfcore.model.weights import Weights, flat, to_device, unflat
 from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
+from golfcore.runs.folder import default_out as default_out
 from golfcore.runs.folder import open_run
 from golfcore.runs.results import (
     ARTIFACT,
@@ -49,6 +50,7 @@ from golfcore.runs.results import (
     table,
 )
 from golfcore.train import reptile, sensitivity
+from golfcore.train.checks import check_begins
 from golfcore.train.loop import train
 
 
@@ -65,7 +67,11 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
             prepare_data(cfg, tell)
         runtime.barrier()
         dataset = prepare_data(cfg, lambda text: None)
-        folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
+        folder = (
+            open_run(out, cfg, dataset.data_hash, runtime.describe() | {"world": rt.world})
+            if rt.is_main
+            else RunFolder(out)
+        )
         runtime.barrier()
         _Stages(cfg, folder, dataset, rt, tell).all(donors)
         return folder
@@ -87,6 +93,7 @@ class _Stages:
         for _, protocol in measures(cfg).values():
             configure(protocol, cfg)  # what cannot be is said now, not after training
         check_names(cfg)
+        check_begins(cfg)
         if cfg.reptile.share:
             reptile.budget(cfg)
 
@@ -118,7 +125,7 @@ class _Stages:
         done = self.run.finished(name, inputs)
         runtime.barrier()
         if done:
-            by = self.run.stages()[name].get("made", {}).get("code", "another version")
+            by = (self.run.stage(name) or {}).get("made", {}).get("code", "of another version")
             other = "" if by == runtime.code_version() else f", made by golfcore {by} and not {runtime.code_version()}"
             self.say(f"{name}: reused{other}")
             return
@@ -260,7 +267,3 @@ class _Stages:
         path = self.run.file(name)
         weights = artifact.read(path)[1] if name != FLOAT else unflat(tensors.load(path, "trained weights")[0])
         return to_device(weights, self.rt.device)
-
-
-def default_out(cfg: Config) -> Path:
-    return Path("papermill_runs") / f"{cfg.name}-{cfg.hash[:8]}"
