@@ -181,8 +181,12 @@ def _data_commands(commands: Commands) -> None:
     p.add_argument("--train-shards", type=int, default=80, metavar="N", help="100M tokens each; default all 80")
     p.add_argument("--endpoint", metavar="URL", help="another hub")
 
-    p = _add(data, "info", data_info, "splits, tokens, bytes and hash of a dataset")
-    p.add_argument("folder", nargs="?", metavar="FOLDER", help="default: the embedded corpus of the default preset")
+    for name, command, text in (
+        ("info", data_info, "splits, tokens, documents, bytes, tokenizer and hash of a dataset"),
+        ("check", data_check, "the same, with every file read again and the whole text held against its tokenizer"),
+    ):
+        p = _add(data, name, command, text)
+        p.add_argument("folder", nargs="?", metavar="FOLDER", help="default: the embedded corpus of the default preset")
 
 
 def _notebook_commands(commands: Commands) -> None:
@@ -263,14 +267,11 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from golfcore.evals import result
     from golfcore.runs import folder, reopen
 
     found = reopen.evaluate_again(folder.find_target(args.target), args.protocol, overrides(args))
-    if args.json:
-        print(json.dumps(found))
-        return
-    print(f"{found['protocol']}: {found['bpb']:.4f} bpb, {found['tokens']:,} targets, {found['bytes']:,} bytes")
-    print(f"legality {found['legality']}, {found['repeats']} repeated scores, {found['seconds']:.1f} s")
+    print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
 def list_protocols(args: argparse.Namespace) -> None:
@@ -326,13 +327,19 @@ def data_download(args: argparse.Namespace) -> None:
 
 def data_info(args: argparse.Namespace) -> None:
     from golfcore import config
-    from golfcore.data import datasets, shards
-    from golfcore.runs import pipeline
+    from golfcore.data import datasets, prepare
 
-    dataset = datasets.open_dataset(args.folder) if args.folder else pipeline.prepare_data(config.Config(), print)
-    print(f"{dataset.path}: data {dataset.data_hash[:12]}, tokenizer {dataset.tokenizer.name}")
-    for split, paths in (("train", dataset.train), ("val", dataset.val)):
-        print(f"  {split}: {sum(map(shards.shard_tokens, paths)):,} tokens in {len(paths)} shards")
+    dataset = datasets.open_dataset(args.folder) if args.folder else prepare.prepare_data(config.Config(), print)
+    print(datasets.description(dataset))
+
+
+def data_check(args: argparse.Namespace) -> None:
+    from golfcore import config
+    from golfcore.data import datasets, prepare
+
+    folder = args.folder or prepare.prepare_data(config.Config(), print).path
+    print(datasets.description(datasets.open_dataset(folder, again=True)))
+    print("  intact: every file was read, and the bytes are those of the decoded text")
 
 
 def run_notebook(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from small_text import dataset
 
 from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
-from golfcore.evals.audit.accounting import trained_too_early
+from golfcore.evals.audit.checks import trained_too_early
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.windows import windows
 
@@ -63,16 +63,16 @@ class Case:
 
 def named(protocol: str, changes: dict[str, object] | None = None, documents: bool = False) -> ProtocolScorer:
     """A protocol of golfcore; with `documents`, a tenth of the vocabulary begins one."""
-    tables = cheaters.tables()
+    subject = cheaters.subject()
     if documents:
-        tables = tables._replace(boundary=torch.arange(VOCAB) % 10 == 0)
-    return ProtocolScorer(protocol, CFG, cheaters.weights(), tables, changes)
+        subject = subject._replace(tables=subject.tables._replace(boundary=torch.arange(VOCAB) % 10 == 0))
+    return ProtocolScorer(protocol, CFG, subject, changes)
 
 
 def cases(path: Path) -> list[Case]:
     horizon, tail = with_("ttt", lr_horizon=0), with_("eval", tail="exp101")
-    left = cheaters.LeftAdapted("ttt", CFG, cheaters.weights(), cheaters.tables())
-    still = cheaters.LeftAdapted("ttt", with_("ttt", lr=0.0), cheaters.weights(), cheaters.tables())
+    left = cheaters.LeftAdapted("ttt", CFG, cheaters.subject())
+    still = cheaters.LeftAdapted("ttt", with_("ttt", lr=0.0), cheaters.subject())
     trained, everything = {"T1", "T3", "T7"}, {"T2", "T4", "T12"}
     return [
         Case("static", honest("static")),
@@ -141,12 +141,12 @@ def test_the_table_of_cheaters(validation_file: Path) -> None:
 def test_selection_by_future_losses_is_caught_on_any_text() -> None:
     """The choice is discrete, so a change of the future may leave it as it is: no luck with one text."""
     from golfcore.evals.audit.bench import Bench
-    from golfcore.evals.audit.causality import future_perturbation
+    from golfcore.evals.audit.checks import future_perturbation
 
     for seed in (1, 2):
         places = layout(TOTAL, CHUNK, STRIDE)
         verdicts = [
-            future_perturbation(Bench(cheaters.Selective(future), text(seed=seed), VOCAB, places, seed)).verdict
+            future_perturbation(Bench(cheaters.Selective(future), text(seed=seed), VOCAB, places)).verdict
             for future in (True, False)
         ]
         assert verdicts == [Verdict.FAIL, Verdict.PASS]
@@ -202,7 +202,7 @@ def test_a_rank_that_trains_before_another_has_scored_is_caught(ranks: list[dict
 
 def test_golfcore_scores_the_same_on_two_ranks_and_each_rank_saw_it_all(ranks: list[dict[str, Scores]]) -> None:
     for protocol, changes in cheaters.ON_TWO_RANKS.items():
-        alone = ProtocolScorer(protocol, CFG, cheaters.weights(), cheaters.tables(), changes).run(text())
+        alone = ProtocolScorer(protocol, CFG, cheaters.subject(), changes).run(text())
         for rank in ranks:
             assert list(rank[protocol].log) == list(alone.log)
             np.testing.assert_allclose(rank[protocol].nats, alone.nats, atol=1e-4)
@@ -320,9 +320,9 @@ def test_rows_are_what_the_scores_were_taken_from_also_after_adaptation() -> Non
 
 
 def test_a_report_is_plain_values_and_its_verdicts_follow_from_its_findings() -> None:
-    report = audit(honest("sliding", with_("eval", tail="exp101")), text(), VOCAB, CHUNK, STRIDE, subject="tail")
+    report = audit(honest("sliding", with_("eval", tail="exp101")), text(), VOCAB, CHUNK, STRIDE)
     back = json.loads(json.dumps(report.as_dict()))
-    assert back["passed"] is False and back["verdicts"]["single pass"] == "fail" and back["subject"] == "tail"
+    assert back["passed"] is False and back["verdicts"]["single pass"] == "fail"
     assert [f["test"] for f in back["findings"] if f["verdict"] == "fail"] == ["T8"]
     assert "16 scores beyond the first, of 16 targets, the first at position" in str(report)
     nothing = Report("empty", [Finding("T1", "x", (CAUSAL,), Verdict.NOT_TESTED, ())])

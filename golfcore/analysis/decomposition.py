@@ -34,7 +34,8 @@ def _row(m: Measured, reference: EvalResult | None) -> Row:
     if reference is not None:
         row |= {"difference": _less(r, reference)} | interval(paired(reference, r), _seed(r))
     row |= {"seconds": r.seconds, "tokens_per_second": r.tokens / max(r.seconds, 1e-9), "legality": str(r.legality)}
-    row |= {"steps": r.coverage.get("ttt_steps", 0), "adapted": r.coverage.get("ttt_adapted", 0)}
+    touched = {feature: found["done"] for feature, found in r.coverage.items()}
+    row |= {"steps": touched.get("ttt_steps", 0), "adapted": touched.get("ttt_adapted", 0)}
     row |= {"targets": r.tokens, "repeats": r.repeats}
     changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
     sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}

@@ -67,6 +67,10 @@ def _contradictory(c: Config) -> Iterable[str]:
             f"eval.stride {c.eval.stride}: expected at most the windows' length {c.eval.seq_len or s}",
         ),
         (
+            m.memory_tokens >= (c.eval.seq_len or s),
+            f"model.memory_tokens {m.memory_tokens} leaves no input of a window of {c.eval.seq_len or s}",
+        ),
+        (
             c.schedule.clock == "wall" and c.schedule.max_seconds <= 0,
             "schedule.clock wall needs schedule.max_seconds > 0",
         ),
@@ -128,7 +132,7 @@ def _ttt_checks(c: Config) -> list[tuple[bool, str]]:
     t, trains_first = c.ttt, c.ttt.order == "train-first"
     return [
         (
-            t.chunk_tokens < c.data.seq_len,
+            not trains_first and t.epochs > 0 and t.chunk_tokens < c.data.seq_len,
             f"ttt.chunk_tokens {t.chunk_tokens} is less than data.seq_len {c.data.seq_len}: nothing to adapt on",
         ),
         (

@@ -208,7 +208,7 @@ class EvalConfig:
     batch_seqs: int = bounded(128, "[1, 1e6]")
     tail: Literal["exact", "exp101", "pr398"] = "exact"  # quirk: both re-score the last stride in every short window
     ppm_weight: float = bounded(0.0, "[0, 1)")  # of an adaptive order-1 model mixed into all (pr398: 0.05)
-    seq_len: int = bounded(0, "[0, 1e6]")  # of the windows; 0 = data.seq_len
+    seq_len: int = bounded(0, "[0, 1e6]")  # of windows; 0 = data.seq_len, which rows to adapt on always have
     also: tuple[str, ...] = ()  # protocols that a run measures besides static, sliding and ttt
 
 

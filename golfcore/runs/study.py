@@ -71,12 +71,8 @@ def standard(cfg: Config) -> tuple[Cell, ...]:
     adam = {f"adam {rate:g}": {"ttt.optimizer": "adam", "ttt.lr": rate} for rate in ADAM_RATES}
     cells += [_control(label, "optimizer", changes) for label, changes in adam.items()]
     others = [name for name in protocols.PROTOCOLS if name not in ABC.values()]
-    return (*cells, *(Cell(name, name, "protocols", reference=_same_windows(name, cfg)) for name in others))
-
-
-def _same_windows(name: str, cfg: Config) -> str:
-    """The cell without adaptation that scores the same windows as a protocol."""
-    return "a" if protocols.configure(name, cfg).eval.stride == cfg.data.seq_len else "b"
+    label = {protocol: label for label, protocol in ABC.items()}
+    return (*cells, *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others))
 
 
 def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
@@ -183,7 +179,7 @@ class _Study:
         self.out, self.done = out, dict[str, EvalResult]()
         self.paths = {"artifact": target / ARTIFACT if target.is_dir() else target, "float": target / FLOAT}
         self.shas: dict[str, str] = {}
-        self.loaded: dict[str, Weights] = {"artifact": self.packed.weights}
+        self.loaded: dict[str, Weights] = {"artifact": self.packed.subject.weights}
 
     def result(self, cell: Cell) -> EvalResult:
         """The cell's result, saved before, evaluated earlier in this study, or evaluated now. UserError: none."""
@@ -191,7 +187,7 @@ class _Study:
         if not path.exists():
             raise UserError(f"{path}: expected the float weights of a run folder, found no such file")
         cfg = protocols.configure(cell.protocol, p.cfg, cell.changes)
-        if cfg.ttt.reset == "document" and not p.tables.boundary.cpu().numpy()[np.asarray(p.val)].any():
+        if cfg.ttt.reset == "document" and not p.subject.tables.boundary.cpu().numpy()[p.subject.tokens].any():
             raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
         if cell.weights not in self.shas:
             self.shas[cell.weights] = files.sha256_file(path)
@@ -224,16 +220,14 @@ class _Study:
         p, chunk = self.packed, self.packed.cfg.ttt.chunk_tokens
         if cell.weights not in self.loaded:
             stored = unflat(tensors.load(self.paths[cell.weights], "trained weights")[0])
-            self.loaded[cell.weights] = to_device(stored, p.runtime.device)
-        tokens = np.asarray(p.val)
+            self.loaded[cell.weights] = to_device(stored, p.subject.runtime.device)
+        tokens = p.subject.tokens
+        text = shuffled(tokens, chunk) if cell.shuffled else tokens
         found = protocols.evaluate(
             cell.protocol,
             p.cfg,
-            self.loaded[cell.weights],
-            shuffled(tokens, chunk) if cell.shuffled else tokens,
-            p.tables,
+            p.subject._replace(weights=self.loaded[cell.weights], tokens=text),
             changes=cell.changes,
-            runtime=p.runtime,
             resume=resume,
             source=source,
             label=cell.label,
