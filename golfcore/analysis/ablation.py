@@ -98,12 +98,12 @@ def meta_sgd(arms: Sequence[Arm]) -> Table:
     """The learned inner rate of every bank slot over the steps, for the arms that learn them.
 
     `predicted`: what weight decay alone makes of the rate of a frozen slot, whose gradient is 0: the product of
-    1 - scalar_lr adam_wd scale over the meta `calls` so far (the rates have no gradient at other steps).
+    1 - scalar_lr adam_wd lr_multiplier over the meta `calls` so far (the rates have no gradient at other steps).
     """
     table = Table()
     for arm, run in _each(arms):
-        o, scales = run.config.optim, {r["step"]: r["scale"] for r in run.run.metrics("train")}
-        factors = {r["step"]: 1 - o.scalar_lr * o.adam_wd * scales[r["step"]] for r in run.run.metrics("meta")}
+        decay = run.config.optim.scalar_lr * run.config.optim.adam_wd
+        factors = {r["step"]: 1 - decay * r["lr_multiplier"] for r in run.run.metrics("meta")}
         frozen = params.frozen(run.config.model, run.config.meta.freeze_blocks, ("matrix",))
         for logged in run.run.metrics("meta_sgd"):
             step = logged["step"]

@@ -13,7 +13,7 @@ from golfcore.base.records import RESULTS, RunFolder
 from golfcore.runs.folder import run_folders
 
 SMOOTHING = 40  # the smoothed loss is a mean over a window of the run's length / this, to either side
-CURVES = "kind step tokens elapsed loss bpb bpb_smooth scale lr_multiplier momentum grad_norm meta_loss event".split()
+CURVES = "kind step tokens elapsed loss bpb bpb_smooth lr_multiplier momentum grad_norm meta_loss event".split()
 SHOWN = "run preset config seed data static sliding ttt legality bytes fits stage".split()
 
 

@@ -27,7 +27,7 @@ def curves(table: Table) -> Figure:
     top.set_ylabel("bits per byte")
     top.set_ylim(*_settled(table, steps[-1]))
     top.legend(loc="upper right")
-    middle.plot(steps, train.numbers("scale"), color=GREEN, label="LR multiplier")
+    middle.plot(steps, train.numbers("lr_multiplier"), color=GREEN, label="LR multiplier")
     middle.plot(steps, train.numbers("momentum"), color=ORANGE, label="momentum")
     middle.set_ylabel("schedule")
     middle.set_ylim(-0.06, 1.1)

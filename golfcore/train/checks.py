@@ -2,7 +2,7 @@
 
 from golfcore.base.errors import UserError
 from golfcore.config import Config
-from golfcore.optim.schedule import Clock, lr_scale, ordinary
+from golfcore.optim.schedule import Clock, lr_multiplier, ordinary
 from golfcore.train import meta
 
 
@@ -37,7 +37,7 @@ def multipliers(cfg: Config) -> list[float] | None:
     schedule = ordinary(cfg)
     if schedule.clock != "steps" or schedule.adaptive or schedule.max_seconds:
         return None
-    return [lr_scale(schedule, Clock(step, 0.0)) for step in range(schedule.iterations)]
+    return [lr_multiplier(schedule, Clock(step, 0.0)) for step in range(schedule.iterations)]
 
 
 def _never(what: str, key: str, limit: float, lowest: float | None, steps: str = "a") -> None:
