@@ -1,6 +1,7 @@
 """What every test gets: two threads, seeded generators, reproducible hypothesis, and the option --golden."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def two_threads() -> None:
     """The suite is sized for two cores; more threads on a larger machine only oversubscribe small tensors."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests remember of their files is not left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOLFCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

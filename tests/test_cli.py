@@ -56,9 +56,7 @@ def test_start_up_needs_no_torch() -> None:
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
-    commands = (
-        "run; eval; params; config; runs; compare; audit; artifact info; data build; data download; data info; notebook"
-    )
+    commands = "run; eval; params; config; runs; compare; audit; artifact info; data build; data download; data info; data check; notebook"
     for words in (*commands.split("; "), "figures", ""):
         with pytest.raises(SystemExit) as e:
             golf(*words.split(), "--help")

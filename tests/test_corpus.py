@@ -1,14 +1,20 @@
 """Laws of the datasets that are made from text, and of the embedded corpus."""
 
+import io
 import json
 import random
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import sha256_text
@@ -75,6 +81,13 @@ def test_a_tokenizer_is_a_function_of_the_set_of_documents(monkeypatch):
 def test_a_vocabulary_that_does_not_suit_the_text_is_said(vocab_size):
     with pytest.raises(UserError, match=f"vocab_size: expected a size that suits the text, found {vocab_size}"):
         train_tokenizer(make_documents(), vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [0, -1, 3, 65537, 10**12])
+def test_a_vocabulary_that_no_text_suits_is_said_in_our_words(vocab_size):
+    with pytest.raises(UserError, match=f"^vocab_size: expected [^\\n]*, found {vocab_size}[^\\n]*$") as error:
+        train_tokenizer(make_documents(), vocab_size)
+    assert "INTERNAL" not in str(error.value) and ".cc" not in str(error.value)
 
 
 def test_special_tokens_are_the_competitions(tmp_path):
@@ -144,6 +157,32 @@ def test_of_two_builds_at_once_the_first_wins(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_documents_that_are_equal_once_normalized_stay_on_one_side(tmp_path):
+    documents = [" ".join(four) for four in zip(*[iter(make_documents())] * 4, strict=True)]
+    spaced = [text.replace(" ", "   ") for text in documents]
+    train, val = split_documents(documents + spaced, "")
+    straddling = [text for text in train if " ".join(text.split()) in {" ".join(v.split()) for v in val}]
+    assert straddling
+    build(documents + spaced, tmp_path / "d", VOCAB, {})
+    dataset = open_dataset(tmp_path / "d", again=True)
+    assert decode(dataset, dataset.train) == [" ".join(text.split()) for text in train if text not in straddling]
+    assert dataset.manifest["splits"]["train"]["documents"] == len(train) - len(straddling)
+
+
+def test_a_tokenizer_without_pieces_for_the_text_is_refused(tmp_path):
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(make_documents()), model_writer=model, model_type="char", vocab_size=30, pad_id=0,
+        bos_id=1, eos_id=2, unk_id=3, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "t.model").write_bytes(model.getvalue())
+    size = SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
+    build(make_documents(), tmp_path / "d", size, {}, tmp_path / "t.model")
+    with pytest.raises(UserError, match="tokenizer: expected one that has pieces .* document that begins '日本 12'"):
+        build([*make_documents(), "日本 12"], tmp_path / "e", size, {}, tmp_path / "t.model")
+    assert not (tmp_path / "e").exists()
+
+
 def test_an_existing_tokenizer_is_used_as_it_is(tmp_path):
     (tmp_path / "t.model").write_bytes(train_tokenizer([d.upper() for d in make_documents()], VOCAB))
     build(make_documents(), tmp_path / "d", VOCAB, {}, tmp_path / "t.model")
@@ -179,6 +218,7 @@ def test_a_folder_of_text_becomes_a_dataset(tmp_path):
         ("a.jsonl", b'\n{"txt": "x"}', r"a.jsonl, line 2: expected .* found the keys \['txt'\]"),
         ("a.jsonl", b'{"text": 3}', r'a.jsonl, line 1: expected an object with a string "text"'),
         ("a.jsonl", b"[1]", "a.jsonl, line 1: expected .* found a list"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: expected a JSON object, found one nested too deeply"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: expected Unicode text"),
         ("a.pdf", b"", "expected .txt, .md or .jsonl files, found none"),
     ],
@@ -186,6 +226,39 @@ def test_a_folder_of_text_becomes_a_dataset(tmp_path):
 def test_bad_input_is_named_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
+        folder_documents(tmp_path)
+
+
+def test_hidden_files_are_no_documents_and_links_are_followed(tmp_path):
+    source, elsewhere = tmp_path / "src", tmp_path / "elsewhere"
+    for folder in (source / ".ipynb_checkpoints", elsewhere):
+        folder.mkdir(parents=True)
+    (source / ".ipynb_checkpoints" / "a.txt").write_text("a checkpoint of an editor")
+    (source / ".hidden.txt").write_text("hidden")
+    (source / "a.txt").write_text("a")
+    (elsewhere / "b.txt").write_text("b")
+    (source / "linked").symlink_to(elsewhere)
+    (source / "z.txt").symlink_to(elsewhere / "b.txt")
+    (source / "round").symlink_to(source)
+    (source / "folder.txt").mkdir()
+    assert folder_documents(source) == ["a", "b", "b"]
+    (tmp_path / "link").symlink_to(source)
+    assert folder_documents(tmp_path / "link") == ["a", "b", "b"]
+    (source / "gone.txt").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match="gone.txt: cannot read, it is a link to a file that is not there"):
+        folder_documents(source)
+
+
+def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(UserError, match="a.txt: expected a folder of .*, found a file"):
+        folder_documents(tmp_path / "a.txt")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(UserError, match=r"a.txt: cannot read text \(Permission denied\)"):
         folder_documents(tmp_path)
 
 
@@ -286,6 +359,20 @@ def test_the_corpus_is_built_once_for_each_set_of_versions(packages):
     info.write_text(info.read_text().replace("Version: 1.0", "Version: 1.1"))
     other, built = corpus.pydocs(cache, ("alpha", "betamod"), VOCAB)
     assert built and other != folder
+
+
+def test_a_list_stands_for_its_packages(packages, monkeypatch):
+    monkeypatch.setattr(corpus, "LISTS", {"both": ("alpha", "betamod")})
+    folder, _ = corpus.pydocs(packages / "cache", ("both",), VOCAB)
+    assert corpus.pydocs(packages / "cache", ("alpha", "betamod"), VOCAB) == (folder, False)
+    assert open_dataset(folder).manifest["sources"]["packages"] == {"alpha": "1.0", "betamod": "2.5"}
+
+
+def test_the_large_list_is_installed_with_the_core(packages):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    core = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    brought = {canonicalize_name(Requirement(text).name) for text in metadata.requires("torch") or []}
+    assert set(corpus.LISTS["large"]) <= {corpus.STDLIB} | core | brought
 
 
 def test_the_standard_library_is_a_package_without_its_tests():

@@ -1,5 +1,7 @@
 """Laws of shards, streams, byte accounting and datasets."""
 
+import io
+import os
 import random
 import shutil
 from itertools import pairwise
@@ -10,11 +12,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import sha256_file
-from golfcore.data import datasets, shards, tokens
-from golfcore.data.datasets import open_dataset, train_stream, val_tokens, write_manifest
+from golfcore.data import contents, documents, shards, tokens
+from golfcore.data import stream as streams_module
+from golfcore.data.datasets import check_same, description, open_dataset, train_stream, val_tokens
+from golfcore.data.documents import MIN_TOKENS, find_overlap, spans
+from golfcore.data.manifest import write_manifest
 from golfcore.data.shards import open_shard, shard_tokens, write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.data.text import train_tokenizer
@@ -24,6 +30,7 @@ from golfcore.data.tokens import (
     count_bytes,
     load_tables,
     load_tokenizer,
+    proven_bytes,
     target_bytes,
     token_classes,
 )
@@ -164,6 +171,19 @@ def test_the_reserve_is_the_end_of_the_text_and_never_streamed(tmp_path):
         stream.tail(13)
 
 
+@SHARED_FOLDER
+@given(layout=layouts, size=st.integers(1, 50))
+def test_the_pieces_of_a_pass_are_the_text_once(tmp_path, layout, size):
+    text_stream, text = make_stream(tmp_path, layout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams_module, "PIECE_TOKENS", size)
+        pieces = list(text_stream.pieces())
+        assert max(map(len, pieces)) <= size and np.concatenate(pieces).tolist() == text.tolist()
+    for position in range(text_stream.total):
+        shard, at = text_stream.place(position)
+        assert open_shard(shard, 100)[at] == text_stream.slice(position, position + 1)[0]
+
+
 def test_a_stream_needs_shards_and_text_beyond_the_reserve(tmp_path):
     with pytest.raises(UserError, match="at least one training shard"):
         TokenStream([], 100)
@@ -177,7 +197,7 @@ def test_a_stream_needs_shards_and_text_beyond_the_reserve(tmp_path):
 def test_the_tables_follow_the_kind_of_piece(model, tokenizer, tables):
     classes = token_classes(model, VOCAB)
     assert tables.base_bytes.dtype == torch.int16 and classes.dtype == torch.int8
-    assert {len(column) for column in (*tables, classes)} == {VOCAB}
+    assert {len(column) for column in (*tables[:3], classes)} == {VOCAB}
     rows = {
         "<pad>": (0, False, True, TokenClass.CONTROL),
         "<s>": (0, False, True, TokenClass.CONTROL),
@@ -212,6 +232,73 @@ def test_text_that_round_trips_costs_its_own_bytes(tokenizer, tables, words):
     assert count_bytes(tables, np.array(tokenizer.encode(text, add_bos=True))) == len(text.encode())
 
 
+KINDS = {
+    "pieces across spaces": {"split_by_whitespace": False},
+    "spaces at the end of pieces": {"treat_whitespace_as_suffix": True},
+    "spaces at the end, one added": {"treat_whitespace_as_suffix": True, "add_dummy_prefix": True},
+    "a space added in front": {"add_dummy_prefix": True},
+    "white space kept": {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"},
+    "white space kept, one added": {"remove_extra_whitespaces": False, "add_dummy_prefix": True},
+    "pieces of white space": {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},
+    "no bytes to fall back to": {"byte_fallback": False},
+    "unigram": {"model_type": "unigram"},
+    "characters": {"model_type": "char"},
+    "words": {"model_type": "word", "add_dummy_prefix": True},
+    "symbols of the user": {"user_defined_symbols": ["<sep>", "  ", "\t"], "control_symbols": ["<ctl>"]},
+    "no start of document": {"bos_id": -1},
+}
+
+
+def other_tokenizer(**options: object) -> bytes:
+    rng = random.Random(1)
+    lines = [" ".join(rng.choices(WORDS, k=12)) + f"\n\treturn  {i} of the people" for i in range(200)]
+    out = io.BytesIO()
+    given = {
+        "model_type": "bpe", "vocab_size": VOCAB, "byte_fallback": True, "add_dummy_prefix": False, "pad_id": 0,
+        "bos_id": 1, "eos_id": 2, "unk_id": 3, "hard_vocab_limit": False, "minloglevel": 2,
+    }  # fmt: skip
+    SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, **{**given, **options})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_those_of_the_decoded_text_for_every_kind_of_tokenizer(tmp_path, kind):
+    path = tmp_path / "t.model"
+    path.write_bytes(other_tokenizer(**KINDS[kind]))
+    processor = SentencePieceProcessor(model_file=str(path))
+    found = load_tables(path, processor.vocab_size())
+    documents = [
+        "the cat  sat\n\ton the mat",
+        "  naïve <sep> cafés<sep>",
+        "日本 \u2581 \u3000 x ",
+        "",
+        " ",
+        "of the people",
+    ]
+    ids, decoded = [processor.eos_id()], 0
+    for document in documents:
+        encoded = processor.encode(document, add_bos=processor.bos_id() >= 0, add_eos=True)
+        ids += encoded
+        decoded += len(processor.decode(encoded).encode())
+    assert count_bytes(found, np.array(ids)) == decoded
+    for cut in range(1, len(ids)):
+        assert proven_bytes(path, found, [np.array(ids[:cut]), np.array(ids[cut:])]) == decoded
+
+
+def test_a_tokenizer_that_rewrites_what_it_decodes_is_refused(tmp_path):
+    (tmp_path / "rules.tsv").write_text("61 62\t63\n")  # "ab" is decoded as "c"
+    path = tmp_path / "t.model"
+    path.write_bytes(other_tokenizer(model_type="char", denormalization_rule_tsv=str(tmp_path / "rules.tsv")))
+    with pytest.raises(UserError, match="t.model: expected a tokenizer that decodes its pieces as they are"):
+        load_tables(path, SentencePieceProcessor(model_file=str(path)).vocab_size())
+
+
+def test_a_text_whose_bytes_depend_on_more_than_the_token_before_is_refused(model, tokenizer, tables):
+    space, word = tokenizer.piece_to_id("\u2581"), tokenizer.piece_to_id("\u2581and")
+    with pytest.raises(UserError, match="tiny.model: .* found 4 bytes counted where the decoded text has 3"):
+        proven_bytes(model, tables, [np.array([1, space, word])])
+
+
 def test_a_space_is_free_only_after_a_boundary(tokenizer, tables):
     word, at, byte = (tokenizer.piece_to_id(p) for p in ("\u2581and", "at", "<0x41>"))
     previous = torch.tensor([0, 1, 2, 3, byte, at, word])
@@ -231,7 +318,8 @@ def test_a_wrong_tokenizer_is_named(model, tmp_path):
     (tmp_path / "empty.model").touch()
     with pytest.raises(UserError, match="tiny.model: expected a tokenizer of 1024 pieces, found 320"):
         load_tables(model, 1024)
-    for name, found in (("bad", "is none"), ("empty", "is none"), ("missing", "no such file")):
+    (tmp_path / "folder.model").mkdir()
+    for name, found in (("bad", "is none"), ("empty", "is none"), ("missing", "no such file"), ("folder", "a folder")):
         with pytest.raises(UserError, match=f"{name}.model: expected a SentencePiece model, found .*{found}"):
             load_tables(tmp_path / f"{name}.model", VOCAB)
 
@@ -276,22 +364,25 @@ def test_a_dataset_opens_in_every_layout(tmp_path, model, shards_at, model_at):
     assert stream.take(64).tolist() == whole[:64].tolist() and stream.tail(6).tolist() == whole[64:].tolist()
 
 
-def test_the_data_hash_is_of_the_content_alone(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(datasets, "SAMPLE_BYTES", 1026)  # the header and one token
+def test_the_data_hash_is_of_the_content_alone(tmp_path, model):
     first = open_dataset(make_dataset(tmp_path / "a", model))
-    assert open_dataset(make_dataset(tmp_path / "b", model, "deep/down", "x/y.model")).data_hash == first.data_hash
+    other = make_dataset(tmp_path / "b", model, "deep/down", "x/y.model")
+    for shard in (other / "deep/down").iterdir():
+        shard.rename(shard.with_name(shard.name.replace("fineweb_", "").replace("0000", "")))
+    assert open_dataset(other).data_hash == first.data_hash
     hashes = {first.data_hash}
-    changed = np.array(open_shard(first.train[1], VOCAB))
-    changed[-1] = (changed[-1] + 1) % VOCAB
-    write_shard(first.train[1], changed)
-    hashes.add(open_dataset(first.path).data_hash)
+    for position in (0, 5, 9):  # the first, the middle and the last token
+        changed = np.array(open_shard(first.train[1], VOCAB))
+        changed[position] = (changed[position] + 1) % VOCAB
+        write_shard(first.train[1], changed)
+        hashes.add(open_dataset(first.path).data_hash)
     first.train[2].unlink()
     hashes.add(open_dataset(first.path).data_hash)
-    first.val[1].rename(first.path / "other_val_000009.bin")
+    first.val[0].rename(first.path / "fineweb_val_000010.bin")  # the same text in another order
     hashes.add(open_dataset(first.path).data_hash)
-    first.tokenizer.write_bytes(b"another")
+    first.tokenizer.write_bytes(other_tokenizer())
     hashes.add(open_dataset(first.path).data_hash)
-    assert len(hashes) == 5
+    assert len(hashes) == 7
 
 
 def test_our_manifest_is_the_identity_and_the_list_of_files(tmp_path, model):
@@ -335,4 +426,211 @@ def test_what_makes_no_dataset_is_said(tmp_path, model):
     refused("expected the shards of one dataset, found shards in ., sub")
     for path in folder.rglob("*val*.bin"):
         path.unlink()
-    refused(r"expected val shards \(\*val\*.bin\), found fineweb_train_000008.bin, .*")
+    refused(r"expected val shards \(NAME_val_000000.bin\), found fineweb_train_000008.bin, .*")
+
+
+def test_a_changed_bit_anywhere_is_refused_naming_the_file(tmp_path, model):
+    folder = make_dataset(tmp_path, model)
+    declare(folder)
+    open_dataset(folder)
+    rng = random.Random(0)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for at in [0, len(content) - 1, *(rng.randrange(len(content)) for _ in range(20))]:
+            bit = rng.randrange(8)
+            if path.name == "manifest.json" and content[at : at + 1] == b"\n" and at == len(content) - 1:
+                continue  # white space after the value
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            with pytest.raises(UserError, match=f"^{path}"):
+                open_dataset(folder)
+        path.write_bytes(content)
+    open_dataset(folder)
+
+
+def test_contents_are_hashed_once_and_again_only_when_asked(tmp_path, model, monkeypatch):
+    folder = make_dataset(tmp_path, model)
+    declare(folder)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(contents, "SETTLED_SECONDS", -1.0)
+    read: list[str] = []
+    hashed = contents.sha256_file
+    monkeypatch.setattr(contents, "sha256_file", lambda path, *a: read.append(path.name) or hashed(path, *a))
+    open_dataset(folder)
+    assert len(read) == 6
+    open_dataset(folder)
+    assert len(read) == 6
+    damaged = folder / "fineweb_train_000009.bin"
+    state = contents._state
+    before = state(damaged)
+    monkeypatch.setattr(contents, "_state", lambda path: before if path == damaged else state(path))
+    damaged.write_bytes(damaged.read_bytes()[:-2] + b"\7\0")  # and its size, times and inode say nothing
+    open_dataset(folder)
+    with pytest.raises(UserError, match="train_000009.bin: expected the content that manifest.json lists"):
+        open_dataset(folder, again=True)
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    first = contents.digests([tmp_path / "a"])
+    assert contents._remembered(tmp_path / "a") == "" and len(first) == 1
+
+
+@pytest.mark.parametrize("cache", ["file", "home"])
+def test_without_a_cache_data_open_all_the_same(tmp_path, model, monkeypatch, cache):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GOLFCORE_CACHE", str(tmp_path / "file"))
+    if cache == "home":
+        monkeypatch.setattr(contents.runtime, "cache_dir", lambda: Path("~nobody-at-all").expanduser())
+    assert open_dataset(make_dataset(tmp_path / "d", model)).data_hash
+
+
+def renamed(folder: Path, names: dict[str, str]) -> Path:
+    for old, new in names.items():
+        (folder / f"fineweb_{old}.bin").rename(folder / new)
+    return folder
+
+
+def small_dataset(folder: Path, model: Path, train: str, val: str) -> Path:
+    folder.mkdir()
+    shutil.copy(model, folder / "t.model")
+    write_shard(folder / train, np.arange(10, 60))
+    write_shard(folder / val, np.arange(100, 120))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["", "fineweb_", "pretrain_", "medieval_", "train_", "val_", "train_val_", "x_train_0_"]
+)
+@pytest.mark.parametrize("number", ["0", "000000"])
+def test_the_exact_name_decides_what_is_trained_on(tmp_path, model, name, number):
+    train, val = f"{name}train_{number}.bin", f"{name}val_{number}.bin"
+    dataset = open_dataset(small_dataset(tmp_path / "d", model, train, val))
+    assert [p.name for p in dataset.train] == [train] and [p.name for p in dataset.val] == [val]
+
+
+def test_shards_are_in_the_order_of_their_numbers(tmp_path, model):
+    folder = small_dataset(tmp_path / "d", model, "train_10.bin", "val_0.bin")
+    write_shard(folder / "train_9.bin", np.arange(30, 70))
+    assert [p.name for p in open_dataset(folder).train] == ["train_9.bin", "train_10.bin"]
+
+
+@pytest.mark.parametrize("other", ["x_train.bin", "x_train_0_copy.bin", "x_test_0.bin", "xval_0.bin", "train0.bin"])
+def test_a_shard_of_no_such_name_is_refused_and_other_files_are_ignored(tmp_path, model, other):
+    folder = small_dataset(tmp_path / "d", model, "x_train_0.bin", "x_val_0.bin")
+    (folder / other).write_bytes(b"something else")
+    assert len(open_dataset(folder).train) == 1
+    write_shard(folder / other, np.arange(9))
+    with pytest.raises(UserError, match=f"{other}: expected a shard named NAME_train_000000.bin .* found another name"):
+        open_dataset(folder)
+
+
+def test_shards_of_two_datasets_and_a_file_in_both_sets_are_refused(tmp_path, model):
+    folder = small_dataset(tmp_path / "d", model, "x_train_0.bin", "x_val_0.bin")
+    shutil.copy(folder / "x_val_0.bin", folder / "x_train_1.bin")
+    with pytest.raises(
+        UserError, match="x_val_0.bin: expected text that is not trained on, .* content as x_train_1.bin"
+    ):
+        open_dataset(folder)
+    (folder / "x_train_1.bin").rename(folder / "y_train_1.bin")
+    with pytest.raises(UserError, match="expected the shards of one dataset, found shards of the names 'x', 'y'"):
+        open_dataset(folder)
+
+
+def test_links_are_followed_and_hidden_files_left_out(tmp_path, model):
+    folder = small_dataset(tmp_path / "d", model, "train_0.bin", "val_0.bin")
+    shutil.copytree(folder, folder / ".ipynb_checkpoints")
+    (folder / "._train_1.bin").write_bytes(b"left by a file manager")
+    (folder / "round").symlink_to(folder)
+    expected = open_dataset(folder).data_hash
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around" / "inner").symlink_to(folder)
+    (tmp_path / "files").mkdir()
+    for path in folder.glob("*.*"):
+        if path.is_file() and not path.name.startswith("."):
+            (tmp_path / "files" / path.name).symlink_to(path)
+    assert {open_dataset(tmp_path / name).data_hash for name in ("linked", "around", "files")} == {expected}
+    (folder / "val_0.bin").unlink()
+    with pytest.raises(UserError, match="val_0.bin: cannot read, it is a link to a file that is not there"):
+        open_dataset(tmp_path / "files")
+
+
+def test_what_was_made_with_other_data_is_said(tmp_path, model):
+    dataset = open_dataset(small_dataset(tmp_path / "d", model, "train_0.bin", "val_0.bin"))
+    check_same(dataset, dataset.data_hash, dataset.tokenizer_hash, "a.golf")
+    check_same(dataset, None, dataset.tokenizer_hash, "a.golf")
+    with pytest.raises(UserError, match="d: expected data 111 of a.golf, found [0-9a-f]{12}"):
+        check_same(dataset, "111", dataset.tokenizer_hash, "a.golf")
+    for data_hash in (None, dataset.data_hash):
+        with pytest.raises(UserError, match=r"t.model: expected the tokenizer of a.golf \(sha256 222\), found another"):
+            check_same(dataset, data_hash, "222", "a.golf")
+
+
+def test_the_description_counts_tokens_documents_and_bytes(tmp_path, model, tokenizer):
+    folder = small_dataset(tmp_path / "d", model, "train_0.bin", "val_0.bin")
+    write_shard(folder / "val_0.bin", np.array(tokenizer.encode(["a cat sat", "on"], add_bos=True)[0] + [1, 310]))
+    assert "bytes not counted yet" in description(open_dataset(folder))
+    open_dataset(folder, again=True)
+    lines = description(open_dataset(folder)).splitlines()
+    bytes_of_val = len("a cat sat") + len(tokenizer.decode([310]).encode())
+    assert f"2 documents, {bytes_of_val} bytes decoded" in lines[3] and "overlap: 0" in lines[4]
+
+
+# --- documents
+
+texts = st.lists(st.integers(1, 4), min_size=1, max_size=60)  # 1 separates
+
+
+def split_at_ones(text: list[int]) -> list[tuple[int, list[int]]]:
+    """(position of the first token, content) of every document, one token at a time."""
+    found: list[tuple[int, list[int]]] = [(0, [])]
+    for position, token in enumerate(text):
+        if token == 1:
+            found.append((position + 1, []))
+        else:
+            found[-1][1].append(token)
+    return found
+
+
+def as_stream(folder: Path, text: list[int], cuts: list[int]) -> TokenStream:
+    return TokenStream(make_shards(folder, np.array(text), [c for c in cuts if c < len(text)]), 5)
+
+
+@SHARED_FOLDER
+@given(train=texts, val=texts, cuts=st.lists(st.integers(1, 59), max_size=3), size=st.integers(1, 30))
+def test_shared_documents_are_those_of_a_plain_comparison(tmp_path, train, val, cuts, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PIECE_TOKENS", size)
+        patch.setattr(documents, "MIN_TOKENS", 2)
+        patch.setattr(documents, "HEAD_TOKENS", 2)
+        streams = [as_stream(tmp_path / name, text, cuts) for name, text in (("t", train), ("v", val))]
+        parts = list(spans(streams[0], 1))
+        found = [pair for part in parts for pair in zip(part.start.tolist(), part.length.tolist(), strict=True)]
+        assert found == [(start, len(content)) for start, content in split_at_ones(train)]
+        overlap, counts = find_overlap(*streams, 1)
+    known = {tuple(content): start for start, content in reversed(split_at_ones(val)) if len(content) > 1}
+    shared = [(start, known[tuple(c)]) for start, c in split_at_ones(train) if tuple(c) in known]
+    assert overlap == (len(shared), *(shared[0] if shared else (-1, -1)))
+    assert counts == {
+        "train": sum(bool(c) for _, c in split_at_ones(train)),
+        "val": sum(bool(c) for _, c in split_at_ones(val)),
+    }
+
+
+@pytest.mark.parametrize(("length", "shared"), [(MIN_TOKENS, True), (MIN_TOKENS - 1, False)])
+def test_a_validation_document_in_the_training_text_is_refused(tmp_path, model, length, shared):
+    rng = np.random.default_rng(0)
+    letters = np.flatnonzero([c == TokenClass.WITHIN_WORD for c in token_classes(model, VOCAB)])
+    docs = [np.append(1, rng.choice(letters, n)) for n in (90, length, 70, 80)]
+    folder = small_dataset(tmp_path / "d", model, "train_0.bin", "val_0.bin")
+    write_shard(folder / "train_0.bin", np.concatenate(docs[:2])[:100])  # the document spans two shards
+    write_shard(folder / "train_1.bin", np.append(np.concatenate(docs[:2])[100:], docs[2]))
+    write_shard(folder / "val_0.bin", np.append(docs[3], docs[1]))
+    if not shared:
+        assert open_dataset(folder).facts.overlap.documents == 0
+        return
+    message = "found 1 of them .of 64 tokens or more., the first at token 92 of train_0.bin and token 82 of val_0.bin"
+    for _ in range(2):  # found, and remembered
+        with pytest.raises(UserError, match=message):
+            open_dataset(folder)

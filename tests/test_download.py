@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import socket
 import struct
 import sys
@@ -18,6 +19,7 @@ from golfcore.base.errors import UserError
 from golfcore.data.datasets import open_dataset
 from golfcore.data.download import download
 from golfcore.data.shards import write_shard
+from golfcore.data.text import train_tokenizer
 
 REPO = "someone/export"
 COMMIT = "c" * 40
@@ -106,8 +108,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> bytes:
+    rng = random.Random(0)
+    return train_tokenizer(["".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=2000)) for _ in range(40)], 1024)
+
+
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = Hub()
@@ -115,7 +123,7 @@ def hub(tmp_path, monkeypatch):
     for name in ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(3))]:
         write_shard(tmp_path / "remote.bin", rng.integers(0, 1024, 40_000))
         server.files[f"datasets/{FOLDER}/{name}"] = (tmp_path / "remote.bin").read_bytes()
-    server.files["datasets/tokenizers/fineweb_1024_bpe.model"] = b"the tokenizer"
+    server.files["datasets/tokenizers/fineweb_1024_bpe.model"] = tokenizer
     server.files["datasets/manifest.json"] = json.dumps(MANIFEST).encode()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

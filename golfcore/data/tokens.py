@@ -51,9 +51,11 @@ def open_tokenizer(path: Path) -> SentencePieceProcessor:
     """The SentencePiece model in `path`. UserError: not there, or not such a model."""
     proto = read(path, "a SentencePiece model")
     try:
-        return SentencePieceProcessor(model_proto=proto)
+        if proto:  # without a model the constructor succeeds
+            return SentencePieceProcessor(model_proto=proto)
     except RuntimeError:
-        raise UserError(f"{path}: expected a SentencePiece model, found a file that is none") from None
+        pass
+    raise UserError(f"{path}: expected a SentencePiece model, found a file that is none")
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:
