@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import generated
+from tiny import RUNTIME, steps, tables, with_
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config, MetaConfig, load
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
 from golfcore.interop import from_reference, reference_config, to_reference
 from golfcore.model import params
@@ -35,21 +34,11 @@ from golfcore.quant.quantize import quantize_weights
 from golfcore.train import loop, meta, state
 from golfcore.train.meta import add_gradient
 from golfcore.train.state import TrainingData
-from golfcore.train.step import loss_function, meta_data, plan, train_step
+from golfcore.train.step import loss_function, meta_data, plan
 
 SMOKE = load("smoke", {"meta.enabled": True, "meta.inner_lr": 0.1})
 RATES = load("smoke", {"meta.enabled": True, "meta.split": "batch", "meta.delta_weight": 0.3, "model.meta_sgd": True})
-RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
 V = SMOKE.model.vocab_size
-
-
-def with_(cfg: Config, **sections: dict) -> Config:
-    return replace(cfg, **{name: replace(getattr(cfg, name), **changes) for name, changes in sections.items()})
-
-
-def tables() -> Tables:
-    starts = torch.arange(V) % 3 == 0
-    return Tables(torch.full((V,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
 
 
 def lively(cfg: Config, seed: int = 0) -> Weights:
@@ -378,13 +367,6 @@ def test_a_small_step_survives_in_float32_and_not_in_the_compute_dtype(dtype: st
 def stream(tmp_path: Path) -> TokenStream:
     write_shard(tmp_path / "train_000000.bin", np.random.default_rng(0).integers(0, 64, 30_000).astype(np.uint16))
     return TokenStream([tmp_path / "train_000000.bin"], V)
-
-
-def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
-    s = s or state.start(cfg, params.init(cfg.model, 0), torch.float32, torch.device("cpu"))
-    stream.position = s.position
-    loss = loss_function(Net(cfg.model, tables()), cfg.optim.z_loss, compiled=False)
-    return s, [train_step(cfg, Net(cfg.model, tables()), s, stream, loss, RUNTIME) for _ in range(n)]
 
 
 def run_training(cfg: Config, stream: TokenStream, folder: Path) -> RunFolder:
