@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
-from golfcore.config import Config, MetaConfig, load
+from golfcore.config import Config, MetaConfig, load, override
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.evals import adapt as ttt
@@ -31,6 +28,8 @@ from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
 from golfcore.quant import artifact
 from golfcore.quant.quantize import quantize_weights
+from golfcore.runs import pipeline
+from golfcore.runs.reopen import evaluate_again
 from golfcore.train import loop, meta, state
 from golfcore.train.meta import add_gradient
 from golfcore.train.state import TrainingData
@@ -547,26 +546,14 @@ def test_an_arm_differs_from_its_base_in_what_it_says(name: str) -> None:
     assert load(name).hash == load(base, changes).hash
 
 
-def test_exp106_trains_packs_and_adapts_in_a_fresh_process(tmp_path: Path) -> None:
+def test_exp106_trains_packs_and_adapts_from_its_artifact_alone(tmp_path: Path, monkeypatch) -> None:
     """The published run ended in a crash: its loader met the learned rates."""
-    environment = {**os.environ, "GOLFCORE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    preset = tmp_path / "small106.toml"
-    preset.write_text(
-        'base = "smoke"\n[model]\nmeta_sgd = true\n[meta]\nenabled = true\nsplit = "batch"\ndelta_weight = 0.3\n'
-        "[data]\nval_tokens = 2048\n[run]\nval_every = 0\n"
-    )
-
-    def golf(*args: object) -> str:
-        command = [sys.executable, "-m", "golfcore", *map(str, args)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    golf("run", preset, "--out", tmp_path / "run")
-    run, alone = RunFolder(tmp_path / "run"), tmp_path / "elsewhere.golf"
+    monkeypatch.setenv("GOLFCORE_CACHE", str(tmp_path / "cache"))
+    cfg = override(RATES, {"data.val_tokens": 2048, "run.val_every": 0}, "a small exp106")
+    run = pipeline.run(cfg, tmp_path / "run", lambda text: None)
     assert len(run.metrics("meta")) == 3 and len(run.metrics("meta_sgd")) == 1
     report = json.loads(run.file("results.json").read_text())
+    alone = tmp_path / "elsewhere.golf"
     alone.write_bytes(run.file("artifact.golf").read_bytes())
-    rate = ["--set", f"ttt.lr={report['ttt']['lr']}"]
-    found = json.loads(golf("eval", alone, "--protocol", "ttt", "--json", *rate))
+    found = evaluate_again(alone, "ttt", {"ttt.lr": report["ttt"]["lr"]})
     assert found["bpb"] == report["measures"]["ttt"]["bpb"] and found["legality"] == "score-first"
