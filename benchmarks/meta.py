@@ -1,8 +1,9 @@
 """What a meta call every 4 steps costs at the size of exp101, beside the same steps without it (exp105a).
 
 A step is timed as its parts, alternately in one run: forward and backward of a micro-batch (8 a step, as published),
-the optimizer (once), and the whole meta call of each objective with what training records of it. Micro-batches are
-small, which only makes the optimizer's share larger than it was; the last column counts no optimizer at all.
+the optimizer (once), and the meta call of each objective without what only the log needs, beside the passes counted in
+it. Micro-batches are small, which only makes the optimizer's share larger than it was; the last column counts no
+optimizer at all.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights
 from golfcore.optim import build
-from golfcore.train.meta import add_gradient, split
+from golfcore.train.meta import MetaReport, add_gradient, counted_cost, split
 from golfcore.train.step import loss_function
 
 MICRO, EVERY = 8, 4
@@ -36,9 +37,10 @@ def seconds(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
         for name, run in parts.items():
             synchronize()
             began = time.perf_counter()
-            run()
+            report = run()
             synchronize()
-            times[name].append(time.perf_counter() - began)
+            apart = report.instrument_seconds if isinstance(report, MetaReport) else 0.0
+            times[name].append(time.perf_counter() - began - apart)
     return {name: sorted(found[1:])[repeats // 2] for name, found in times.items()}
 
 
@@ -88,7 +90,8 @@ def main() -> None:
         active, bare = (t[name] / EVERY / whole for whole in (step, MICRO * t["micro"]))
         theirs = active_ms / PLAIN_MS[0] - 1, run_ms / PLAIN_MS[1] - 1
         print(
-            f"{name}: a call {t[name]:.3f} s = {t[name] / t['micro']:.2f} micro-batches; while active {active:+.1%} "
+            f"{name}: a call {t[name]:.3f} s = {t[name] / t['micro']:.2f} micro-batches "
+            f"({counted_cost(config.load(name)):.2f} counted); while active {active:+.1%} "
             f"(published {theirs[0]:+.1%}), over a run {share * active:+.1%} (published {theirs[1]:+.1%}); "
             f"of forward and backward alone {bare:+.1%} while active, {share * bare:+.1%} over a run"
         )

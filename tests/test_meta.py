@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import generated
+from tiny import RUNTIME, steps, tables, with_
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
-from golfcore.config import Config, MetaConfig, load
+from golfcore.config import Config, MetaConfig, load, override
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
 from golfcore.interop import from_reference, reference_config, to_reference
 from golfcore.model import params
@@ -32,24 +28,16 @@ from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
 from golfcore.quant import artifact
 from golfcore.quant.quantize import quantize_weights
+from golfcore.runs import pipeline
+from golfcore.runs.reopen import evaluate_again
 from golfcore.train import loop, meta, state
 from golfcore.train.meta import add_gradient
 from golfcore.train.state import TrainingData
-from golfcore.train.step import loss_function, meta_data, plan, train_step
+from golfcore.train.step import loss_function, meta_data, plan
 
 SMOKE = load("smoke", {"meta.enabled": True, "meta.inner_lr": 0.1})
 RATES = load("smoke", {"meta.enabled": True, "meta.split": "batch", "meta.delta_weight": 0.3, "model.meta_sgd": True})
-RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
 V = SMOKE.model.vocab_size
-
-
-def with_(cfg: Config, **sections: dict) -> Config:
-    return replace(cfg, **{name: replace(getattr(cfg, name), **changes) for name, changes in sections.items()})
-
-
-def tables() -> Tables:
-    starts = torch.arange(V) % 3 == 0
-    return Tables(torch.full((V,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
 
 
 def lively(cfg: Config, seed: int = 0) -> Weights:
@@ -380,13 +368,6 @@ def stream(tmp_path: Path) -> TokenStream:
     return TokenStream([tmp_path / "train_000000.bin"], V)
 
 
-def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
-    s = s or state.start(cfg, params.init(cfg.model, 0), torch.float32, torch.device("cpu"))
-    stream.position = s.position
-    loss = loss_function(Net(cfg.model, tables()), cfg.optim.z_loss, compiled=False)
-    return s, [train_step(cfg, Net(cfg.model, tables()), s, stream, loss, RUNTIME) for _ in range(n)]
-
-
 def run_training(cfg: Config, stream: TokenStream, folder: Path) -> RunFolder:
     val = np.random.default_rng(1).integers(0, V, 513).astype(np.uint16)
     loop.train(cfg, RunFolder(folder), TrainingData(stream, val, tables(), 3.0, {}), RUNTIME)
@@ -565,26 +546,14 @@ def test_an_arm_differs_from_its_base_in_what_it_says(name: str) -> None:
     assert load(name).hash == load(base, changes).hash
 
 
-def test_exp106_trains_packs_and_adapts_in_a_fresh_process(tmp_path: Path) -> None:
+def test_exp106_trains_packs_and_adapts_from_its_artifact_alone(tmp_path: Path, monkeypatch) -> None:
     """The published run ended in a crash: its loader met the learned rates."""
-    environment = {**os.environ, "GOLFCORE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    preset = tmp_path / "small106.toml"
-    preset.write_text(
-        'base = "smoke"\n[model]\nmeta_sgd = true\n[meta]\nenabled = true\nsplit = "batch"\ndelta_weight = 0.3\n'
-        "[data]\nval_tokens = 2048\n[run]\nval_every = 0\n"
-    )
-
-    def golf(*args: object) -> str:
-        command = [sys.executable, "-m", "golfcore", *map(str, args)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    golf("run", preset, "--out", tmp_path / "run")
-    run, alone = RunFolder(tmp_path / "run"), tmp_path / "elsewhere.golf"
+    monkeypatch.setenv("GOLFCORE_CACHE", str(tmp_path / "cache"))
+    cfg = override(RATES, {"data.val_tokens": 2048, "run.val_every": 0}, "a small exp106")
+    run = pipeline.run(cfg, tmp_path / "run", lambda text: None)
     assert len(run.metrics("meta")) == 3 and len(run.metrics("meta_sgd")) == 1
     report = json.loads(run.file("results.json").read_text())
+    alone = tmp_path / "elsewhere.golf"
     alone.write_bytes(run.file("artifact.golf").read_bytes())
-    rate = ["--set", f"ttt.lr={report['ttt']['lr']}"]
-    found = json.loads(golf("eval", alone, "--protocol", "ttt", "--json", *rate))
+    found = evaluate_again(alone, "ttt", {"ttt.lr": report["ttt"]["lr"]})
     assert found["bpb"] == report["measures"]["ttt"]["bpb"] and found["legality"] == "score-first"

@@ -1,4 +1,4 @@
-"""Laws of Muon and of the optimizers built from the parameter table, and the recorded cases c."""
+"""Laws of Muon and of the optimizers built from the parameter table; the recorded cases c at the bit."""
 
 import dataclasses
 import json
@@ -20,7 +20,6 @@ from golfcore.optim.muon import Muon, newton_schulz
 
 GOLDEN = np.load(Path(__file__).parent / "golden/c_newton_schulz_muon.npz")
 META = json.loads(str(GOLDEN["meta"]))
-OUTPUTS = [k for k in GOLDEN.files if k != "meta" and "/in" not in k and not k.endswith("_bits")]
 BF16 = torch.bfloat16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Relative Frobenius norms. bfloat16 Newton-Schulz is 3 to 4% off float32 and depends on the library. PR 398 differs
@@ -31,10 +30,6 @@ TOLERANCES = {"fp32": 2e-4, "bf16": 6e-2}
 
 def recorded(key: str) -> Tensor:
     return torch.from_numpy(GOLDEN[key])
-
-
-def precision(key: str) -> str:
-    return "fp32" if "fp32" in key else "bf16"
 
 
 def rel_fro(found: Tensor, expected: Tensor) -> float:
@@ -57,27 +52,6 @@ def replay(prefix: str, dtype: torch.dtype, momentum_dtype: torch.dtype | None =
     return found
 
 
-@pytest.mark.parametrize("key", [k for k in OUTPUTS if k.startswith("ns")])
-def test_newton_schulz_is_as_recorded(key):
-    case, kind = key.rsplit("/", 1)
-    found = newton_schulz(recorded(f"{case}/in"), 5, DTYPES[precision(key)])
-    assert found.dtype == DTYPES[precision(key)]
-    assert rel_fro(found, recorded(key)) < TOLERANCES[precision(key)]
-
-
-@pytest.mark.parametrize("key", [k for k in OUTPUTS if k.startswith("muon")])
-def test_muon_is_as_recorded(key):
-    prefix, _, name = key.rsplit("/", 2)
-    found = replay(prefix, DTYPES[precision(key)])[name]
-    assert rel_fro(found, recorded(key)) < TOLERANCES[precision(key)]
-
-
-def test_every_recorded_output_is_compared():
-    assert sum(k.startswith("ns") for k in OUTPUTS) == 2 * 6
-    assert sum(k.startswith("muon") for k in OUTPUTS) == 3 * 2 * 3 * 2
-    assert len(OUTPUTS) == 12 + 36
-
-
 @pytest.mark.parametrize("shape", ["tall", "wide"])
 def test_recorded_steps_agree_as_displacements_and_momentum_bit_for_bit(shape):
     """The parameters barely move, so they would agree to the tolerance above even without weight decay."""
@@ -89,7 +63,7 @@ def test_recorded_steps_agree_as_displacements_and_momentum_bit_for_bit(shape):
 
 
 def test_float32_momentum_under_bfloat16_newton_schulz_is_pr398s_bit_for_bit():
-    (name,) = {k.split("/")[1] for k in OUTPUTS if k.startswith("muon2d_pr398")}
+    (name,) = {k.split("/")[1] for k in GOLDEN.files if k.startswith("muon2d_pr398")}
     found = replay(f"muon2d_pr398/{name}", BF16, torch.float32)
     for i in (1, 2, 3):
         assert torch.equal(found[f"mom{i}"], recorded(f"muon2d_pr398/{name}/out_bf16/mom{i}"))
@@ -267,6 +241,11 @@ MODEL = ModelConfig(
 OPTIM = OptimConfig(table_dtype="compute")
 
 
+def begin(dtype: torch.dtype = BF16, model: ModelConfig = MODEL) -> tuple[Weights, Optimizers]:
+    weights = leaves(model, OPTIM, init(model, 1), dtype, "cpu")
+    return weights, build(model, OPTIM, weights, dtype)
+
+
 def set_gradients(weights: Weights, step: int, skip: tuple[str, ...] = ()) -> None:
     generator = torch.Generator().manual_seed(100 + step)
     for name, t in flat(weights).items():
@@ -277,7 +256,7 @@ def set_gradients(weights: Weights, step: int, skip: tuple[str, ...] = ()) -> No
 def train(weights: Weights, optimizers: Optimizers, steps: range) -> None:
     for step in steps:
         set_gradients(weights, step, skip=("smear",) if step % 2 else ())  # one tensor's step count lags
-        optimizers.step(scale=1 - step / 10, momentum=0.9 + step / 100)
+        optimizers.step(1 - step / 10, momentum=0.9 + step / 100)
         optimizers.zero_grad()
 
 
@@ -344,9 +323,7 @@ def test_the_configuration_reaches_muon():
 
 def test_the_bigram_projection_is_in_the_group_it_is_configured_for():
     for group, kind in (("scalar", "adam"), ("matrix", "muon")):
-        cfg = dataclasses.replace(MODEL, bigram_proj_group=group)
-        weights = leaves(cfg, OPTIM, init(cfg, 1), torch.float32, "cpu")
-        optimizers = build(cfg, OPTIM, weights, torch.float32)
+        weights, optimizers = begin(torch.float32, dataclasses.replace(MODEL, bigram_proj_group=group))
         train(weights, optimizers, range(1))
         assert [k.split("/")[0] for k in optimizers.state_tensors() if "/bigram_proj/" in k][0] == kind
 
@@ -364,8 +341,7 @@ def test_what_is_in_no_optimizer_takes_no_gradient_and_never_moves():
 
 
 def test_adamw_skips_what_has_no_gradient():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
-    optimizers = build(MODEL, OPTIM, weights, BF16)
+    weights, optimizers = begin()
     before = weights.rest["tok_emb"].detach().clone()
     set_gradients(weights, 0, skip=("tok_emb", "qo"))
     optimizers.step(1.0, 0.9)
@@ -374,11 +350,9 @@ def test_adamw_skips_what_has_no_gradient():
 
 
 def test_three_steps_saved_and_three_more_are_six():
-    straight = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
-    train(straight, build(MODEL, OPTIM, straight, BF16), range(6))
-
-    half = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
-    optimizers = build(MODEL, OPTIM, half, BF16)
+    straight, its = begin()
+    train(straight, its, range(6))
+    half, optimizers = begin()
     train(half, optimizers, range(3))
     saved = {key: t.clone() for key, t in optimizers.state_tensors().items()}
     assert saved["adam/smear/step"] == 2 and saved["adam/tok_emb/step"] == 3
@@ -396,16 +370,14 @@ def test_three_steps_saved_and_three_more_are_six():
 
 
 def test_loading_forgets_what_was_there():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
-    optimizers = build(MODEL, OPTIM, weights, BF16)
+    weights, optimizers = begin()
     train(weights, optimizers, range(2))
     optimizers.load_state_tensors({})
     assert optimizers.state_tensors() == {}
 
 
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
-    optimizers = build(MODEL, OPTIM, weights, BF16)
+    weights, optimizers = begin()
     train(weights, optimizers, range(1))
     saved = {key: t.clone() for key, t in optimizers.state_tensors().items()}
     without = {key: t for key, t in saved.items() if key != "adam/smear/exp_avg"}
@@ -415,21 +387,22 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         ({**saved, "muon/qo/momentum": saved["muon/kv/momentum"]}, "muon/qo/momentum"),
         ({**saved, "muon/qo/momentum": saved["muon/qo/momentum"].float()}, "muon/qo/momentum"),
         ({**saved, "adam/smear/step": torch.ones(1)}, "adam/smear/step"),
+        ({}, "tensor '(adam/smear|muon/up)/"),  # what must have been updated
     ]:
         with pytest.raises(UserError, match=named):
-            optimizers.load_state_tensors(wrong)
+            optimizers.load_state_tensors(wrong, ("smear", "up"))
         assert all(torch.equal(t, saved[key]) for key, t in optimizers.state_tensors().items())
 
 
 def test_weights_that_the_table_does_not_cover_are_refused():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
+    weights, _ = begin()
     with pytest.raises(ValueError, match="extra"):
         build(MODEL, OPTIM, weights._replace(rest={**weights.rest, "extra": torch.zeros(2)}), BF16)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.3, 1e6])
 def test_clipping_scales_every_gradient_alike(max_norm):
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), torch.float32, "cpu")
+    weights, _ = begin(torch.float32)
     set_gradients(weights, 0, skip=("smear",))
     before = {name: t.grad.clone() for name, t in flat(weights).items() if t.grad is not None}
     norm = clip_(weights, max_norm)
@@ -441,7 +414,7 @@ def test_clipping_scales_every_gradient_alike(max_norm):
 
 
 def test_clipping_takes_gradients_of_both_dtypes():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), BF16, "cpu")
+    weights, _ = begin()
     set_gradients(weights, 0)
     norm = float(torch.cat([t.grad.float().flatten() for t in flat(weights).values()]).norm())
     assert float(clip_(weights, 0.3)) == pytest.approx(norm, rel=1e-2)  # torch rounds a bfloat16 tensor's norm
@@ -449,8 +422,7 @@ def test_clipping_takes_gradients_of_both_dtypes():
 
 
 def test_frozen_skips_stay_where_they_are():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), torch.float32, "cpu")
-    optimizers = build(MODEL, OPTIM, weights, torch.float32)
+    weights, optimizers = begin(torch.float32)
     for step in range(3):
         set_gradients(weights, step)
         other = weights.rest["skip"].grad[0].clone()
@@ -462,10 +434,10 @@ def test_frozen_skips_stay_where_they_are():
 
 
 def test_masking_without_a_gradient_or_without_frozen_rows_does_nothing():
-    weights = leaves(MODEL, OPTIM, init(MODEL, 1), torch.float32, "cpu")
+    weights, _ = begin(torch.float32)
     mask_frozen_skips(MODEL, weights)
     assert weights.rest["skip"].grad is None
-    free = ModelConfig(**{**MODEL.__dict__, "frozen_skips": ()})
+    free = dataclasses.replace(MODEL, frozen_skips=())
     set_gradients(weights, 0)
     mask_frozen_skips(free, weights)
     assert weights.rest["skip"].grad.all()

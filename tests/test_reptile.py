@@ -33,7 +33,7 @@ def stream(tmp_path: Path) -> TokenStream:
 
 
 def with_(**sections: dict) -> Config:
-    return replace(TINY, **{name: replace(getattr(TINY, name), **changes) for name, changes in sections.items()})
+    return tiny.with_(TINY, **sections)
 
 
 def same(a: Weights, b: Weights) -> bool:

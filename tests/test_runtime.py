@@ -63,6 +63,31 @@ def test_two_ranks_of_torchrun_reduce_over_both(tmp_path, monkeypatch):
     assert ranks[0]["drawn"] == ranks[1]["drawn"]
 
 
+WAIT = """
+import sys, time
+from datetime import timedelta
+from golfcore.base import runtime
+runtime.PATIENCE = timedelta(seconds=float(sys.argv[1]))
+if runtime.start("float32", 3).is_main:
+    time.sleep(4)
+runtime.barrier()
+runtime.stop()
+"""
+
+
+@pytest.mark.parametrize(("patience", "ends"), [(60, True), (1, False)])
+def test_ranks_wait_for_one_that_works_as_long_as_their_patience_lasts(patience, ends, tmp_path, monkeypatch):
+    """Which is a day, and not the ten minutes after which a collective of GPUs gives up."""
+    assert runtime.PATIENCE.total_seconds() >= 24 * 3600
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    script = tmp_path / "wait.py"
+    script.write_text(WAIT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, script, str(patience)], capture_output=True, text=True)
+    assert (done.returncode == 0) == ends, done.stderr
+
+
 def test_one_process_reduces_over_itself():
     x = torch.tensor([1.0, 2.0])
     runtime.all_reduce_mean_([x])

@@ -4,12 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from tiny import BELONGS, RUNTIME, TINY, TOKENS, open_stream, tables, train
+from tiny import BELONGS, RUNTIME, TINY, TOKENS, open_stream, steps, tables, train
 
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
@@ -24,7 +24,7 @@ from golfcore.optim import average, build
 from golfcore.train import loop, sensitivity, state
 from golfcore.train.meta import meta_gradients
 from golfcore.train.state import TrainingData
-from golfcore.train.step import Diverged, fake_quantized, loss_function, plan, train_step
+from golfcore.train.step import Diverged, fake_quantized, plan
 
 
 @pytest.fixture
@@ -33,15 +33,7 @@ def stream(tmp_path: Path) -> TokenStream:
 
 
 def with_(**sections: dict) -> Config:
-    return replace(TINY, **{name: replace(getattr(TINY, name), **changes) for name, changes in sections.items()})
-
-
-def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
-    s = s or state.start(cfg, params.init(cfg.model, cfg.run.seed), torch.float32, torch.device("cpu"))
-    stream.position = s.position
-    loss_fn = loss_function(Net(cfg.model, tables(cfg)), cfg.optim.z_loss, compiled=False)
-    reports = [train_step(cfg, Net(cfg.model, tables(cfg)), s, stream, loss_fn, RUNTIME) for _ in range(n)]
-    return s, reports
+    return tiny.with_(TINY, **sections)
 
 
 def everything(s: state.TrainState) -> dict[str, torch.Tensor]:
@@ -311,7 +303,7 @@ CHANGES = {
     "another shape": lambda v, _: v.update({"weights/qo": v["weights/qo"][1:]}),
     "another dtype": lambda v, _: v.update({"weights/qo": v["weights/qo"].half()}),
     "a bank missing": lambda v, _: v.pop("weights/up"),
-    "a tensor more": lambda v, _: v.update({"weights/extra": v["weights/qo"]}),
+    "a tensor more": lambda v, _: v.update({"weights/extra": v["weights/qo"].clone()}),
     "another average": lambda v, _: v.update({"average/0/up": v["average/0/up"][:, 1:]}),
     "more taken than steps": lambda v, _: v.update({"average/taken": torch.tensor(9)}),
     "a record of nothing": lambda v, _: v.update({"sensitivity/steps": torch.tensor(1)}),

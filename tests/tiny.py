@@ -1,5 +1,6 @@
 """A tiny model, a text that it learns at once, and its training: for the tests of the loop and of what follows it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from golfcore.config import Config, load
 from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
+from golfcore.model import params
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights
-from golfcore.train import loop
+from golfcore.train import loop, state
 from golfcore.train.state import TrainingData
+from golfcore.train.step import loss_function, train_step
 
 TINY = load(
     "smoke",
@@ -34,6 +38,20 @@ TOKENS = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)  # e
 def tables(cfg: Config = TINY) -> Tables:
     starts = torch.arange(cfg.model.vocab_size) % 3 == 0
     return Tables(torch.full((cfg.model.vocab_size,), 3, dtype=torch.int16), starts, torch.zeros_like(starts))
+
+
+def with_(cfg: Config, **sections: dict) -> Config:
+    """`cfg` with the given fields of the given sections changed; contradictions are not looked for."""
+    return replace(cfg, **{name: replace(getattr(cfg, name), **changes) for name, changes in sections.items()})
+
+
+def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None = None) -> tuple[state.TrainState, list]:
+    """The state after `n` steps from `s` (default: from the start), and their reports."""
+    s = s or state.start(cfg, params.init(cfg.model, cfg.run.seed), torch.float32, torch.device("cpu"))
+    stream.position = s.position
+    net = Net(cfg.model, tables(cfg))
+    loss = loss_function(net, cfg.optim.z_loss, compiled=False)
+    return s, [train_step(cfg, net, s, stream, loss, RUNTIME) for _ in range(n)]
 
 
 def open_stream(folder: Path) -> TokenStream:
