@@ -205,7 +205,7 @@ class _Stages:
         if not self.rt.is_main:
             return
         _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
-        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings")["lr"]
+        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings", {"lr": float})["lr"]
         facts = Facts(lr, self.dataset.data_hash, self.dataset.tokenizer_hash)
         artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts._asdict())
 
