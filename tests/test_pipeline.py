@@ -15,6 +15,7 @@ from small_text import dataset
 
 from golfcore import cli, config
 from golfcore.analysis import runs, scores
+from golfcore.analysis.frames import one
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
@@ -194,7 +195,7 @@ def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: 
     assert rates["window-ttt"] == 0.01 and rates["ttt"] in cfg.ttt.lr_candidates
     labels = [line[:50].strip() for line in said[-1].splitlines()]
     assert labels.index("artifact, ppm") == labels.index("(c) artifact, sliding window + TTT") + 2
-    (listed,) = runs.runs_table(tmp_path)
+    listed = one(runs.runs_table(tmp_path))
     assert listed["ppm"] == measures["ppm"]["bpb"] and listed["legality"] == "score-first"
     table = scores.waterfall(run)
     assert [row["measure"] for row in table] == [*report.measures(cfg), "bigram"]
@@ -301,5 +302,5 @@ def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
 
 
 def test_runs_are_listed(whole: tuple[RunFolder, str]) -> None:
-    (row,) = [r for r in runs.runs_table(whole[0].path.parent) if r["run"] == "whole"]
+    row = one(runs.runs_table(whole[0].path.parent), run="whole")
     assert row["config"] == config.of_run(whole[0]).hash

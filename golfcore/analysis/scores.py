@@ -32,9 +32,9 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
 def waterfall(run: RunFolder) -> Table:
     """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
 
-    Other protocols that the run measured follow, each with its difference to the same windows without adaptation. The interval is of the
-    paired difference over chunks of text; it is missing where there are fewer than MIN_CHUNKS, or where a protocol has
-    chunks of its own. The last row is the bigram baseline. UserError: a run that has not ended.
+    Other protocols that the run measured follow, each with its difference to the same windows without adaptation, of
+    first scores only. The interval is of the paired difference over chunks of text; it is missing where there are
+    fewer than MIN_CHUNKS. The last row is the bigram baseline. UserError: a run that has not ended.
     """
     final, rows, cfg = report(run), Table(), config.of_run(run)
     before = {b: a for a, b in pairwise(MEASURES)}
