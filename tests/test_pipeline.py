@@ -185,21 +185,21 @@ def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: 
         return real(name, cfg, *args, **kwargs)
 
     monkeypatch.setattr(pipeline, "evaluate", evaluate)
-    changes = {"eval.also": ["window-ttt", "ppm", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
+    changes = {"eval.also": ["ppm", "window-ttt", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
     cfg, said = load("smoke", changes), list[str]()
     run = pipeline.run(cfg, tmp_path / "run", said.append)
     measures = numbers(run)["measures"]
-    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "window-ttt", "ppm"]
+    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "ppm", "window-ttt"]
     assert measures.keys() == report.measures(cfg).keys()
     assert measures["ppm"]["weights"] == "artifact.golf" and measures["ppm"]["bpb"] != measures["sliding"]["bpb"]
     assert rates["window-ttt"] == 0.01 and rates["ttt"] in cfg.ttt.lr_candidates
     labels = [line[:50].strip() for line in said[-1].splitlines()]
-    assert labels.index("artifact, ppm") == labels.index("(c) artifact, sliding window + TTT") + 2
+    assert labels.index("artifact, ppm") == labels.index("(c) artifact, sliding window + TTT") + 1
     listed = one(runs.runs_table(tmp_path))
     assert listed["ppm"] == measures["ppm"]["bpb"] and listed["legality"] == "score-first"
     table = scores.waterfall(run)
     assert [row["measure"] for row in table] == [*report.measures(cfg), "bigram"]
-    for row, name, still in ((4, "window-ttt", "static"), (5, "ppm", "sliding")):  # the same windows
+    for row, name, still in ((4, "ppm", "sliding"), (5, "window-ttt", "static")):  # the same windows
         assert table[row]["difference"] == pytest.approx(measures[name]["bpb"] - measures[still]["bpb"])
     with style.drawing():
         assert plots.waterfall(table).axes
