@@ -12,6 +12,7 @@ from golfcore.analysis.text import Text
 from golfcore.base.records import RunFolder
 from golfcore.data.tokens import TokenClass
 from golfcore.evals import result as results
+from golfcore.evals.protocols import reference_of
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
 from golfcore.runs.results import MEASURES
@@ -31,20 +32,21 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
 def waterfall(run: RunFolder) -> Table:
     """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
 
-    Other protocols that the run measured follow, each with its difference to the sliding window. The interval is of the
-    paired difference over chunks of text; it is missing where there are fewer than MIN_CHUNKS, or where a protocol has
-    chunks of its own. The last row is the bigram baseline. UserError: a run that has not ended.
+    Other protocols that the run measured follow, each with its difference to the same windows without adaptation, of
+    first scores only. The interval is of the paired difference over chunks of text; it is missing where there are
+    fewer than MIN_CHUNKS. The last row is the bigram baseline. UserError: a run that has not ended.
     """
-    final, rows = report(run), Table()
+    final, rows, cfg = report(run), Table(), config.of_run(run)
     before = {b: a for a, b in pairwise(MEASURES)}
     for name in [*MEASURES, *(other for other in final["measures"] if other not in MEASURES)]:
         m = final["measures"][name]
         row: Row = {"measure": name}
         row |= {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats", "seconds")}
         if rows:
-            a, b = evaluation(run, before.get(name, "sliding")), evaluation(run, name)
-            row["difference"] = b.bpb - a.bpb
-            row |= interval(paired(a, b), config.of_run(run).run.seed) if _spans(a) == _spans(b) else {}
+            reference = before.get(name) or reference_of(name, cfg)  # the same windows without adaptation
+            a, b = evaluation(run, reference), evaluation(run, name)
+            row["difference"] = b.bpb_first - a.bpb_first
+            row |= interval(paired(a, b), cfg.run.seed) if _spans(a) == _spans(b) else {}
         rows.append(row)
     return Table([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
 
