@@ -60,7 +60,7 @@ class Options:
     """One level of `meta` that remembers which of its keys were read."""
 
     def __init__(self, values: dict, where: str = "meta") -> None:
-        self.where, self.read, self.plain = where, set[str](), values
+        self.where, self.read, self.plain, self.trusted = where, set[str](), values, False
         self.values = {k: _wrapped(v, f"{where}.{k}") for k, v in values.items()}
 
     def __getitem__(self, key: str) -> Any:
@@ -73,7 +73,7 @@ class Options:
 
     def all(self) -> dict:
         """Every key and value: for what only describes, or for a reader that refuses unknown keys itself."""
-        self.read, self.values = set(), {}
+        self.trusted = True
         return self.plain
 
     def only(self, **known: object) -> None:
@@ -85,7 +85,7 @@ class Options:
     def unread(self) -> Iterator[str]:
         """Dotted names of options that nothing read."""
         top = self.where == "meta"
-        for key, value in self.values.items():
+        for key, value in self.values.items() if not self.trusted else ():
             described = REMARKS.fullmatch(key) or isinstance(value, str | list) if top else DESCRIPTIONS.fullmatch(key)
             inner = value if isinstance(value, list) else [value]
             deeper = [v for v in inner if isinstance(v, Options)]
@@ -529,6 +529,7 @@ def case_g(meta: Options, arrays: Arrays) -> Outcome:
     ema = cfg["ema"]
     average_cfg = AverageConfig(kind="ema", decay=ema["decay"], every=ema["every"])
     path = torch.from_numpy(arrays["ema/params"])
+    check.note(len(path) == ema["steps"] + 1, f"ema: {len(path)} rows of parameters")
 
     def as_weights(row: Tensor) -> Weights:
         return Weights(Banks(*(row[i : i + 1] for i in range(4))), {"rest": row[4:]})
