@@ -396,8 +396,6 @@ def test_a_calibration_that_gives_nothing_to_work_with_is_one_sentence():
     weights = random_weights(cfg)
     with pytest.raises(UserError, match="quant.calib_len: expected sequences of at least 2 tokens, found 1"):
         calibrate.collect(Net(cfg.model), weights, torch.zeros(3, 1, dtype=torch.int64), 0.01)
-    with pytest.raises(UserError, match="quant.calib_len: expected at least 2"):
-        config.load("smoke", {"quant.calib_len": 1})
     flat(weights)["up"].fill_(math.nan)
     with pytest.raises(UserError, match="generating token 1: expected finite logits"):
         calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=0)

@@ -126,10 +126,6 @@ def _quant_checks(c: Config) -> list[tuple[bool, str]]:
             q.rounding == "gptq" and not q.stored_scale_codes and q.matrix_bits + spread == 8,
             "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest, found gptq",
         ),
-        (
-            q.rounding == "gptq" and q.calib_len < 2,
-            f"quant.calib_len: expected at least 2 tokens for GPTQ, the last of which is no input, found {q.calib_len}",
-        ),
         (not 2 <= q.table_bits <= 8, f"quant.table_bits {q.table_bits}: expected 2 to 8"),
         (not q.clip_quantiles, "quant.clip_quantiles is empty, expected at least one"),
         (
