@@ -96,7 +96,10 @@ def solve(
 
 
 def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The different scales of each row: (Q, R) -> pair (Q, R), the index of each in a list, and row (P,), its rows."""
+    """Each row's different scales, numbered: scales (Q, R) -> pair (Q, R), the number of each, and row (P,), its row.
+
+    Example: scales [[1, 2], [1, 3]] of two rows are three pairs: pair [[0, 1], [0, 2]], row [0, 1, 1].
+    """
     first = (scales[:, None] == scales[None]).int().argmax(1)  # (Q, R): the first quantile that proposes this scale
     new = first == torch.arange(len(scales), device=scales.device)[:, None]
     pair = (new.flatten().cumsum(0) - 1).view(scales.shape).gather(0, first)
@@ -106,7 +109,7 @@ def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
 def _feed_back(columns: Tensor, scale: Tensor, upper: Tensor, grid: Grid, block: int) -> tuple[Tensor, Tensor]:
     """Codes (C, P) and weighted errors (P,) of transposed weights (C, P), which are overwritten.
 
-    Errors reach the columns of their own block one by one, those of later blocks in one product.
+    Errors reach the columns of the same block one by one, those of later blocks in one product.
     """
     codes = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
     weighted = torch.zeros_like(scale)

@@ -1,4 +1,4 @@
-"""Which tensor is stored how: low-bit matrices, int8 tables, float16 for the rest, by the parameter table's kinds."""
+"""Quantized tensors from weights: low-bit matrices, int8 tables, float16 for the rest, by the parameter table's kinds."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -91,7 +91,7 @@ def is_coded(cfg: QuantConfig, name: str, spec: Spec) -> bool:
 
 
 def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] | None = None) -> dict[str, int]:
-    """How many scalars are stored at which precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}.
+    """Number of scalars stored at each precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}.
 
     `bits` as given to `quantize_weights`.
     """
