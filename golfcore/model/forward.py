@@ -48,8 +48,8 @@ def forward(
     """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
 
     `last`: only the logits of that many last positions. `tap(name, x)` observes the input of every matrix and the
-    output of every layer ("layer3"). With `cache`, `tokens` continue the sequence it holds (the cache is extended in place).
-    Nothing else is read or written.
+    output of every layer ("layer3"). With `cache`, `tokens` continue the sequence that it holds; it is extended in
+    place. Nothing else is read or written.
     """
     cfg, weights = net.cfg, unbound(weights)
     start = cache.filled if cache else 0

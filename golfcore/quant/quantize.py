@@ -1,4 +1,4 @@
-"""Quantized tensors from weights: low-bit matrices, int8 tables, float16 for the rest, by the parameter table's kinds."""
+"""Quantized tensors from weights, by kinds of the parameter table: low-bit matrices, int8 tables, else float16."""
 
 import math
 from collections.abc import Callable, Mapping
