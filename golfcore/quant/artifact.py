@@ -41,10 +41,7 @@ DIGEST = hashlib.sha256().digest_size
 MAX_HEADER = 1 << 20  # bytes of JSON; exp101's has 23 thousand
 MAX_SCALARS = 1 << 28  # of a model; ten times exp101's
 PLANES = ("scales.high", "scales.low", "halves.high", "halves.low")
-READERS = (
-    "golfcore.quant.artifact",
-    "golfcore.evals.protocols",
-)  # modules that read and score an artifact, with their imports
+READERS = ("golfcore.quant.artifact", "golfcore.evals.protocols")  # they read and score an artifact
 
 
 class Malformed(Exception):
