@@ -70,12 +70,8 @@ def is_complete(folder: Path) -> bool:
 
 
 def find_notebook(name: str, notebooks: Path | None = None) -> Path:
-    """The notebook `name` in the given folder, else in ./notebooks, else beside the package, else within it (a wheel).
-
-    UserError: no such folder, or no such notebook in the first that is there.
-    """
-    package = Path(__file__).parent
-    places = [notebooks] if notebooks else [Path("notebooks"), package.parent / "notebooks", package / "notebooks"]
+    """The notebook `name` in the given folder, else in ./notebooks, else beside the package (UserError if none)."""
+    places = [notebooks] if notebooks else [Path("notebooks"), Path(__file__).parents[1] / "notebooks"]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise UserError(f"{places[0]}: expected a folder of notebooks, found none")
