@@ -49,8 +49,8 @@ Arrays = dict[str, np.ndarray]
 Outcome = tuple[int, list[str]]
 
 DESCRIPTIONS = re.compile(  # keys that say how arrays were drawn or named, or repeat what the arrays and `kw` hold
-    r"\w*seed|\w+_p|\w*_std|std|out_frac|name|note|rule|size|shape|rows|cols|vocab|dead|ntok|n_tokens|nseq|B|T|acts|grads"
-    r"|\w+_equals_bigram_pos0|distinct|max|min|steps_drawn|calib_len|calib_seqs|gain|dim|heads|kv|layers|mlp_mult"
+    r"\w*seed|lut_p|bound_p|g_std|p_std|std|out_\w+|name|note|rule|size|shape|rows|cols|vocab|dead\w*|ntok|n_tokens|nseq"
+    r"|B|T|acts|grads|\w+_equals_bigram_pos0|distinct|max|min|calib_len|calib_seqs|gain|dim|heads|kv|layers|mlp_mult"
     r"|bigram_dim|bigram_vocab|ve_dim|ve_layers|val_batch_size|meta_ttt_every|meta_sgd_lr"
 )
 REMARKS = re.compile(r"noise\w*|note\w*|findings|dtypes|qmeta|runs")  # on the top level: what came out, not options
