@@ -1,7 +1,7 @@
-"""Reading the original systems: their constructor keywords and state dicts, and back for comparison.
+"""The original systems' constructor keywords and state dicts as golfcore's configuration and weights, and back.
 
-Families: "exp101" (also exp105a, exp106, exp107: banks), "pr398" and "pr294v2" (one matrix a layer), "pr294seed"
-(shared blocks, scales per application). Bank order differs: the originals keep all queries, then all outputs.
+Families: exp101, exp105a, exp106 and exp107 (banks), pr398 and pr294v2 (one matrix a layer), pr294seed (shared blocks,
+scales per application). Bank order differs: the originals keep all queries, then all outputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,8 @@ from golfcore.config import ModelConfig
 from golfcore.model.params import RATES, table
 from golfcore.model.weights import ROLES, Weights, flat, slot, unflat
 
-FAMILIES = ("exp101", "exp106", "pr398", "pr294v2", "pr294seed")
+BANKED = ("exp101", "exp105a", "exp106", "exp107")
+FAMILIES = (*BANKED, "pr398", "pr294v2", "pr294seed")
 MODULES = {  # a block's matrix in the original's per-layer naming
     "query": "attn.c_q.weight",
     "out": "attn.proj.weight",
@@ -50,8 +51,32 @@ PER_LAYER = {  # ours -> the original's name in its block, and as a per-applicat
     "mlp_scale": ("blocks.{}.mlp_scale", "iter_mlp_scales.{}"),
     "resid_mix": ("blocks.{}.resid_mix", "iter_resid_mixes.{}"),
 }
-ABSENT = ("mtp_num_heads", "dtg", "dtg_enabled", "gated_attention", "value_residual")
-IGNORED = ("mtp_loss_weight", "tied_embed_init_std", "num_layers", "num_unique_blocks", "train_seq_len")
+REQUIRED = (
+    *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult"),
+    *("logit_softcap", "rope_base", "qk_gain_init"),
+)
+OPTIONAL: dict[str, Any] = {  # keywords that an original may leave out, with its default
+    "tied_embed_init_std": 0.005,
+    "ln_scale": False,
+    "rope_dims": 0,  # 0 = the whole head
+    "xsa_last_n": 0,
+    "num_memory_tokens": 0,
+    "memory_tokens": 0,
+    "ve_enabled": False,
+    "ve_layers": "9,10",
+    "ve_dim": 128,
+}
+NGRAM: dict[str, Any] = {"bigram_vocab_size": 0, "bigram_dim": 128, "poscond": False, "trigram": False}
+SHARING: dict[str, Any] = {"num_unique_blocks": 0, "train_seq_len": 1024}  # 0 = as many as layers
+ABSENT: dict[str, Any] = {  # parts that golfcore lacks, with the values that leave them out
+    "tie_embeddings": True,
+    "mtp_num_heads": 0,
+    "dtg": False,
+    "dtg_enabled": False,
+    "gated_attention": False,
+    "value_residual": False,
+}
+WITHOUT_EFFECT = ("mtp_loss_weight",)  # it weights the mtp heads, and there are none
 
 
 def reference_config(
@@ -67,86 +92,95 @@ def reference_config(
     exp101 read two switches from its environment: position-conditional hashing and the trigram. They are the arguments
     `poscond` and `trigram`, or keys of those names in `kw`. exp106 always held its 66 inner rates; whether it used them
     was another switch, the argument `meta_sgd`: without it they are no part of the model. Raises UserError for a
-    family, keyword or value we lack.
+    family, keyword or value we lack, and for a keyword that is missing.
     """
     if family not in FAMILIES:
         raise UserError(f"reference family {family!r}: expected one of {', '.join(FAMILIES)}")
-    kw = {"poscond": bool(poscond), "trigram": bool(trigram), **kw}
-    for name in ABSENT:
-        if kw.pop(name, 0):
-            raise UserError(
-                f"reference keyword {name!r}: used by none of the five systems, so golfcore has no such part"
-            )
-    if not kw.pop("tie_embeddings", True):
-        raise UserError("reference keyword 'tie_embeddings': expected true, golfcore's head is tied")
-    dim, layers = kw.pop("model_dim"), kw["num_layers"]
-    heads = kw.pop("num_heads")
-    unique = kw.get("num_unique_blocks", layers) if family == "pr294seed" else layers
-    banked = family in ("exp101", "exp106")
-    has_bigram = family != "pr294seed"
-    ve_layers = kw.pop("ve_layers", "9,10")
-    ve_on = kw.pop("ve_enabled", False)
-    ntk = {"pr294seed": kw.get("train_seq_len", 1024), "pr294v2": 0}.get(family, 1024)
-    config = ModelConfig(
-        vocab_size=kw.pop("vocab_size"),
+    switches = {name: on for name, on in (("poscond", poscond), ("trigram", trigram)) if on}
+    v = _keywords(family, {**switches, **kw})
+    dim, layers, heads = v["model_dim"], v["num_layers"], v["num_heads"]
+    banked, has_ngram = family in BANKED, family != "pr294seed"
+    return ModelConfig(
+        vocab_size=v["vocab_size"],
         dim=dim,
         n_heads=heads,
-        n_kv_heads=kw.pop("num_kv_heads"),
-        mlp_hidden=int(kw.pop("mlp_mult") * dim),
+        n_kv_heads=v["num_kv_heads"],
+        mlp_hidden=int(v["mlp_mult"] * dim),
         mlp="leaky_relu2" if banked else "relu2",
-        blocks=tuple(i % unique for i in range(layers)),
+        blocks=tuple(i % (v["num_unique_blocks"] or layers) for i in range(layers)),
         frozen_skips=(),
-        ln_scale=bool(kw.pop("ln_scale", False)),
-        softcap=kw.pop("logit_softcap"),
-        q_gain_init=kw.pop("qk_gain_init"),
-        embed_init_std=kw.get("tied_embed_init_std", 0.005),
-        rope_dims=kw.pop("rope_dims", 0) or dim // heads,
-        rope_base=kw.pop("rope_base"),
-        rope_ntk_len=ntk,
-        xsa_last_n=kw.pop("xsa_last_n", 0),
-        bigram_rows=kw.pop("bigram_vocab_size", 0) if has_bigram else 0,
-        bigram_dim=kw.pop("bigram_dim", 128),
-        bigram_split=bool(kw.pop("poscond")),
-        trigram=bool(kw.pop("trigram")),
+        ln_scale=bool(v["ln_scale"]),
+        softcap=v["logit_softcap"],
+        q_gain_init=v["qk_gain_init"],
+        embed_init_std=v["tied_embed_init_std"],
+        rope_dims=v["rope_dims"] or dim // heads,
+        rope_base=v["rope_base"],
+        rope_ntk_len=0 if family == "pr294v2" else v["train_seq_len"],
+        xsa_last_n=v["xsa_last_n"],
+        bigram_rows=v["bigram_vocab_size"],
+        bigram_dim=v["bigram_dim"],
+        bigram_split=bool(v["poscond"]),
+        trigram=bool(v["trigram"]),
         word_start_boost=banked,
-        smear=has_bigram,
-        memory_tokens=kw.pop("num_memory_tokens", 0) or kw.pop("memory_tokens", 0),
-        ve_layers=tuple(int(x) for x in str(ve_layers).split(",") if x.strip()) if ve_on else (),
-        ve_dim=kw.pop("ve_dim", 128),
+        smear=has_ngram,
+        memory_tokens=v["num_memory_tokens"] or v["memory_tokens"],
+        ve_layers=tuple(int(x) for x in str(v["ve_layers"]).split(",") if x.strip()) if v["ve_enabled"] else (),
+        ve_dim=v["ve_dim"],
         meta_sgd=meta_sgd,
     )
-    unknown = sorted(set(kw) - set(IGNORED))
-    if unknown:
-        raise UserError(f"reference keyword {unknown[0]!r} of family {family!r}: golfcore does not know it")
-    return config
+
+
+def _keywords(family: str, kw: Mapping[str, Any]) -> dict[str, Any]:
+    """All keywords of a family by name: those given, and the defaults of the others. UserError as `reference_config`.
+
+    A keyword that another family has is refused too: it would be ignored.
+    """
+    own = OPTIONAL | (SHARING if family == "pr294seed" else NGRAM)
+    known = {*REQUIRED, *own, *ABSENT, *WITHOUT_EFFECT}
+    for name in sorted(kw.keys() - known):
+        raise UserError(f"reference keyword {name!r} of family {family!r}: golfcore does not know it")
+    for name in [name for name in REQUIRED if name not in kw]:
+        raise UserError(f"reference keyword {name!r} of family {family!r}: expected a value, found none")
+    for name, without in ABSENT.items():
+        if bool(kw.get(name, without)) != bool(without):
+            raise UserError(
+                f"reference keyword {name!r}: expected {without}, golfcore has no such part; found {kw[name]}"
+            )
+    return {**SHARING, **NGRAM, **own, **kw}
 
 
 def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weights:
     """Our weights (float32) from an original state dict. UserError for a tensor missing, left over or misshapen.
 
-    Train-only tensors may be missing, as they are from what the originals exported, and are then left out.
+    Train-only tensors may be missing, as they are from what the originals exported, and are then left out. Axes of
+    length 1 do not count: the originals keep some vectors as rows.
     """
     known = _layout(model_cfg, set(state))
-    left = sorted(
-        n for n in set(state) - {name for names in known.values() for name, _ in names} if not n.startswith(RATES)
-    )
-    if left:
-        raise UserError(f"reference state: tensor {left[0]!r} has no place in this configuration")
+    left = sorted(set(state) - {name for names in known.values() for name, _ in names})
+    for name in [name for name in left if not name.startswith(RATES)]:
+        raise UserError(f"reference state: tensor {name!r} has no place in this configuration")
     tensors = {}
     for p in table(model_cfg):
-        parts = []
-        if not p.exported and known[p.name][0][0] not in state:
+        places = known[p.name]
+        if not p.exported and places[0][0] not in state:
             continue
-        for name, index in known[p.name]:
+        piece = p.shape[1:] if len(places) > 1 or places[0][1] is not None else p.shape
+        parts = []
+        for name, index in places:
             if name not in state:
                 raise UserError(f"reference state: expected tensor {name!r} (for {p.name}), found none")
-            part = torch.as_tensor(state[name]).to(torch.float32)
-            parts.append(part if index is None else part[index])
-        if sum(part.numel() for part in parts) != torch.Size(p.shape).numel():
-            found = [tuple(part.shape) for part in parts]
-            raise UserError(f"reference state: {p.name} expected shape {p.shape} in all, found {found}")
+            tensor = torch.as_tensor(state[name])
+            slots = () if index is None else (sum(n == name for n, _ in places),)
+            _same_shape(f"{name!r} (for {p.name})", (*slots, *piece), tensor)
+            parts.append((tensor if index is None else tensor[index]).to(torch.float32))
         tensors[p.name] = torch.stack(parts).reshape(p.shape)
     return unflat(tensors)
+
+
+def _same_shape(what: str, expected: tuple[int, ...], tensor: Tensor) -> None:
+    """UserError if the shapes differ in more than axes of length 1."""
+    if [n for n in expected if n != 1] != [n for n in tensor.shape if n != 1]:
+        raise UserError(f"reference state: {what} expected shape {expected}, found {tuple(tensor.shape)}")
 
 
 def to_reference(weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -321,7 +321,7 @@ def test_the_code_that_counts_is_what_a_reading_process_imports():
         f"import sys, {readers}; print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'golfcore'])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    root = Path(artifact.__file__).parents[1]
+    root = Path(artifact.__file__).parents[2]
     loaded = {Path(file).relative_to(root) for file in eval(found.stdout)}
     files = artifact.reader_files()
     assert loaded <= set(files)

@@ -6,11 +6,14 @@ the originals' own float32-against-float64 noise, as stated in the files.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from golden_cases import CASES, LATER
+from golden_cases import CASES, LATER, Arrays, run
+
+from golfcore.base.errors import UserError
 
 COMMITTED = Path(__file__).parent / "golden"
 
@@ -21,18 +24,53 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("path", found, ids=[p.stem for p in found])
 
 
-def test_case(path: Path) -> None:
-    """Every output of the file that this version computes is within its tolerance."""
+def read(path: Path) -> tuple[dict, Arrays]:
     with np.load(path, allow_pickle=False) as data:
-        arrays = {k: data[k] for k in data.files if k != "meta"}
-        meta = json.loads(str(data["meta"]))
-    outcome = CASES[meta["case"]](meta, arrays) if meta["case"] in CASES else None
-    if outcome is None:
-        assert meta["case"] in LATER, f"{path}: case letter {meta['case']!r} is unknown"
+        return json.loads(str(data["meta"])), {k: data[k] for k in data.files if k != "meta"}
+
+
+def test_case(path: Path) -> None:
+    """Every output of the file that this version computes is within its tolerance, and every option is known."""
+    meta, arrays = read(path)
+    if meta["case"] in LATER:
         pytest.skip(f"case {meta['case']!r}: {LATER[meta['case']]}")
-    checked, wrong = outcome
+    assert meta["case"] in CASES, f"{path}: case letter {meta['case']!r} is unknown"
+    checked, wrong = run(meta, arrays)
     assert checked > 0, f"{path}: nothing was compared"
     assert not wrong, f"{path}: {len(wrong)} of {checked} outputs differ: {wrong[:5]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("a_hash", "cases.0"),
+        ("b_fwd_exp101_A5_nolut", "cfg"),
+        ("b_fwd_exp101_A5_nolut", "cfg.kw"),
+        ("c_newton_schulz_muon", "ns.1"),
+        ("c_newton_schulz_muon", "muon.0"),
+        ("d_quantizers", "gptq.3"),
+        ("d_quantizers", "perrow.0"),
+        ("e_fomaml_exp101", ""),
+        ("e_fomaml_exp101", "cfg.args"),
+        ("e_fomaml_exp101", "state"),
+        ("f_ttt_pr398_A1", "cfg.args"),
+        ("g_schedules", "cfg.momentum"),
+        ("g_schedules", "cfg.exp101.1"),
+    ],
+)
+def test_an_option_that_is_not_known_fails_the_case(name: str, level: str) -> None:
+    """A case with a switch that this version would ignore is another case: it must not pass."""
+    meta, arrays = read(COMMITTED / f"{name}.npz")
+    target: Any = meta
+    for key in level.split(".") if level else ():
+        target = target[int(key) if key.isdecimal() else key]
+    target["surprise"] = True
+    try:
+        _, wrong = run(meta, arrays)
+    except UserError as e:
+        wrong = [str(e)]
+    (sentence,) = wrong
+    assert "surprise" in sentence and "golfcore does not know" in sentence
 
 
 def test_committed_cases_are_complete_and_small() -> None:

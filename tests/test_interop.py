@@ -1,5 +1,7 @@
 """Reading the originals: what they said in keywords and names, and refusals of what golfcore lacks."""
 
+import re
+
 import pytest
 import torch
 from test_model import MEMORY, SHARED, SMALL, random_weights
@@ -84,14 +86,21 @@ def test_families_differ_where_their_systems_do() -> None:
     ("family", "change", "sentence"),
     [
         ("exp102", {}, "reference family 'exp102': expected one of exp101"),
-        ("exp101", {"gated_attention": True}, "used by none of the five systems"),
-        ("exp101", {"tie_embeddings": False}, "golfcore's head is tied"),
+        ("exp101", {"gated_attention": True}, "'gated_attention': expected False, golfcore has no such part"),
+        ("exp101", {"tie_embeddings": False}, "'tie_embeddings': expected True, golfcore has no such part"),
         ("exp101", {"dropout": 0.1}, "reference keyword 'dropout' of family 'exp101'"),
+        ("exp101", {"num_unique_blocks": 2}, "'num_unique_blocks' of family 'exp101'"),  # it would be ignored
+        ("pr294seed", {"bigram_vocab_size": 64}, "'bigram_vocab_size' of family 'pr294seed'"),
     ],
 )
 def test_what_golfcore_lacks_is_refused(family: str, change: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         reference_config(family, {**KW, **change})
+
+
+def test_a_keyword_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="'rope_base' of family 'pr398': expected a value, found none"):
+        reference_config("pr398", {k: v for k, v in KW.items() if k != "rope_base"})
 
 
 def test_states_that_do_not_fit_are_refused() -> None:
@@ -100,5 +109,31 @@ def test_states_that_do_not_fit_are_refused() -> None:
         from_reference({**state, "extra": torch.ones(1)}, SMALL)
     with pytest.raises(UserError, match="expected tensor 'smear.gate'"):
         from_reference({k: v for k, v in state.items() if k != "smear.gate"}, SMALL)
-    with pytest.raises(UserError, match=r"up expected shape \(4, 96, 32\) in all"):
-        from_reference({**state, "mlp_up_bank": torch.ones(4, 95, 32)}, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mlp_up_bank", (4, 95, 32)),
+        ("mlp_up_bank", (4, 32, 96)),  # as many elements, transposed
+        ("kv_bank", (10, 16, 32)),  # of more layers than the configuration has
+        ("bigram.proj.weight", (12, 32)),
+        ("blocks.2.resid_mix", (32, 2)),
+        ("tok_emb.weight", (32, 64)),
+        ("blocks.1.attn.q_gain", (5,)),
+    ],
+)
+def test_pieces_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    state = to_reference(random_weights(SMALL), SMALL, reference_shapes(SMALL, True))
+    assert tuple(state[name].shape) != shape
+    with pytest.raises(UserError, match=rf"'{name}' \(for \w+\) expected shape .*, found {re.escape(str(shape))}"):
+        from_reference({**state, name: torch.ones(shape)}, SMALL)
+
+
+def test_axes_of_length_one_do_not_count() -> None:
+    state = to_reference(random_weights(SMALL), SMALL, reference_shapes(SMALL, True))
+    rows = {name: t[None] if name == "smear.gate" or t.ndim == 0 else t for name, t in state.items()}
+    for a, b in zip(
+        flat(from_reference(rows, SMALL)).values(), flat(from_reference(state, SMALL)).values(), strict=True
+    ):
+        assert torch.equal(a, b)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tomllib
 import typing
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -28,8 +30,14 @@ PACKAGE = ROOT / "golfcore"
 LEVELS = (
     "base config data model optim quant evals train runs analysis plots interop notebook __init__ cli __main__".split()
 )
+MAX_PACKAGE_LINES = 10_500
+MAX_ROOT_MODULES = 6
 MAX_MODULE_LINES = 350
-MAX_FUNCTION_LINES = 70
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 7
+# Laws that the tree does not meet yet: what breaks them is listed in a warning. Take a name out and it is enforced.
+PENDING = {"package lines", "parameters"}
+HEAVY = "torch numpy pandas scipy matplotlib papermill sentencepiece safetensors constriction zstandard tqdm".split()
 OPTIONAL_BACKENDS = {"flash_attn_interface"}  # FlashAttention-3: built on the box, on no package index
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_TORCH = {"torch.load", "torch.save", "torch.package"}
@@ -100,8 +108,12 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def lawful(problems: list[str]) -> None:
-    assert not problems, "\n" + "\n".join(problems)
+def lawful(problems: list[str], law: str = "") -> None:
+    text = "\n" + "\n".join(problems)
+    if problems and law in PENDING:
+        warnings.warn(f"{law}, not enforced yet:{text}", stacklevel=2)
+    else:
+        assert not problems, text
 
 
 def test_imports_go_down_the_levels():
@@ -117,11 +129,24 @@ def test_imports_go_down_the_levels():
     lawful(problems)
 
 
-def test_no_module_imports_itself_through_others():
-    graph = {m: {t for i in imports(m) if (t := resolve(i.target)) and t != m} for m in modules()}
-    while leaves := {m for m, targets in graph.items() if not targets & graph.keys()}:
-        graph = {m: targets for m, targets in graph.items() if m not in leaves}
-    lawful([f"{m} is in a ring of imports with {sorted(targets & graph.keys())}" for m, targets in graph.items()])
+def rings(graph: dict[str, set[str]]) -> list[str]:
+    """Sentences about nodes that reach themselves along edges; edges to what is no node do not count."""
+    while leaves := {node for node, targets in graph.items() if not (targets - {node}) & graph.keys()}:
+        graph = {node: targets for node, targets in graph.items() if node not in leaves}
+    return [f"{node} is in a ring of imports with {sorted(t & graph.keys() - {node})}" for node, t in graph.items()]
+
+
+def test_imports_go_down_within_every_folder():
+    """Neither modules nor folders, at any depth, import themselves through others."""
+    edges = {m: {t for i in imports(m) if (t := resolve(i.target)) and t != m} for m in modules()}
+    problems = rings(edges)
+    for depth in range(1, 1 + max(m.count(".") for m in modules())):
+        heads = {m: ".".join(m.split(".")[:depth]) for m in modules()}
+        folders: dict[str, set[str]] = {head: set() for head in heads.values()}
+        for module, targets in edges.items():
+            folders[heads[module]] |= {heads[t] for t in targets}
+        problems += rings(folders)
+    lawful(problems)
 
 
 def test_figures_are_drawn_only_in_plots_and_without_torch():
@@ -136,11 +161,20 @@ def test_figures_are_drawn_only_in_plots_and_without_torch():
     lawful(problems)
 
 
-def test_start_up_imports_nothing_heavy():
-    level_0 = "golfcore.cli, golfcore.config, golfcore.base.errors, golfcore.base.files, golfcore.base.records"
-    code = f"import sys, {level_0}; print(sorted({{'torch', 'matplotlib', 'papermill'}} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (found.stdout.strip(), found.stderr) == ("[]", "")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import golfcore",
+        "from golfcore import cli; cli.main(['--help'])",
+        "from golfcore import config; config.load('demo')",
+    ],
+)
+def test_start_up_imports_nothing_heavy(code):
+    """Reading help or a configuration waits for no library."""
+    report = f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    program = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\n{report}"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert found.stderr.strip() == "[]"
 
 
 def test_third_parties_are_declared_and_extras_are_lazy():
@@ -161,18 +195,38 @@ def test_third_parties_are_declared_and_extras_are_lazy():
     lawful(problems)
 
 
-def test_modules_and_functions_stay_small():
-    problems = []
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for module, tree in modules().items():
-        lines = max((node.end_lineno or 0 for node in tree.body), default=0)
-        if lines > MAX_MODULE_LINES:
-            problems.append(f"{module}: {lines} lines, at most {MAX_MODULE_LINES}")
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
-                if length > MAX_FUNCTION_LINES:
-                    problems.append(f"{module}.{node.name}: {length} lines, at most {MAX_FUNCTION_LINES}")
-    lawful(problems)
+                yield f"{module}.{node.name}", node
+
+
+def test_the_package_and_its_modules_stay_small():
+    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    large = [f"{p.relative_to(PACKAGE)}: {n} lines, at most {MAX_MODULE_LINES}" for p, n in lines.items()]
+    lawful([text for text, n in zip(large, lines.values(), strict=True) if n > MAX_MODULE_LINES])
+    total = sum(lines.values())
+    lawful([f"{total} lines, at most {MAX_PACKAGE_LINES}"] if total > MAX_PACKAGE_LINES else [], "package lines")
+    root = sorted(p.name for p in PACKAGE.glob("*.py"))
+    assert len(root) <= MAX_ROOT_MODULES, root
+
+
+def test_functions_stay_small():
+    lengths = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in functions()}
+    long = [f"{name}: {n} lines, at most {MAX_FUNCTION_LINES}" for name, n in lengths.items() if n > MAX_FUNCTION_LINES]
+    lawful(long)
+
+
+def test_values_that_travel_together_travel_as_one():
+    """No function takes more than seven parameters, self and cls aside."""
+    problems = []
+    for name, node in functions():
+        a = node.args
+        given = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs) if p.arg not in ("self", "cls")]
+        if len(given) > MAX_PARAMETERS:
+            problems.append(f"{name}: {len(given)} parameters, at most {MAX_PARAMETERS}")
+    lawful(problems, "parameters")
 
 
 def test_only_runtime_reads_the_environment():
@@ -208,10 +262,11 @@ def test_no_file_names_a_machine():
     suffixes = {".py", ".toml", ".md", ".txt", ".yml", ".ipynb", ".csv", ".json", ".svg", ""}
     machine = re.compile(r"(?<![\w.])/(work|root|tmp|home)/|\.\./shared")
     problems = []
-    for path in sorted({p for g in globs for p in ROOT.glob(g) if p.is_file() and p.suffix in suffixes}):
+    found = {p for g in globs for p in ROOT.glob(g) if p.is_file() and p.suffix in suffixes and p.name != ".git"}
+    for path in sorted(found):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if found := machine.search(line):
-                problems.append(f"{path.relative_to(ROOT)}:{number} names {found.group()}")
+            if named := machine.search(line):
+                problems.append(f"{path.relative_to(ROOT)}:{number} names {named.group()}")
     lawful(problems)
 
 
@@ -306,13 +361,31 @@ def test_environment_yml_agrees_with_pyproject():
     assert python in SpecifierSet(pyproject()["requires-python"])
 
 
+def test_a_wheel_has_everything_that_the_package_reads():
+    """The package folder is taken whole, and the notebooks beside it go into it, where `find_notebook` looks."""
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert built == {"packages": ["golfcore"], "force-include": {"notebooks": "golfcore/notebooks"}}
+    for pattern in ("config/presets/*.toml", "config/sizes/*.toml", "runs/sweeps/*.toml", "published/*.csv"):
+        assert list(PACKAGE.glob(pattern)), pattern
+    ignored = subprocess.run(["git", "check-ignore", "golfcore/published/claims.csv"], cwd=ROOT, capture_output=True)
+    assert ignored.stdout == b""  # hatchling leaves out what git ignores
+
+
+def test_project_metadata_is_complete():
+    known = pyproject()
+    assert {"description", "readme", "license", "authors", "keywords", "classifiers", "requires-python"} <= known.keys()
+    python = "Programming Language :: Python :: "
+    versions = {c.removeprefix(python) for c in known["classifiers"] if c.startswith(f"{python}3.")}
+    assert versions == {"3.11", "3.12", "3.13"} and all(v in SpecifierSet(known["requires-python"]) for v in versions)
+
+
 def test_the_changelog_knows_the_version():
     assert f"\n## {golfcore.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_top_level_is_laid_out():
-    files = "README.md LICENSE CHANGELOG.md Makefile pyproject.toml constraints.txt environment.yml .gitignore .ci/run"
-    readmes = "figures/README.md notebooks/README.md papermill_runs/README.md"
+    files = "README.md CONTRIBUTING.md LICENSE CHANGELOG.md Makefile pyproject.toml constraints.txt environment.yml"
+    readmes = ".gitignore .ci/run figures/README.md notebooks/README.md papermill_runs/README.md"
     missing = [name for name in f"{files} {readmes}".split() if not (ROOT / name).is_file()]
     missing += [name for name in ("golfcore/config/presets", "tests", "benchmarks") if not (ROOT / name).is_dir()]
     assert not missing

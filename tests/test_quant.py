@@ -256,6 +256,60 @@ def test_gptq_changes_neither_tensor_and_gives_dead_inputs_the_code_0():
     assert codes[:, 7].eq(0).all() and codes[:, 8].ne(0).any()
 
 
+def test_a_dead_input_counts_for_its_rows_scale():
+    """As published: scales are found before dead columns are zeroed. The row's largest weight sits in one here."""
+    weight, hessian = problem(1)
+    weight[3, 7] = 40
+    hessian[7], hessian[:, 7] = 0, 0
+    for score in ("mse", "hessian"):
+        codes, scale = gptq.solve(weight, hessian, FREE._replace(quantiles=(1.0,)), score=score)
+        assert torch.equal(scale, stored(scales(weight, FREE, 1.0)))
+        assert float(scale[3]) == float(torch.tensor(40 / 31).half()) and codes[:, 7].eq(0).all()
+
+
+def test_gptq_on_the_example_of_its_module():
+    weight, hessian = torch.tensor([[1.4, 0.3, 0.0]]), torch.tensor([[2.0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    weight[0, 2] = 31  # of a dead input: makes the scale 1
+    codes, scale = gptq.solve(weight, hessian, FREE._replace(quantiles=(1.0,)), damping=0.0)
+    assert codes.tolist() == [[1, 1, 0]] and scale.tolist() == [1.0]
+    assert float(weighted_error(weight, codes, scale, hessian)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("hessian", "sentence"),
+    [
+        (HESSIAN.clone().fill_diagonal_(math.nan), "expected a finite Hessian of its inputs"),
+        (torch.full((4, 4), math.inf), "expected a finite Hessian of its inputs"),
+        (-HESSIAN, "positive definite Hessian of its inputs, .* raise quant.damping"),
+        (torch.ones(4, 4), "positive definite Hessian of its inputs, .* at quant.damping 0"),  # of a single input
+    ],
+)
+def test_hessians_that_cannot_be_factored_are_refused(hessian, sentence):
+    with pytest.raises(UserError, match=sentence):
+        gptq.solve(ABOVE, hessian, INT6, damping=0.0)
+
+
+def test_hessians_and_error_feedback_are_float32_where_tf32_is_allowed(monkeypatch):
+    """TF32 keeps 10 bits: the products that a docstring calls float32 run at the highest precision, whatever is set."""
+    seen = []
+    factored, product = torch.linalg.cholesky_ex, Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.linalg, "cholesky_ex", lambda h: seen.append(torch.get_float32_matmul_precision()) or factored(h)
+    )
+    monkeypatch.setattr(
+        Tensor, "__matmul__", lambda a, b: seen.append(torch.get_float32_matmul_precision()) or product(a, b)
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        gptq.solve(ABOVE, HESSIAN, INT6, block=2)
+        calibrate.HessianTap(["m"])("m", ABOVE)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(seen) >= 3 and set(seen) == {"highest"}
+
+
 def test_gptq_refuses_codes_from_another_scale_than_the_stored_one():
     with pytest.raises(ValueError, match="stored_scale_codes"):
         gptq.solve(ABOVE, HESSIAN, INT8)
@@ -335,6 +389,16 @@ def test_calibration_text_is_the_seeds():
     assert torch.equal(first, calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=7))
     assert not torch.equal(first, calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=8))
     assert not torch.equal(first[:2], first[2:4])
+
+
+def test_a_calibration_that_gives_nothing_to_work_with_is_one_sentence():
+    cfg = small()
+    weights = random_weights(cfg)
+    with pytest.raises(UserError, match="quant.calib_len: expected sequences of at least 2 tokens, found 1"):
+        calibrate.collect(Net(cfg.model), weights, torch.zeros(3, 1, dtype=torch.int64), 0.01)
+    flat(weights)["up"].fill_(math.nan)
+    with pytest.raises(UserError, match="generating token 1: expected finite logits"):
+        calibrate.self_generated(cfg.quant, Net(cfg.model), weights, seed=0)
 
 
 # ---- what is stored how
@@ -501,6 +565,15 @@ def test_weights_that_cannot_be_stored_are_refused(name, bad):
     flat(weights)[name].flatten()[3] = bad
     with pytest.raises(UserError, match="expected finite weights within float16"):
         quantize_weights(cfg, weights, None)
+
+
+def test_the_matrix_whose_hessian_cannot_be_used_is_named():
+    cfg = small()
+    weights = random_weights(cfg)
+    hessians = calibrate.collect(Net(cfg.model), weights, torch.randint(48, (6, 40)), cfg.quant.damping)
+    hessians["block1.key"][0, 0] = math.nan
+    with pytest.raises(UserError, match="block1.key: expected a finite Hessian"):
+        quantize_weights(cfg, weights, hessians)
 
 
 # ---- entropy coding

@@ -56,7 +56,7 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
 
 
 class Compute(NamedTuple):
-    """How a forward is executed, as opposed to what it computes."""
+    """Execution of a forward: dtype of the activations, attention kernel. Results differ by rounding only."""
 
     dtype: torch.dtype = torch.float32  # of the activations
     attend: Attend = attend_sdpa
@@ -74,7 +74,10 @@ def choose_compute(device: torch.device, dtype: torch.dtype) -> Compute:
 
 
 def rope_base(cfg: ModelConfig, length: int) -> float:
-    """The rotary base of a sequence of `length`: grows beyond `rope_ntk_len`, for all its positions (NTK rule)."""
+    """The rotary base of a sequence of `length`: grows beyond `rope_ntk_len`, for all its positions (NTK rule).
+
+    Example: base 10000, 16 rotary dims, rope_ntk_len 1024: a length of 2048 has 10000 * 2^(16/14) = 22081.8.
+    """
     if not cfg.rope_ntk_len or length <= cfg.rope_ntk_len:
         return cfg.rope_base
     d = cfg.rope_dims

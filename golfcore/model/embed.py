@@ -1,6 +1,6 @@
-"""What enters the first block: token and n-gram embeddings, SmearGate; and the value embedding.
+"""Input of the first block: token and n-gram embeddings, memory tokens, SmearGate; and the value embedding.
 
-Shapes: B batch, T time, D width, V vocabulary.
+Shapes: B batch, T time, D width, V vocabulary, Hkv*K width of keys and values.
 """
 
 from collections.abc import Callable

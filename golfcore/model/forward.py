@@ -20,7 +20,7 @@ init = params.init
 
 
 class Net(NamedTuple):
-    """What a forward needs besides weights and tokens; it never changes during a run."""
+    """Configuration, tokenizer tables and execution of a forward: what stays the same during a run."""
 
     cfg: ModelConfig
     tables: Tables | None = None  # of the tokenizer: what begins a word
@@ -28,7 +28,7 @@ class Net(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What every layer of one forward reads beside the residual stream."""
+    """Inputs that all layers of one forward share, beside the residual stream."""
 
     x0: Tensor  # (B, T, D) the first residual stream
     ve: Tensor | None  # (B, T, Hkv*K) value embedding
@@ -47,9 +47,9 @@ def forward(
 ) -> Tensor:
     """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
 
-    `last`: only those of the last so many positions. `tap(name, x)` observes the input of every matrix and the output
-    of every layer ("layer3"). With `cache`, `tokens` continue the sequence it holds (the cache is extended in place).
-    Nothing else is read or written.
+    `last`: only the logits of that many last positions. `tap(name, x)` observes the input of every matrix and the
+    output of every layer ("layer3"). With `cache`, `tokens` continue the sequence that it holds; it is extended in
+    place. Nothing else is read or written.
     """
     cfg, weights = net.cfg, unbound(weights)
     start = cache.filled if cache else 0

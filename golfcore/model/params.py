@@ -66,7 +66,7 @@ def _controls(c: ModelConfig) -> list[Param]:
 
 
 def _ngram(c: ModelConfig) -> list[Param]:
-    """What looks at the tokens before: SmearGate and the n-gram embedding."""
+    """The parts that read previous tokens: SmearGate and the n-gram embedding."""
     rows = [Param("smear", (c.dim,), "constant", 0, "scalar", "control")] if c.smear else []
     if c.bigram_rows:
         rows.append(Param("bigram", (c.bigram_rows, c.bigram_dim), "zeros", 0, "table", "table"))
@@ -82,7 +82,7 @@ def _ngram(c: ModelConfig) -> list[Param]:
 
 
 def _memory(c: ModelConfig) -> list[Param]:
-    """pr398's ablation: float16 in the artifact whatever their number, trained as the tables are."""
+    """Memory tokens (pr398's ablation): always float16 in the artifact, trained as the tables are."""
     return [Param("memory", (c.memory_tokens, c.dim), "normal", 0.02, "table", "memory")] if c.memory_tokens else []
 
 
@@ -168,7 +168,7 @@ def frozen(cfg: ModelConfig, n_blocks: int, kinds: tuple[Kind, ...]) -> dict[str
 
 
 def frozen_count(cfg: ModelConfig, masks: dict[str, Tensor]) -> int:
-    """How many scalars the masks freeze."""
+    """Number of scalars that the masks freeze."""
     sizes = {p.name: torch.Size(p.shape).numel() // p.shape[0] for p in table(cfg) if p.name in masks}
     return sum(int(mask.sum()) * sizes[name] for name, mask in masks.items())
 

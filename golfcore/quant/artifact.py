@@ -3,8 +3,8 @@
     magic "GOLFCORE" | version u16 | header length u32 | file length u32 | header | payload | sha256 of all before
 
 Little-endian. The header is JSON under zlib: the configuration, the caller's `extra`, and for each stream of the
-payload, as its `quant.codec` needs, its least symbol, its counts and its length in 32-bit words ("ans"), or how many
-symbols and how many bytes it has (the compressors). Streams lie in the order of their names. A stream
+payload, as its `quant.codec` needs, its least symbol, its counts and its length in 32-bit words ("ans"), or the numbers
+of its symbols and of its bytes (the compressors). Streams lie in the order of their names. A stream
 named like a matrix or table holds its codes; "scales" and "halves" hold all scales, and all tensors without codes, in
 the order of the parameter table, as the high and the low bytes of float16.
 
@@ -41,11 +41,11 @@ DIGEST = hashlib.sha256().digest_size
 MAX_HEADER = 1 << 20  # bytes of JSON; exp101's has 23 thousand
 MAX_SCALARS = 1 << 28  # of a model; ten times exp101's
 PLANES = ("scales.high", "scales.low", "halves.high", "halves.low")
-READERS = ("golfcore.quant.artifact", "golfcore.evals.protocols")  # what it takes to read and to score an artifact
+READERS = ("golfcore.quant.artifact", "golfcore.evals.protocols")  # they read and score an artifact
 
 
 class Malformed(Exception):
-    """What was found in a file that is not a whole artifact; always turned into a UserError that names the file."""
+    """The fault of a file that is not a whole artifact; always turned into a UserError that names the file."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""What GPTQ needs to know about a model's inputs: text it writes itself, and the Hessians of its matrices on it.
+"""Calibration of GPTQ (exp101): text that the model writes itself, and the Hessians of its matrices on that text.
 
-exp101's procedure: no training data enters the artifact's rounding.
+No training data enters the artifact's rounding. Shapes: N sequences, T tokens, C columns of a matrix.
 """
 
 from collections.abc import Callable, Iterable
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from golfcore.base.errors import UserError
+from golfcore.base.runtime import full_float32
 from golfcore.config import QuantConfig
 from golfcore.model.forward import Net, forward
 from golfcore.model.generate import generate
@@ -17,7 +19,10 @@ PROJECTIONS = ("bigram_proj", "ve_proj")
 
 
 class HessianTap:
-    """A tap that sums X^T X (C, C) of the inputs X (..., C) of the named matrices, in float32 on their device."""
+    """A tap that sums X^T X (C, C) of the inputs X (..., C) of the named matrices, in float32 on their device.
+
+    Float32 also where TF32 is allowed. Example: inputs (1, 2) and (0, 1) sum to [[1, 2], [2, 5]].
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.sums: dict[str, Tensor | None] = dict.fromkeys(names)
@@ -29,7 +34,8 @@ class HessianTap:
             return
         if self._gram is None or x is not self._input:  # query, key and value read one tensor: one product for three
             rows = x.detach().flatten(0, -2).float()
-            self._input, self._gram = x, rows.T @ rows
+            with full_float32():
+                self._input, self._gram = x, rows.T @ rows
         total = self.sums[name]
         self.sums[name] = self._gram.clone() if total is None else total.add_(self._gram)
 
@@ -82,8 +88,11 @@ def collect(
 ) -> dict[str, Tensor]:
     """Hessian (C, C) of every bank matrix, and if asked of the small projections, over `sequences` (N, T) of ids.
 
-    The last token of each is no input. `progress` is called with the sequences done in each batch.
+    The last token of each is no input. `progress` is called with the sequences done in each batch. UserError:
+    sequences of fewer than 2 tokens, which have no input.
     """
+    if sequences.shape[1] < 2:
+        raise UserError(f"quant.calib_len: expected sequences of at least 2 tokens, found {sequences.shape[1]}")
     names = [name for name, _ in matrices(weights)]
     if projections:
         names += [name for name in PROJECTIONS if name in weights.rest]

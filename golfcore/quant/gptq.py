@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022, as exp101 runs it): round one column after another, and let those to come make up for it.
+"""GPTQ (Frantar et al. 2022, as exp101 runs it): round one column after another; later columns make up for the error.
 
 Shapes: R rows, C columns, Q candidate quantiles, P distinct (row, scale) pairs.
 
@@ -9,6 +9,10 @@ Let H be the Hessian of the inputs and U upper triangular with inv(H) = U^T U. G
 so that the row's error is w - code s = e U, and its weighted error (w - code s) H (w - code s)^T is just e e^T.
 Rows do not interact. A row therefore runs once for each different scale that the quantiles propose, all such pairs
 side by side; where they propose one scale, as they do under the published floor, the search costs nothing.
+
+Example: w = (1.4, 0.3), s = 1 and H = [[2, 1], [1, 1]], so inv(H) = [[1, -1], [-1, 2]] and U = [[1, -1], [0, 1]].
+t_0 = 1.4 has code 1 and leaves e_0 = 0.4. t_1 = 0.3 - 0.4 * (-1) = 0.7 has code 1 and leaves e_1 = -0.3. The weighted
+error is 0.4^2 + 0.3^2 = 0.25; the nearest codes (1, 0) have 2 * 0.4^2 + 2 * 0.4 * 0.3 + 0.3^2 = 0.65.
 """
 
 from typing import Literal, NamedTuple
@@ -16,6 +20,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from golfcore.base.errors import UserError
+from golfcore.base.runtime import full_float32
 from golfcore.quant.grid import Grid, candidate_scales, dequantize, round_to_grid, stored
 
 
@@ -26,16 +32,26 @@ class Factor(NamedTuple):
 
 
 def factor(hessian: Tensor, damping: float) -> Factor:
-    """`damping` times the mean diagonal is added to the diagonal first. Raises LinAlgError if H is not definite."""
+    """Column order, U and dead inputs of a Hessian (C, C), after `damping` times its mean diagonal was added to it.
+
+    UserError: values that are not finite, or a matrix that is not positive definite even so.
+    """
     h = hessian.detach().to(torch.float32, copy=True)
     diagonal = h.diagonal()
+    if not bool(h.isfinite().all()):
+        raise UserError("expected a finite Hessian of its inputs, found NaN or infinite values")
     dead = diagonal == 0
     diagonal[dead] = 1
     diagonal += damping * diagonal.mean()
     order = diagonal.argsort(descending=True)
     # With the order reversed, H = L L^T gives inv(H) = inv(L)^T inv(L) already: one Cholesky factor, no inverse of H.
     backward = order.flip(0)
-    lower = torch.linalg.cholesky(h[backward][:, backward])
+    lower, failed = torch.linalg.cholesky_ex(h[backward][:, backward])
+    if int(failed):
+        raise UserError(
+            f"expected a positive definite Hessian of its inputs, found one that is not at quant.damping {damping:g}: "
+            "calibrate on more text or raise quant.damping"
+        )
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(h), device=h.device), upper=False)
     return Factor(order, inverse.flip(0, 1).contiguous(), dead)
 
@@ -54,18 +70,20 @@ def solve(
     `damping` is added in here, to whatever `hessian` already has; exp101 damps both times. `score` decides among the
     grid's quantiles: "mse" as published, one choice for the matrix by plain squared error (which GPTQ does not
     minimise); "hessian", a choice for each row by weighted error, the damping included. Equals: the first.
-    Codes always come from the stored scale. Neither tensor is changed.
+    Weights of dead inputs get the code 0, but count for the scales, as published. Codes always come from the stored
+    scale. Float32 throughout, also where TF32 is allowed. Neither tensor is changed. UserError as `factor`.
     """
     if not grid.stored_scale_codes:
         raise ValueError("GPTQ needs a grid with stored_scale_codes")
-    order, upper, dead = factor(hessian, damping)
-    w = weight.detach().float().masked_fill(dead, 0)
-    scales = stored(candidate_scales(w, grid))
+    scales = stored(candidate_scales(weight.detach().float(), grid))
     pair, row = _distinct(scales)
-    scale = torch.empty(len(row), dtype=torch.float16, device=w.device)
+    scale = torch.empty(len(row), dtype=torch.float16, device=weight.device)
     scale[pair] = scales
-    runs = w[:, order][row]
-    codes, weighted = _feed_back(runs.T.contiguous(), scale.float(), upper, grid, block)
+    with full_float32():
+        order, upper, dead = factor(hessian, damping)
+        w = weight.detach().float().masked_fill(dead, 0)
+        runs = w[:, order][row]
+        codes, weighted = _feed_back(runs.T.contiguous(), scale.float(), upper, grid, block)
     if score == "hessian":
         best = weighted[pair].argmin(0)
     else:
@@ -78,7 +96,10 @@ def solve(
 
 
 def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The different scales of each row: (Q, R) -> pair (Q, R), the index of each in a list, and row (P,), its rows."""
+    """Each row's different scales, numbered: scales (Q, R) -> pair (Q, R), the number of each, and row (P,), its row.
+
+    Example: scales [[1, 2], [1, 3]] of two rows are three pairs: pair [[0, 1], [0, 2]], row [0, 1, 1].
+    """
     first = (scales[:, None] == scales[None]).int().argmax(1)  # (Q, R): the first quantile that proposes this scale
     new = first == torch.arange(len(scales), device=scales.device)[:, None]
     pair = (new.flatten().cumsum(0) - 1).view(scales.shape).gather(0, first)
@@ -88,7 +109,7 @@ def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
 def _feed_back(columns: Tensor, scale: Tensor, upper: Tensor, grid: Grid, block: int) -> tuple[Tensor, Tensor]:
     """Codes (C, P) and weighted errors (P,) of transposed weights (C, P), which are overwritten.
 
-    Errors reach the columns of their own block one by one, those of later blocks in one product.
+    Errors reach the columns of the same block one by one, those of later blocks in one product.
     """
     codes = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
     weighted = torch.zeros_like(scale)

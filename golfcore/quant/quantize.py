@@ -1,4 +1,4 @@
-"""Which tensor is stored how: low-bit matrices, int8 tables, float16 for the rest, by the parameter table's kinds."""
+"""Quantized tensors from weights, by kinds of the parameter table: low-bit matrices, int8 tables, else float16."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,7 +25,8 @@ def quantize_weights(
     `hessians` (C, C) by matrix name, damped: matrices then go through GPTQ, unless `quant.rounding` is "nearest";
     without them they are rounded to nearest. `bits`: by matrix name, the widths that are not `quant.matrix_bits`.
     `progress` is called with the number of scalars done. UserError: a weight that is not finite, or that float16
-    cannot hold, or a name in `quant.float16` that the model does not have.
+    cannot hold; a Hessian that is not finite or not positive definite; a name in `quant.float16` that the model does
+    not have.
     """
     tensors = {**dict(matrices(weights)), **weights.rest}
     known = check_names(cfg)
@@ -33,12 +34,18 @@ def quantize_weights(
     out: Quantized = {}
     for name, spec in known.items():
         tensor = tensors[name].detach()
-        if not bool(tensor.abs().max() <= SCALE_MAX):
-            raise UserError(f"{name}: expected finite weights within float16, found {float(tensor.abs().max())}")
+        check_storable(name, tensor)
         out[name] = _entry(cfg.quant, name, spec, tensor, used, (bits or {}).get(name))
         if progress:
             progress(tensor.numel())
     return out
+
+
+def check_storable(name: str, tensor: Tensor) -> None:
+    """UserError if a value of the tensor is not finite, or beyond the range of the float16 that an artifact holds."""
+    largest = float(tensor.detach().abs().max())
+    if not largest <= SCALE_MAX:  # NaN compares as false
+        raise UserError(f"{name}: expected finite weights within float16, found {largest}")
 
 
 def check_names(cfg: Config) -> dict[str, Spec]:
@@ -65,9 +72,12 @@ def _entry(
         codes, scale = round_to_nearest(tensor, matrix_grid(cfg, bits))
     else:
         damping = cfg.damping if cfg.damp_twice else 0.0
-        codes, scale = gptq.solve(
-            tensor, hessians[name], matrix_grid(cfg, bits), block=cfg.block, damping=damping, score=cfg.clip_score
-        )
+        try:
+            codes, scale = gptq.solve(
+                tensor, hessians[name], matrix_grid(cfg, bits), block=cfg.block, damping=damping, score=cfg.clip_score
+            )
+        except UserError as e:
+            raise UserError(f"{name}: {e}") from None
     return Coded(codes.cpu(), scale.cpu())
 
 
@@ -81,7 +91,7 @@ def is_coded(cfg: QuantConfig, name: str, spec: Spec) -> bool:
 
 
 def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] | None = None) -> dict[str, int]:
-    """How many scalars are stored at which precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}.
+    """Number of scalars stored at each precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}.
 
     `bits` as given to `quantize_weights`.
     """

@@ -1,4 +1,7 @@
-"""What an artifact holds of a model: codes with scales, or float16; and the float32 weights that come of it."""
+"""The stored form of a model (codes with scales, or float16) and the float32 weights made from it.
+
+Apart from quantize.py, because the code that reads an artifact counts against its size: reading needs no GPTQ.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -41,6 +44,7 @@ def entries(cfg: ModelConfig) -> dict[str, Spec]:
 
 
 def restore(entry: Entry) -> Tensor:
+    """float32 values of one stored tensor, in its shape."""
     return dequantize(*entry) if isinstance(entry, Coded) else entry.float()
 
 

@@ -1,0 +1,102 @@
+"""The published tables: they load as they are described, every source resolves, and what is said twice agrees."""
+
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import golfcore
+from golfcore.analysis import published
+from golfcore.base.errors import UserError
+
+SWEEPS = Path(golfcore.__file__).parent / "runs/sweeps"
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_every_table_loads_typed_with_sources_that_resolve(name: str) -> None:
+    found, sources = published.table(name), set(published.table("sources")["source"])
+    whole, real = (columns.split() for columns in published.NUMBERS[name])
+    assert len(found) > 40 and found.columns.is_unique
+    assert all(found[c].dtype == "Int64" for c in whole) and all(found[c].dtype == "float64" for c in real)
+    assert set(found["source"]) <= sources
+    text = found.drop(columns=[*whole, *real])
+    assert not text.isna().any(axis=None)
+    if name != "weight_space":  # no column of text is one of numbers
+        numeric = {
+            c for c in text if c != "commit" and pd.to_numeric(text[c].replace("", None), "coerce").notna().all()
+        }
+        assert numeric <= {"value"}
+    found.iloc[:, 0] = "changed"
+    assert not published.table(name).iloc[:, 0].eq("changed").any()
+
+
+def test_the_folder_is_the_list_and_small() -> None:
+    files = list(published.FOLDER.glob("*.csv"))
+    assert sorted(f.stem for f in files) == published.names() and sum(f.stat().st_size for f in files) < 1_000_000
+    readme = (published.FOLDER / "README.md").read_text()
+    assert all(f"`{f.name}`" in readme for f in files)
+
+
+def test_numbers_that_are_printed_with_a_sign_of_doubt_stay_numbers() -> None:
+    found = published.table("weight_space").set_index("value")["number"]
+    assert found["~2042"] == 2042 and (found["<0.04"] == 0.04).all() and found["not_found"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: published.table("curves"), "published table 'curves': expected one of ablations, claims, "),
+        (lambda: published.training_curve("exp102"), "published system 'exp102': expected one of exp101, "),
+        (lambda: published.ttt_course("pr294"), "published system 'pr294': expected one of exp101, "),
+        (lambda: published.ablation("depth"), "published ablation 'depth': expected one of bucket_split, "),
+        (lambda: published.claims("pr1"), "published system 'pr1': expected one of "),
+        (lambda: published.fact("pr398", "bpb_ttt"), "published bpb_ttt of pr398 .*expected one row, found 3"),
+    ],
+)
+def test_what_is_not_published_is_one_sentence(call, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        call()
+
+
+def test_the_same_fact_in_two_tables_is_the_same() -> None:
+    """The score after TTT stands in results, in the course and in the claims; the last step in results and curves."""
+    assert published.fact("exp101", "bpb_ttt") == 1.11588450
+    for system in ("exp101", "exp105a"):
+        final = published.table("ttt").query("kind == 'final' and system == @system and variant == 'int6'")
+        assert float(final["running_bpb"].iloc[0]) == pytest.approx(published.fact(system, "bpb_ttt"), abs=1e-6)
+        curve = published.training_curve(system).query("kind == 'val'")
+        assert int(curve["step"].max()) == published.fact(system, "steps")
+        assert float(curve["bpb"].iloc[-1]) == published.fact(system, "bpb_val_last")
+    (score,) = published.claims("exp101").query("id == 'C001'")["value"]
+    assert score == published.fact("exp101", "bpb_ttt")
+
+
+def test_courses_and_curves_are_those_of_the_reported_runs() -> None:
+    course = published.ttt_course("exp101").query("variant == 'int6'")
+    assert course["chunk"].is_monotonic_increasing and (course["chunks_total"] == 947).all()
+    epochs = published.ttt_course("pr398")
+    assert sorted(epochs["seed"].unique()) == [42, 1337, 2025] and epochs["epoch"].max() == 20
+    assert epochs.groupby("seed")["loss"].is_monotonic_decreasing.all()
+    curve = published.training_curve("pr398")
+    assert curve["seed"].nunique() == 3 and curve["step"].ge(0).all() and curve["loss"].notna().all()
+
+
+def test_sweeps_say_what_the_tables_say() -> None:
+    """The published scores beside the arms of pr398's ablation are rows of its table."""
+    sweep = tomllib.loads((SWEEPS / "pr398-ablation.toml").read_text())
+    rows = published.ablation("pr398_ablation").set_index("row")["published_bpb"]
+    numbered = {
+        int(note.split()[1].rstrip(",")): arm["published"]
+        for arm in sweep["arms"].values()
+        if "published" in arm and (note := arm.get("published_note", "")).startswith("row ")
+    }
+    assert len(numbered) >= 8
+    assert {row: bpb for row, bpb in numbered.items() if rows[row] != bpb} == {}
+
+
+def test_token_losses_are_the_counts_of_the_published_table() -> None:
+    found = published.token_losses()
+    assert found["threshold"].tolist() == [1, 3, 5, 7, 10]
+    assert found["targets"].tolist() == [36_900_000, 20_300_000, 7_200_000, 1_700_000, 135_000]
+    assert found["share_of_loss"].tolist() == [0.85, 0.55, 0.30, 0.15, 0.03]
