@@ -212,9 +212,10 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from golfcore.runs import reopen as packed
+    from golfcore import api
+    from golfcore.evals.result import as_dict
 
-    found = packed.evaluate_again(args.target, args.protocol, overrides(args))
+    found = as_dict(api.evaluate(args.target, args.protocol, overrides(args)))
     if args.json:
         print(json.dumps(found))
         return
@@ -230,9 +231,9 @@ def list_protocols(args: argparse.Namespace) -> None:
 
 
 def audit(args: argparse.Namespace) -> int:
-    from golfcore.runs import auditing
+    from golfcore import api
 
-    report = auditing.audit_packed(args.target, args.protocol, overrides(args))
+    report = api.audit(args.target, protocol=args.protocol, changes=overrides(args))
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
 

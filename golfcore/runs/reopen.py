@@ -12,8 +12,8 @@ from golfcore.base.runtime import Runtime
 from golfcore.config import Config, override
 from golfcore.data.datasets import val_tokens
 from golfcore.data.tokens import Tables, load_tables
-from golfcore.evals import result as results
 from golfcore.evals.protocols import evaluate
+from golfcore.evals.result import EvalResult
 from golfcore.model.weights import Weights, to_device
 from golfcore.quant import artifact
 from golfcore.runs.folder import find_run
@@ -61,8 +61,7 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     return Packed(cfg, to_device(weights, rt.device), val, tables, rt, source, own)
 
 
-def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
-    """Score what `open_packed` opens under a protocol, as plain values; nothing is written. UserError as there."""
+def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> EvalResult:
+    """The score of what `open_packed` opens under a protocol; nothing is written. UserError as there."""
     p = open_packed(target, changes)
-    found = evaluate(protocol, p.cfg, p.weights, p.val, p.tables, changes=p.changes, runtime=p.runtime, source=p.source)
-    return results.as_dict(found)
+    return evaluate(protocol, p.cfg, p.weights, p.val, p.tables, changes=p.changes, runtime=p.runtime, source=p.source)
