@@ -20,7 +20,7 @@ setup: $(STAMP) ## create or update the environment in .venv
 	@echo "environment up to date: $$($(BIN)/python --version) in .venv, $$(cat $(STAMP))"
 
 demo: setup ## train, quantize, pack and score a small model on real text, and draw its figures
-	$(BIN)/golfcore notebook 00_quickstart
+	$(BIN)/golfcore notebook 01_one_run
 
 test: setup ## run every test; those marked gpu are skipped where there is no CUDA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -252,7 +252,7 @@ def test_notebooks_are_committed_clean_with_one_cell_of_parameters():
         if dirty:
             problems.append(f"{path.name}: {len(dirty)} cells carry outputs or execution counts")
         if not re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem):
-            problems.append(f"{path.name}: expected a name like 00_quickstart.ipynb")
+            problems.append(f"{path.name}: expected a name like 01_one_run.ipynb")
     lawful(problems)
 
 
