@@ -32,7 +32,7 @@ check: setup ## lint, check the formatting, check the types
 
 notebooks: setup ## execute every notebook on the smallest preset
 	@set -e; for name in $(NOTEBOOKS); do echo "notebook $$name"; \
-	  case $$name in 10_*) key=scale;; *) key=preset;; esac; \
+	  case $$name in 10_*) key=size;; *) key=preset;; esac; \
 	  $(BIN)/golfcore notebook $$name -p $$key smoke; done
 
 figures: setup ## draw every figure under figures/ again from its table
