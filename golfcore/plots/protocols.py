@@ -60,7 +60,9 @@ def waterfall(table: pd.DataFrame) -> Figure:
 def say_waterfall(table: pd.DataFrame) -> str:
     rows = {row["label"]: row for row in table.to_dict("records")}
     names = {"b": "longer context (b \u2212 a)", "c": "adaptation (c \u2212 b)"}
-    said = [f"{text} brings {_with_interval(rows[k])}" for k, text in names.items() if has(rows.get(k, {}), "difference")]
+    said = [
+        f"{text} brings {_with_interval(rows[k])}" for k, text in names.items() if has(rows.get(k, {}), "difference")
+    ]
     text = f"In bits per byte, {'; '.join(said)}" if said else "Neither b nor c was measured against its reference"
     if {"a", "b", "c"} <= rows.keys():
         a, b, c = (rows[label]["bpb"] for label in "abc")
@@ -145,7 +147,9 @@ def strides(table: pd.DataFrame) -> Figure:
     ax.plot(cost, table["bpb"], "-", color=GREEN, lw=1)
     for row in table.to_dict("records"):
         known = has(row, "low")
-        reach = [max(row["difference"] - row["low"], 0.0), max(row["high"] - row["difference"], 0.0)] if known else [0, 0]
+        reach = (
+            [max(row["difference"] - row["low"], 0.0), max(row["high"] - row["difference"], 0.0)] if known else [0, 0]
+        )
         error = [[way] for way in reach]
         ax.errorbar([row["computed"]], [row["bpb"]], yerr=error, color=GREEN, marker="o", capsize=3, lw=1.2)
         style.note(ax, f"stride {row['stride']}", (row["computed"], row["bpb"]), (7, 8), fontsize=7)
@@ -199,7 +203,9 @@ def positions(table: pd.DataFrame) -> Figure:
 
 def say_positions(table: pd.DataFrame) -> str:
     targets = table["targets"].sum()
-    text = f"A sliding window changes the mean target by {(table['change'] * table['targets']).sum() / targets:+.4f} bits"
+    text = (
+        f"A sliding window changes the mean target by {(table['change'] * table['targets']).sum() / targets:+.4f} bits"
+    )
     half = table[table["so_far"] >= 0.5] if "so_far" in table else table[:0]
     if len(half):
         stop = half["stop"].iloc[0]
