@@ -64,8 +64,8 @@ def interval(differences: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
 
 def difference(a: EvalResult, b: EvalResult) -> float:
     """b - a over all first scores."""
-    scores = [bits_per_byte(nats.sum(), n.sum()) for nats, n in (_sums(a), _sums(b))]
-    return float(scores[1] - scores[0])
+    scores = [bits_per_byte(float(nats.sum()), float(n.sum())) for nats, n in (_sums(a), _sums(b))]
+    return scores[1] - scores[0]
 
 
 def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
     here, n_bytes = paired(a, b)
     sums = [[np.cumsum(x) for x in _sums(r)] for r in (a, b)]
     scored = (_sums(a)[1] > 0) & (_sums(b)[1] > 0)
-    before, after = (bits_per_byte(nats[scored], n[scored]) for nats, n in sums)
+    before, after = (nats[scored] / (np.log(2) * n[scored]) for nats, n in sums)
     found = pd.DataFrame([{k: c[k] for k in ("chunk", "start", "stop")} for c in b.chunks])[scored]
     more = {"bytes": n_bytes.astype(int), "before": before, "after": after, "difference": after - before, "here": here}
     return found.reset_index(drop=True).assign(**more)
@@ -107,7 +107,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
 
 def _row(m: Measured, reference: EvalResult | None) -> dict[str, Any]:
     cell, r = m.cell, m.result
-    row = {"label": cell.label, "group": cell.group, "protocol": cell.protocol, "weights": cell.weights}
+    row: dict[str, Any] = {"label": cell.label, "group": cell.group, "protocol": cell.protocol, "weights": cell.weights}
     if r is None:
         return row | {"note": m.note}
     row |= {"bpb": float(r.bpb), "reference": cell.reference or None}

@@ -29,7 +29,7 @@ PUBLISHED_MEAN = (1.86, 1.97)  # nats a target: the range that the published sco
 PUBLISHED = {1.0: (36.9e6, 0.85), 3.0: (20.3e6, 0.55), 5.0: (7.2e6, 0.30), 7.0: (1.7e6, 0.15), 10.0: (135e3, 0.03)}
 
 
-def least_loss(counts: Sequence[float]) -> np.ndarray:
+def least_loss(counts: Sequence[float] | np.ndarray) -> np.ndarray:
     """For each of THRESHOLDS the least loss (nats) that targets above it can bring, given how many lie above each.
 
     sum over the thresholds from it on of (threshold - the one before) x count, the first from 0: every target costs at

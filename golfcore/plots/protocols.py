@@ -45,8 +45,8 @@ def waterfall(table: pd.DataFrame) -> Figure:
         ax.plot([level], [y], "D", color=colour, ms=5)
     floats = {y: bpb[f"{label} float"] for y, label in enumerate(steps) if f"{label} float" in bpb}
     if floats:
-        look = {"color": "none", "mec": BLACK, "ms": 8, "label": style.MEASURES["float"][0]}
-        ax.plot(list(floats.values()), list(floats), "o", **look)
+        label = style.MEASURES["float"][0]
+        ax.plot(list(floats.values()), list(floats), "o", color="none", mec=BLACK, ms=8, label=label)
     ax.set_xlim(*parts.padded(table["bpb"], 0.1))
     parts.rows_axis(ax, [_name(label) for label in steps])
     ax.set_xlabel("bits per byte (lower is better)")
@@ -60,9 +60,8 @@ def waterfall(table: pd.DataFrame) -> Figure:
 def say_waterfall(table: pd.DataFrame) -> str:
     rows = {row["label"]: row for row in table.to_dict("records")}
     names = {"b": "longer context (b \u2212 a)", "c": "adaptation (c \u2212 b)"}
-    said = [
-        f"{text} brings {_with_interval(rows[k])}" for k, text in names.items() if has(rows.get(k, {}), "difference")
-    ]
+    here = {k: text for k, text in names.items() if has(rows.get(k, {}), "difference")}
+    said = [f"{text} brings {_with_interval(rows[k])}" for k, text in here.items()]
     text = f"In bits per byte, {'; '.join(said)}" if said else "Neither b nor c was measured against its reference"
     if {"a", "b", "c"} <= rows.keys():
         a, b, c = (rows[label]["bpb"] for label in "abc")
@@ -77,8 +76,8 @@ def say_gains(table: pd.DataFrame) -> str:
     said = []
     for kind, (column, head) in kinds.items():
         rows = table[table["kind"] == kind].to_dict("records")
-        if rows:
-            said.append(f"{head}: {'; '.join(f'{row[column]}: {_with_interval(row, "value")}' for row in rows)}.")
+        each = [f"{row[column]}: {_with_interval(row, 'value')}" for row in rows]
+        said += [f"{head}: {'; '.join(each)}."] if each else []
     return " ".join(said) or "No two cells of the same weights were measured, so there is no gain to state."
 
 
@@ -98,14 +97,14 @@ def controls(table: pd.DataFrame) -> Figure:
 def _against(table: pd.DataFrame, question: str) -> Figure:
     """Differences of the rows to their references with intervals; marker and colour say what the ledger saw."""
     rows = table.to_dict("records")
-    fig = style.figure(1.5 + 0.23 * len(rows))
+    fig = style.figure(1.6 + 0.23 * len(rows))
     style.title(fig, question)
     ax = fig.subplots()
     looks = [style.LEGALITY[row["legality"]] for row in rows]
     parts.forest(ax, table, [parts.Mark(colour, marker, label) for label, colour, marker in looks])
     parts.rows_axis(ax, [f"{_name(r['label'])}  [{r['reference']}]" for r in rows])
     ax.set_xlabel("difference to the cell in brackets (bits per byte), 95 % over chunks of text")
-    parts.legend_above(ax)
+    parts.legend_below(fig, [ax])
     changes = [style.change(row) for row in rows]
     parts.printed(ax, {"score": [f"{row['bpb']:.4f}" for row in rows], "change [95 %]": changes})
     return fig
@@ -146,11 +145,8 @@ def strides(table: pd.DataFrame) -> Figure:
     cost = table["computed"]
     ax.plot(cost, table["bpb"], "-", color=GREEN, lw=1)
     for row in table.to_dict("records"):
-        known = has(row, "low")
-        reach = (
-            [max(row["difference"] - row["low"], 0.0), max(row["high"] - row["difference"], 0.0)] if known else [0, 0]
-        )
-        error = [[way] for way in reach]
+        ends = [row["difference"] - row["low"], row["high"] - row["difference"]] if has(row, "low") else [0.0, 0.0]
+        error = [[max(way, 0.0)] for way in ends]
         ax.errorbar([row["computed"]], [row["bpb"]], yerr=error, color=GREEN, marker="o", capsize=3, lw=1.2)
         style.note(ax, f"stride {row['stride']}", (row["computed"], row["bpb"]), (7, 8), fontsize=7)
     ax.set_xscale("log", base=2)
@@ -160,7 +156,7 @@ def strides(table: pd.DataFrame) -> Figure:
     ax.margins(y=0.25)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_ylabel("bits per byte")
-    ax.set_xlabel("tokens computed for each target scored; line: 95 % of the difference to no overlap")
+    ax.set_xlabel("tokens computed for each target scored; bars: 95 % of the difference to no overlap")
     return fig
 
 
@@ -174,7 +170,7 @@ def say_strides(table: pd.DataFrame) -> str:
 
 def positions(table: pd.DataFrame) -> Figure:
     """Loss by position in a window, and where the gain of context lies. Frame: `protocols.positions`."""
-    fig = style.figure(2.8)
+    fig = style.figure(3.0)
     style.title(fig, "Why does a sliding window score better without adapting?")
     shared = "so_far" in table and table["so_far"].notna().any()
     axes = fig.subplots(1, 1 + shared, squeeze=False)[0]
@@ -183,7 +179,6 @@ def positions(table: pd.DataFrame) -> Figure:
         name, colour = STEPS[label]
         axes[0].stairs(table[column], edges, color=colour, lw=1.6, baseline=None, label=name)
     axes[0].set_ylabel("bits a target")
-    axes[0].legend()
     style.subtitle(axes[0], "the same targets, by position in (a)")
     if shared:
         shares = 100 * table["so_far"]
@@ -198,23 +193,23 @@ def positions(table: pd.DataFrame) -> Figure:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.set_xlabel("position in the window")
+    parts.legend_below(fig, axes)
     return fig
 
 
 def say_positions(table: pd.DataFrame) -> str:
     targets = table["targets"].sum()
-    text = (
-        f"A sliding window changes the mean target by {(table['change'] * table['targets']).sum() / targets:+.4f} bits"
-    )
+    change = (table["change"] * table["targets"]).sum() / targets
+    text = f"A sliding window changes the mean target by {change:+.4f} bits"
     half = table[table["so_far"] >= 0.5] if "so_far" in table else table[:0]
     if len(half):
         stop = half["stop"].iloc[0]
         here = table.loc[table["stop"] <= stop, "targets"].sum() / targets
-        text += f", half of it in the first {stop:,.0f} positions of a window, {100 * here:.1f} % of the targets"
+        text += f", half of it before position {stop:,.0f} of a window, at {100 * here:.1f} % of the targets"
     first, last = table.iloc[0], table.iloc[-1]
     return (
-        f"{text}. From the first position to the last a target costs {first['static']:.2f} to {last['static']:.2f} bits "
-        f"under (a), and under (b) {first['sliding']:.2f} to {last['sliding']:.2f}."
+        f"{text}. From the first position to the last a target costs {first['static']:.2f} to {last['static']:.2f} "
+        f"bits under (a), and {first['sliding']:.2f} to {last['sliding']:.2f} under (b)."
     )
 
 

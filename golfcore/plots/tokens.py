@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from golfcore.plots import parts, style
 from golfcore.plots.style import BLACK, GREEN, GREY, ORANGE, PALE, PINK, RED
 
-COINCIDE = 0.005  # curves that are nowhere further apart than this share of the loss are drawn as one
+COINCIDE = 0.005  # curves of shares that are nowhere further apart than this are drawn as one
 
 
 def _ours(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -27,21 +27,38 @@ def _published(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(impossible=rows["impossible"].astype(bool)).reset_index(drop=True)
 
 
+def _distinct(curves: dict[str, pd.DataFrame], x: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """(label, colour, rows) of the curves of shares over `x` that differ; the label names all that coincide in one."""
+    found: list[tuple[list[str], pd.DataFrame]] = []
+    for name, rows in curves.items():
+        for names, other in found:
+            there = [np.interp(rows[x], other[x], other[column]) for column in ("share", "share_of_loss")]
+            if np.abs(np.array(there) - rows[["share", "share_of_loss"]].T).to_numpy().max() < COINCIDE:
+                names.append(name)
+                break
+        else:
+            found.append(([name], rows))
+    labels = [
+        ", ".join(style.MEASURES[n][0] for n in names) + " (they coincide)" * bool(names[1:]) for names, _ in found
+    ]
+    return [(label, style.MEASURES[names[0]][1], rows) for label, (names, rows) in zip(labels, found, strict=True)]
+
+
 # -- distribution
 
 
 def histogram(table: pd.DataFrame) -> Figure:
-    """Targets and loss by nats. Frame: `tokens.histogram` of each evaluation."""
-    fig = style.figure(2.8)
+    """Targets and loss by nats. Frame: `tokens.histogram` of each evaluation. Curves that coincide are drawn once."""
+    fig = style.figure(3.0)
     style.title(fig, "How is the loss distributed over the targets?")
     axes = dict(zip(("share", "share_of_loss"), fig.subplots(1, 2), strict=True))
     for column, ax in axes.items():
-        for name, rows in _ours(table).items():
-            edges, (label, colour) = list(rows["low"]), style.MEASURES[name]
+        for label, colour, rows in _distinct(_ours(table), "low"):
+            edges = list(rows["low"])
             ax.stairs(100 * rows[column], [*edges, 2 * edges[-1] - edges[-2]], color=colour, lw=1.2, label=label)
         ax.set_xlabel("nats of the target (the last bin: all beyond)")
         ax.set_ylabel("% of targets" if column == "share" else "% of the loss")
-    axes["share"].legend()
+    parts.legend_below(fig, axes.values())
     return fig
 
 
@@ -103,14 +120,13 @@ def say_exceedance(table: pd.DataFrame) -> str:
 def concentration(table: pd.DataFrame) -> Figure:
     """Share of the loss against share of the targets, hardest first. Frame: `tokens.tables`.
 
-    Evaluations whose curves coincide (COINCIDE) are one line, and the legend names all of them.
+    Curves that coincide are drawn once.
     """
     fig = style.figure(3.2)
     style.title(fig, "How concentrated is the loss?")
     ax = fig.subplots()
-    for names, rows in _distinct(_ours(table)):
-        label = ", ".join(style.MEASURES[name][0] for name in names) + (" (they coincide)" if names[1:] else "")
-        ax.plot(100 * rows["share"], 100 * rows["share_of_loss"], color=style.MEASURES[names[-1]][1], label=label)
+    for label, colour, rows in _distinct(_ours(table), "share"):
+        ax.plot(100 * rows["share"], 100 * rows["share_of_loss"], color=colour, label=label)
     theirs = _published(table)
     for impossible, colour, label in ((False, BLACK, "published"), (True, RED, "published, impossible")):
         rows = 100 * theirs.loc[theirs["impossible"] == impossible, ["share", "share_of_loss"]]
@@ -125,20 +141,6 @@ def concentration(table: pd.DataFrame) -> Figure:
     ax.set_ylim(0, 104)
     ax.legend(loc="lower right")
     return fig
-
-
-def _distinct(curves: dict[str, pd.DataFrame]) -> list[tuple[list[str], pd.DataFrame]]:
-    """The curves that differ, each with the names of all that coincide with it."""
-    found: list[tuple[list[str], pd.DataFrame]] = []
-    for name, rows in curves.items():
-        for names, other in found:
-            there = np.interp(rows["share"], other["share"], other["share_of_loss"])
-            if np.abs(there - rows["share_of_loss"]).max() < COINCIDE:
-                names.append(name)
-                break
-        else:
-            found.append(([name], rows))
-    return found
 
 
 def say_concentration(table: pd.DataFrame) -> str:
@@ -188,7 +190,7 @@ def say_classes(table: pd.DataFrame) -> str:
 
 def frequency(table: pd.DataFrame) -> Figure:
     """Cost of a target by how frequent its token is in training. Frame: `tokens.frequency`."""
-    fig = style.figure(2.8)
+    fig = style.figure(3.0)
     style.title(fig, "Are rare tokens the hard ones?")
     left, right = fig.subplots(1, 2)
     met = table[table["targets"] > 0]
@@ -204,7 +206,7 @@ def frequency(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("tenth of the vocabulary, most frequent first")
         ax.set_xlim(0.4, len(table) + 0.6)
         ax.set_xticks([1, len(table) // 2, len(table)])
-        ax.legend()
+    parts.legend_below(fig, (left, right))
     style.no_grid(right, "x")
     return fig
 
@@ -244,8 +246,8 @@ def pieces(table: pd.DataFrame) -> Figure:
 def say_pieces(table: pd.DataFrame) -> str:
     share, loss, first = table["share"].sum(), table["share_of_loss"].sum(), table.iloc[0]
     return (
-        f"These {len(table)} tokens are {100 * share:.1f} % of targets and {100 * loss:.1f} % of the loss; the first is "
-        f"{first['piece']} with {100 * first['share_of_loss']:.1f} %."
+        f"These {len(table)} tokens are {100 * share:.1f} % of targets and {100 * loss:.1f} % of the loss; the first "
+        f"is {first['piece']} with {100 * first['share_of_loss']:.1f} %."
     )
 
 
