@@ -212,14 +212,11 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from golfcore.runs import reopen as packed
+    from golfcore.evals import result
+    from golfcore.runs import reopen
 
-    found = packed.evaluate_again(args.target, args.protocol, overrides(args))
-    if args.json:
-        print(json.dumps(found))
-        return
-    print(f"{found['protocol']}: {found['bpb']:.4f} bpb, {found['tokens']:,} targets, {found['bytes']:,} bytes")
-    print(f"legality {found['legality']}, {found['repeats']} repeated scores, {found['seconds']:.1f} s")
+    found = reopen.evaluate_again(args.target, args.protocol, overrides(args))
+    print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
 def list_protocols(args: argparse.Namespace) -> None:

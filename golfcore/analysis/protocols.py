@@ -15,7 +15,6 @@ from golfcore.analysis.frames import frame
 from golfcore.analysis.stats import MIN_CHUNKS, estimate
 from golfcore.evals.ledger import Legality
 from golfcore.evals.result import EvalResult
-from golfcore.evals.score import bits_per_byte
 from golfcore.runs.study import Measured, by_label
 
 BANDS = 30  # prefixes of the text that get an interval, at most
@@ -62,12 +61,6 @@ def interval(differences: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     return row | {name: getattr(found, name) for name in INTERVAL[1:]}
 
 
-def difference(a: EvalResult, b: EvalResult) -> float:
-    """b - a over all first scores."""
-    scores = [bits_per_byte(float(nats.sum()), float(n.sum())) for nats, n in (_sums(a), _sums(b))]
-    return scores[1] - scores[0]
-
-
 def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
     """A row for each chunk with a scored byte: chunk, start, stop (targets), bytes, and what b differs from a by.
 
@@ -112,9 +105,10 @@ def _row(m: Measured, reference: EvalResult | None) -> dict[str, Any]:
         return row | {"note": m.note}
     row |= {"bpb": float(r.bpb), "reference": cell.reference or None}
     if reference is not None:
-        row |= {"difference": difference(reference, r)} | interval(*paired(reference, r))
+        row |= {"difference": float(r.bpb_first - reference.bpb_first)} | interval(*paired(reference, r))
     row |= {"legality": str(r.legality), "targets": r.tokens, "repeats": r.repeats}
-    row |= {"steps": r.coverage.get("ttt_steps", 0), "adapted": r.coverage.get("ttt_adapted", 0)}
+    touched = {feature: count["done"] for feature, count in r.coverage.items()}
+    row |= {"steps": touched.get("ttt_steps", 0), "adapted": touched.get("ttt_adapted", 0)}
     changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
     sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}
     return row | {"changes": changes or None, **sources}
@@ -128,7 +122,7 @@ def gains(measured: Sequence[Measured]) -> pd.DataFrame:
     """
     r, rows = by_label(measured), []
     here = {name: paired(r[less], r[of]) for name, (of, less) in GAINS.items() if of in r and less in r}
-    values = {name: difference(r[less], r[of]) for name, (of, less) in GAINS.items() if name in here}
+    values = {name: float(r[of].bpb_first - r[less].bpb_first) for name, (of, less) in GAINS.items() if name in here}
     for name, by_chunk in here.items():
         row: dict[str, Any] = {"kind": "gain", "gain": name, "is": " - ".join(GAINS[name]), "value": values[name]}
         if name in ("context", "adaptation") and values.get("both"):

@@ -22,6 +22,7 @@ from golfcore.config import Config
 from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
+from golfcore.evals.windows import window_length
 from golfcore.model.weights import Weights, to_device, unflat
 from golfcore.runs.pipeline import ARTIFACT, FLOAT
 from golfcore.runs.reopen import open_packed
@@ -46,13 +47,6 @@ class Cell:
     weights: Literal["artifact", "float"] = "artifact"
     reference: str = ""
     shuffled: bool = False  # on the text with its chunks in another order
-
-    @property
-    def measure(self) -> str:
-        """The name of this evaluation among those that every run makes; "" if it is none of them."""
-        if self.shuffled or self.changes:
-            return ""
-        return next((name for name, made in MEASURES.items() if made == (FILES[self.weights], self.protocol)), "")
 
 
 class Measured(NamedTuple):
@@ -82,12 +76,8 @@ def standard(cfg: Config) -> tuple[Cell, ...]:
     adam = {f"adam {rate:g}": {"ttt.optimizer": "adam", "ttt.lr": rate} for rate in ADAM_RATES}
     cells += [_control(label, "optimizer", changes) for label, changes in adam.items()]
     others = [name for name in protocols.PROTOCOLS if name not in ABC.values()]
-    return (*cells, *(Cell(name, name, "protocols", reference=_same_windows(name, cfg)) for name in others))
-
-
-def _same_windows(name: str, cfg: Config) -> str:
-    """The label of the cell without adaptation that scores the same windows as a protocol."""
-    return "a" if protocols.configure(name, cfg).eval.stride == cfg.data.seq_len else "b"
+    label = {protocol: label for label, protocol in ABC.items()}
+    return (*cells, *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others))
 
 
 def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
@@ -96,9 +86,9 @@ def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
 
 def strides(cfg: Config) -> list[int]:
     """From half a window halved again and again, to a 32nd of it or to half of the configured stride."""
-    window, last = cfg.data.seq_len, max(cfg.data.seq_len // 32, cfg.eval.stride // 2, 1)
-    halves = [window >> k for k in range(1, 6) if window % (1 << k) == 0]
-    return [s for s in halves if s >= last and cfg.ttt.chunk_tokens % s == 0]
+    window = window_length(cfg)
+    last = max(window // 32, cfg.eval.stride // 2, 1)
+    return [window >> k for k in range(1, 6) if window >> k >= last]
 
 
 def select(cells: Sequence[Cell], names: str) -> tuple[Cell, ...]:
@@ -127,10 +117,19 @@ def reported(run: RunFolder) -> list[Measured]:
     Each of the four is compared with the one before it, from the float weights on. UserError: a score is missing.
     """
     cfg = config.of_run(run)
-    cells = {cell.measure or cell.label: cell for cell in standard(cfg)}
-    before = dict(zip(MEASURES, ("", *(cells[name].label for name in MEASURES)), strict=False))
-    found = [replace(cells[name], reference=before.get(name, cells[name].reference)) for name in measures(cfg)]
-    return [Measured(cell, results.load(run.file(f"eval/{cell.measure or cell.label}.json"))) for cell in found]
+    cells = {_measure(cell, cfg): cell for cell in standard(cfg)}
+    names, reference = measures(cfg), ""
+    for name in MEASURES:
+        cells[name], reference = replace(cells[name], reference=reference), cells[name].label
+    return [Measured(cells[name], results.load(run.file(f"eval/{name}.json"))) for name in names]
+
+
+def _measure(cell: Cell, cfg: Config) -> str:
+    """The name of a cell among the evaluations that a run of `cfg` makes itself; "" if it is none of them."""
+    if cell.shuffled or cell.changes:
+        return ""
+    made = (FILES[cell.weights], cell.protocol)
+    return next((name for name, own in measures(cfg).items() if own == made), "")
 
 
 # -- the text in another order
@@ -217,8 +216,9 @@ class _Study:
         if self.run:
             self.paths = {weights: target / name for weights, name in FILES.items()}
         self.shas: dict[str, str] = {}
-        self.loaded: dict[str, Weights] = {"artifact": self.packed.weights}
+        self.loaded: dict[str, Weights] = {"artifact": self.packed.subject.weights}
         self.spent: list[float] = []  # seconds of the cells that were evaluated
+        self.versions = set[str]()  # of the code that measured what is reused, once it was said
 
     def result(self, cell: Cell) -> EvalResult:
         """The cell's result: the run's, one from earlier, or evaluated now. UserError: there is none."""
@@ -238,7 +238,7 @@ class _Study:
         if path is None or not path.exists():
             raise UserError(f"{self.target}: expected the {cell.weights} weights of a run folder, found none")
         cfg = protocols.configure(cell.protocol, p.cfg, cell.changes)
-        if cfg.ttt.reset == "document" and not p.tables.boundary.cpu().numpy()[np.asarray(p.val)].any():
+        if cfg.ttt.reset == "document" and not p.subject.tables.boundary.cpu().numpy()[p.subject.tokens].any():
             raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
         if cell.weights not in self.shas:
             self.shas[cell.weights] = files.sha256_file(path)
@@ -246,24 +246,32 @@ class _Study:
 
     def _reported(self, cell: Cell, source: dict) -> EvalResult | None:
         """The run's own evaluation, if it is whole and of the same weights, configuration and text."""
-        same_chunks = self.packed.cfg.ttt.chunk_tokens == self.own.ttt.chunk_tokens
-        if not (self.run and cell.measure and same_chunks):
+        name = _measure(cell, self.own)
+        if not (self.run and name) or self.packed.cfg.ttt.chunk_tokens != self.own.ttt.chunk_tokens:
             return None
         if source["config"] != protocols.configure(cell.protocol, self.own).hash:
             return None
-        record = self.run.stages().get(f"eval-{cell.measure}", {})
-        kept = {self.run.file(name): sha for name, sha in record.get("outputs", {}).items()}
+        record = self.run.stages().get(f"eval-{name}", {})
+        kept = {self.run.file(output): sha for output, sha in record.get("outputs", {}).items()}
         if not kept or not all(path.exists() and files.sha256_file(path) == sha for path, sha in kept.items()):
             return None
-        found = results.load(self.run.file(f"eval/{cell.measure}.json"))
+        found = results.load(self.run.file(f"eval/{name}.json"))
         same = all(found.source.get(k) == source[k] for k in ("weights", "data"))
-        return replace(found, source=found.source | source) if same else None
+        return self._reused(replace(found, source=source | {"code": found.source.get("code")})) if same else None
+
+    def _reused(self, found: EvalResult) -> EvalResult:
+        """The same; says once if other code than this measured it."""
+        code, here = str(found.source.get("code")), str(self.packed.source["code"])
+        if code != here and code not in self.versions:
+            self.say(f"  reused: measured by golfcore {code}; this is {here}")
+            self.versions.add(code)
+        return found
 
     def _saved(self, cell: Cell, name: str, belongs: dict, source: dict) -> EvalResult:
         """The result that `out` holds, or else evaluated now and saved there."""
         path = self.folder.file(f"{name}.json") if self.folder else None
         if path is not None and self._is_kept(name, belongs, path):
-            return results.load(path)
+            return self._reused(results.load(path))
         part = path.with_suffix(".part") if path else None
         if part is not None:
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -292,19 +300,16 @@ class _Study:
         return kept
 
     def _evaluate(self, cell: Cell, resume: Path | None, source: dict) -> EvalResult:
-        p, chunk = self.packed, self.packed.cfg.ttt.chunk_tokens
+        subject, chunk = self.packed.subject, self.packed.cfg.ttt.chunk_tokens
         if cell.weights not in self.loaded:
             stored = unflat(tensors.load(self.paths[cell.weights], "trained weights")[0])
-            self.loaded[cell.weights] = to_device(stored, p.runtime.device)
-        tokens = np.asarray(p.val)
+            self.loaded[cell.weights] = to_device(stored, subject.runtime.device)
+        tokens = shuffled(subject.tokens, chunk) if cell.shuffled else subject.tokens
         found = protocols.evaluate(
             cell.protocol,
-            p.cfg,
-            self.loaded[cell.weights],
-            shuffled(tokens, chunk) if cell.shuffled else tokens,
-            p.tables,
+            self.packed.cfg,
+            subject._replace(weights=self.loaded[cell.weights], tokens=tokens),
             changes=cell.changes,
-            runtime=p.runtime,
             resume=resume,
             source=source,
             label=cell.label,
