@@ -213,14 +213,10 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     from golfcore import api
-    from golfcore.evals.result import as_dict
+    from golfcore.evals import result
 
-    found = as_dict(api.evaluate(args.target, args.protocol, overrides(args)))
-    if args.json:
-        print(json.dumps(found))
-        return
-    print(f"{found['protocol']}: {found['bpb']:.4f} bpb, {found['tokens']:,} targets, {found['bytes']:,} bytes")
-    print(f"legality {found['legality']}, {found['repeats']} repeated scores, {found['seconds']:.1f} s")
+    found = api.evaluate(args.target, args.protocol, overrides(args))
+    print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
 def list_protocols(args: argparse.Namespace) -> None:

@@ -220,7 +220,7 @@ def test_targets_that_were_not_scored_count_nowhere(tmp_path: Path) -> None:
     run, text = make_run(tmp_path / "tail", n_chunks=2)
     nats = np.ones(2 * CHUNK, np.float32)
     nats[-30:] = np.nan
-    result = make_result("static", nats, text)
+    result = replace(make_result("static", nats, text), dropped=30)
     results.save(result, run.file("eval/static.json"))
     rows = only(scores.loss_by_class(run, text), measure="static")
     assert rows["targets"].sum() == 2 * CHUNK - 30 and rows["bpb"].sum() == pytest.approx(result.bpb)

@@ -13,7 +13,6 @@ from golfcore.analysis.runs import report
 from golfcore.analysis.stats import MIN_CHUNKS, estimate
 from golfcore.analysis.text import Text, pieces_of, text_of
 from golfcore.base.records import RunFolder
-from golfcore.config import Config
 from golfcore.data.tokens import TokenClass
 from golfcore.evals import protocols
 from golfcore.evals import result as results
@@ -48,16 +47,11 @@ def waterfall(run: RunFolder) -> pd.DataFrame:
         m = final["measures"][name]
         row = {"measure": name} | {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats")}
         if rows:
-            a, b = evaluation(run, before.get(name) or still(name, cfg)), evaluation(run, name)
-            row["difference"] = float(_running_bpb(b)[-1] - _running_bpb(a)[-1])
+            a, b = evaluation(run, before.get(name) or protocols.reference_of(name, cfg)), evaluation(run, name)
+            row["difference"] = b.bpb_first - a.bpb_first
             row |= interval(paired(a, b)) if _spans(a) == _spans(b) else {}
         rows.append(row)
     return frame([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
-
-
-def still(protocol: str, cfg: Config) -> str:
-    """The protocol that does not adapt and scores the same windows."""
-    return "static" if protocols.configure(protocol, cfg).eval.stride == cfg.data.seq_len else "sliding"
 
 
 def ttt_gain(run: RunFolder) -> pd.DataFrame:

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from golfcore.analysis import ablation_readings, depth_readings, study_readings, token_readings
+from golfcore.analysis import ablation_readings, depth_readings
 from golfcore.analysis import suite as suite_analysis
 from golfcore.analysis.table import Table
-from golfcore.plots import ablation, depth, protocols, suite, tokens
+from golfcore.plots import ablation, depth, suite
 
 
 def _rows(frame: pd.DataFrame) -> Table:
@@ -31,8 +31,6 @@ def _call(function: Callable[[Table], Any], frame: pd.DataFrame) -> Any:
 
 _NAMES = {
     (ablation, ablation_readings, "ablation"): "curves differences gains chunks meta_sgd interventions costs",
-    (protocols, study_readings, "protocols"): "waterfall scores controls strides positions stream",
-    (tokens, token_readings, "tokens"): "histogram exceedance concentration classes frequency pieces",
     (depth, depth_readings, "depth"): "sizes tradeoff differences curves scales specialisation",
 }
 FIGURES = {
