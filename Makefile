@@ -20,7 +20,7 @@ setup: $(STAMP) ## create or update the environment in .venv
 	@echo "environment up to date: $$($(BIN)/python --version) in .venv, $$(cat $(STAMP))"
 
 demo: setup ## train, quantize, pack and score a small model on real text, and draw its figures
-	$(BIN)/golfcore notebook 00_quickstart
+	$(BIN)/golfcore notebook 01_one_run
 
 test: setup ## run every test; those marked gpu are skipped where there is no CUDA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -32,7 +32,7 @@ check: setup ## lint, check the formatting, check the types
 
 notebooks: setup ## execute every notebook on the smallest preset
 	@set -e; for name in $(NOTEBOOKS); do echo "notebook $$name"; \
-	  case $$name in 10_*) key=scale;; *) key=preset;; esac; \
+	  case $$name in 10_*) key=size;; *) key=preset;; esac; \
 	  $(BIN)/golfcore notebook $$name -p $$key smoke; done
 
 figures: setup ## draw every figure under figures/ again from its table

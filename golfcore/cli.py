@@ -59,7 +59,7 @@ def _add(
 def _with_preset(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(config.preset_names())
     parser.add_argument("preset", metavar="PRESET", help=f"one of {names}, or a .toml file")
-    parser.add_argument("--scale", default="full", help=f"its size: {', '.join(config.scale_names())}")
+    parser.add_argument("--size", default="full", help=f"its size: {', '.join(config.size_names())}")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a configuration value")
 
 
@@ -81,14 +81,14 @@ def _model_commands(commands: Commands) -> None:
         commands, "sweep", run_sweep, "run every arm and seed of a sweep file, and hold them against its publication"
     )
     p.add_argument("file", metavar="SWEEP", help=f"one of {', '.join(sweepfile.sweep_names())}, or a .toml file")
-    p.add_argument("--scale", default="full", help=f"its size: {', '.join(config.scale_names())}")
+    p.add_argument("--size", default="full", help=f"its size: {', '.join(config.size_names())}")
     p.add_argument("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's")
     p.add_argument(
         "--arm", action="append", default=[], metavar="NAME", help="only these, and what they are compared to"
     )
     p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a value that no arm sets")
     p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
-    p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/SWEEP-SCALE-HASH")
+    p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/SWEEP-SIZE-HASH")
 
     p = _add(commands, "eval", evaluate, "score a run's or an artifact's weights under one protocol")
     p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
@@ -177,7 +177,7 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
 def show_params(args: argparse.Namespace) -> None:
     from golfcore.model import params
 
-    summary = params.summary(config.load(args.preset, overrides(args), args.scale).model)
+    summary = params.summary(config.load(args.preset, overrides(args), args.size).model)
     if args.json:
         print(json.dumps(summary))
         return
@@ -188,14 +188,14 @@ def show_params(args: argparse.Namespace) -> None:
 
 
 def show_config(args: argparse.Namespace) -> None:
-    c = config.load(args.preset, overrides(args), args.scale)
+    c = config.load(args.preset, overrides(args), args.size)
     print(json.dumps({**config.to_dict(c), "hash": c.hash}, indent=1))
 
 
 def run(args: argparse.Namespace) -> None:
     from golfcore.runs import pipeline
 
-    c = config.load(args.preset, overrides(args), args.scale)
+    c = config.load(args.preset, overrides(args), args.size)
     pipeline.run(c, args.out or pipeline.default_out(c))
 
 
@@ -203,7 +203,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     from golfcore.analysis import compare, suite
     from golfcore.runs import sweep
 
-    plan = sweepfile.load(args.file, args.scale, overrides(args))
+    plan = sweepfile.load(args.file, args.size, overrides(args))
     out = args.out or sweep.default_out(plan)
     plan = plan.only(args.arm) if args.arm else plan
     runs = sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
@@ -212,10 +212,10 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from golfcore import api
     from golfcore.evals import result
-    from golfcore.runs import reopen
 
-    found = reopen.evaluate_again(args.target, args.protocol, overrides(args))
+    found = api.evaluate(args.target, args.protocol, overrides(args))
     print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
@@ -227,9 +227,9 @@ def list_protocols(args: argparse.Namespace) -> None:
 
 
 def audit(args: argparse.Namespace) -> int:
-    from golfcore.runs import auditing
+    from golfcore import api
 
-    report = auditing.audit_packed(args.target, args.protocol, overrides(args))
+    report = api.audit(args.target, protocol=args.protocol, changes=overrides(args))
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
 

@@ -17,12 +17,12 @@ def test_every_preset_loads_and_survives_a_round_trip(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["exp101", "pr398", "pr294-recurrent", "pr294-reptile", "pr294-error-guided"])
-def test_every_system_fits_every_scale(name: str) -> None:
+def test_every_system_fits_every_size(name: str) -> None:
     """A scaled system keeps its part of the blocks frozen and its rotary base where the published one has it."""
     full = load(name)
-    for scale in config.scale_names()[1:]:
-        c = load(name, scale=scale)
-        assert c.name == f"{name}-{scale}" and c.model.dim < full.model.dim
+    for size in config.size_names()[1:]:
+        c = load(name, size=size)
+        assert c.name == f"{name}-{size}" and c.model.dim < full.model.dim
         assert not c.ttt.epochs or c.ttt.freeze_blocks < c.model.n_blocks
         assert c.reptile.freeze_blocks < c.model.n_blocks
         assert (c.model.rope_dims == c.model.head_dim) == (full.model.rope_dims == full.model.head_dim)

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 SMALL = {  # parameters that make a notebook quick, where it has them
     "preset": "smoke",
-    "scale": "smoke",
+    "size": "smoke",
     "seeds": "1",
     "cells": "abc,float,order,stride,epochs 0,error-guided,ppm",
 }

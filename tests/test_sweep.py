@@ -218,9 +218,9 @@ def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path)
 # -- files
 
 
-def test_every_sweep_that_comes_along_loads_at_every_scale() -> None:
+def test_every_sweep_that_comes_along_loads_at_every_size() -> None:
     for name in sweepfile.sweep_names():
-        arms = {scale: sweepfile.load(name, scale).arms for scale in config.scale_names()}
+        arms = {size: sweepfile.load(name, size).arms for size in config.size_names()}
         assert len({tuple(found) for found in arms.values()}) == 1
         assert all(arm.published is not None or arm.published_note for arm in arms["full"].values() if arm.unknown)
 
@@ -234,11 +234,11 @@ def test_an_arm_adds_to_the_one_it_is_on(file: Path, data: Path) -> None:
     assert sweep.default_out(plan) == sweep.default_out(plan.only(["bits"]))
 
 
-def test_a_scale_goes_over_what_all_scales_have(tmp_path: Path) -> None:
-    arms = "[arms.a]\n[arms.b]\nset = { ttt.lr = 1.0, ttt.epochs = 7 }\nscale.demo = { ttt.lr = 2.0 }\n"
+def test_a_size_goes_over_what_all_sizes_have(tmp_path: Path) -> None:
+    arms = "[arms.a]\n[arms.b]\nset = { ttt.lr = 1.0, ttt.epochs = 7 }\nsize.demo = { ttt.lr = 2.0 }\n"
     path = tmp_path / "s.toml"
-    path.write_text("base = 'smoke'\nall = { ttt.batch_seqs = 4 }\n[scale.demo]\n'ttt.batch_seqs' = 2\n" + arms)
-    full, demo = (sweepfile.load(path, scale).configs["b"] for scale in ("full", "demo"))
+    path.write_text("base = 'smoke'\nall = { ttt.batch_seqs = 4 }\n[size.demo]\n'ttt.batch_seqs' = 2\n" + arms)
+    full, demo = (sweepfile.load(path, size).configs["b"] for size in ("full", "demo"))
     assert (full.ttt.lr, full.ttt.epochs, full.ttt.batch_seqs) == (1.0, 7, 4)
     assert (demo.ttt.lr, demo.ttt.epochs, demo.ttt.batch_seqs) == (2.0, 7, 2)
     assert full.name == demo.name == "b" and demo.data.seq_len == 256
@@ -256,10 +256,10 @@ def test_a_scale_goes_over_what_all_scales_have(tmp_path: Path) -> None:
         ("base = 'smoke'\n[arms.a]\nlable = 'x'", r"[arms.a]: unknown key 'lable'; did you mean 'label'?"),
         ("base = 'smoke'\n[arms.a]\nset = { ttt.epoch = 1 }", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("base = 'smoke'\n[arms.a]\nset = 3", "set: expected overrides, found 3"),
-        ("base = 'smoke'\n[arms.a]\nscale.dmo = {}", "unknown key 'dmo'; did you mean 'demo'?"),
+        ("base = 'smoke'\n[arms.a]\nsize.dmo = {}", "unknown key 'dmo'; did you mean 'demo'?"),
         ("base = 'smoke'\n[arms.a]\non = 'b'", "on: expected an arm above it (there is none), found 'b'"),
         ("base = 'smoke'\n[arms.a]\n[arms.b]\non = 'c'", "on: expected an arm above it (a), found 'c'"),
-        ("base = 'smoke'\n[arms.a]\n[arms.b]", "[arms.b]: expected an arm that differs from a at scale full"),
+        ("base = 'smoke'\n[arms.a]\n[arms.b]", "[arms.b]: expected an arm that differs from a at size full"),
         ("base = 'smoke'\n[arms.a", "expected TOML, found text that does not parse"),
     ],
 )

@@ -46,12 +46,12 @@ PARTS = {"matrices": ("matrix",), "tables": ("table",), "the rest": ("projection
 def arms(
     preset: str,
     changes: Mapping[str, object],
-    scale: str = "full",
+    size: str = "full",
     repeats: int = 0,
     steps: int = 0,
     names: Sequence[str] = ARMS,
 ) -> dict[str, Config]:
-    """The arms of this module on `preset` at `scale` with dotted `changes`, in the order of `names`.
+    """The arms of this module on `preset` at `size` with dotted `changes`, in the order of `names`.
 
     `repeats`: the preset's blocks in turn, so many times (pr294's order); 0: as `model.blocks` has them. `steps`: of
     the optimizer, the warmdown in proportion; 0: as many as the schedule has. UserError: errors of `config.load`, an
@@ -60,7 +60,7 @@ def arms(
     config.keys(names, list(ARMS), "arms")
     if len(set(names)) < len(names) or not names or names[0] != SHARED:
         raise UserError(f"arms: expected {SHARED} and then different others, found {', '.join(names) or 'none'}")
-    base = config.load(preset, changes, scale)
+    base = config.load(preset, changes, size)
     base = lasting(base, steps) if steps else base
     shared = restack(base, tuple(range(base.model.n_blocks)) * repeats) if repeats else base
     n_layers, n_blocks = shared.model.n_layers, shared.model.n_blocks

@@ -137,7 +137,7 @@ def as_text(plan: Sweep, table: Table) -> str:
         }
         for row in table
     )
-    head = f"{plan.title}\nsweep {plan.name} at scale {plan.scale}, measure {plan.measure}, bits per byte"
+    head = f"{plan.title}\nsweep {plan.name} at size {plan.size}, measure {plan.measure}, bits per byte"
     notes = [f"{row['arm']}: {'; '.join(parts)}" for row in table if (parts := _notes(row))]
     return "\n\n".join([head, to_text(shown), *(["\n".join(notes)] if notes else []), RULE])
 

@@ -10,7 +10,7 @@ from golfcore.config.load import (
     of_run,
     override,
     preset_names,
-    scale_names,
+    size_names,
     to_dict,
 )
 from golfcore.config.schema import (
@@ -50,6 +50,6 @@ __all__ = [
     "of_run",
     "override",
     "preset_names",
-    "scale_names",
+    "size_names",
     "to_dict",
 ]

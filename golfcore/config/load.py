@@ -16,7 +16,7 @@ from golfcore.config.checks import contradictions
 from golfcore.config.schema import Config
 
 PRESETS = Path(__file__).parent / "presets"
-SCALES = Path(__file__).parent / "sizes"
+SIZES = Path(__file__).parent / "sizes"
 SECTIONS: dict[str, type] = {
     f.name: typing.cast(type, f.default_factory) for f in fields(Config) if is_dataclass(f.default_factory)
 }
@@ -119,27 +119,27 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def scale_names() -> list[str]:
-    return ["full", *sorted(p.stem for p in SCALES.glob("*.toml"))]
+def size_names() -> list[str]:
+    return ["full", *sorted(p.stem for p in SIZES.glob("*.toml"))]
 
 
 def load(
-    preset: str | Path, overrides: Mapping[str, object] = types.MappingProxyType({}), scale: str = "full"
+    preset: str | Path, overrides: Mapping[str, object] = types.MappingProxyType({}), size: str = "full"
 ) -> Config:
     """The configuration of a preset (name, or path of a .toml file) with dotted overrides applied.
 
-    `scale`: another size than the preset's own, for a smaller machine: `sizes/SCALE.toml` over the preset, and
-    over that the preset's own table [scale.SCALE].
-    Raises UserError for an unknown preset, scale or key (with a suggestion), a wrong type, or values that contradict.
+    `size`: another size than the preset's own, for a smaller machine: `sizes/SIZE.toml` over the preset, and
+    over that the preset's own table [size.SIZE].
+    Raises UserError for an unknown preset, size or key (with a suggestion), a wrong type, or values that contradict.
     """
-    if scale not in scale_names():
-        raise UserError(f"scale {scale!r}: expected one of {', '.join(scale_names())}")
+    if size not in size_names():
+        raise UserError(f"size {size!r}: expected one of {', '.join(size_names())}")
     values = read_preset(preset)
-    own = values.pop("scale", {})
-    keys(own, scale_names()[1:], f"{preset}, [scale]")
-    if scale != "full":
-        common = tomllib.loads((SCALES / f"{scale}.toml").read_text())
-        values = {**_over(_over(values, common), own.get(scale, {})), "name": f"{values['name']}-{scale}"}
+    own = values.pop("size", {})
+    keys(own, size_names()[1:], f"{preset}, [size]")
+    if size != "full":
+        common = tomllib.loads((SIZES / f"{size}.toml").read_text())
+        values = {**_over(_over(values, common), own.get(size, {})), "name": f"{values['name']}-{size}"}
     return from_dict(_changed(values, overrides), str(preset))
 
 

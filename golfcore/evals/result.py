@@ -40,9 +40,7 @@ class EvalResult:
     seconds: float
     chunks: list[dict] = field(repr=False)  # per chunk: start, stop, nats, bytes, first scores only
     adapt_losses: list[float] = field(default_factory=list, repr=False)  # of steps before the first score
-    coverage: dict[str, Touched] = field(
-        default_factory=dict
-    )  # of what was switched on
+    coverage: dict[str, Touched] = field(default_factory=dict)  # of what was switched on
     source: dict = field(default_factory=dict)  # run id, configuration, seed, data hash, hash of the weights
     dropped: int = 0  # targets that the published tail leaves out
     per_target: np.ndarray | None = field(default=None, repr=False, compare=False)  # (total,) nats, NaN: dropped

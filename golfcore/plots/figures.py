@@ -53,7 +53,7 @@ def draw_figures(
     drawn = {}
     for name, table in tables.items():
         if len(table):
-            table = table if isinstance(table, pd.DataFrame) else frames.frame(table)
+            table = frames.frame(table)
             say = FIGURES[plot or name][1]
             drawn[name] = Drawn(name, table, Caption(say(table)), _draw(name, plot or name, table, folder))
     more = {"plot": plot} if plot else {}

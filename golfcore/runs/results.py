@@ -94,6 +94,11 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     }
 
 
+def measured(report: dict) -> list[str]:
+    """What a report has scores of: the pipeline's own in their order, then other protocols by name."""
+    return [*MEASURES, *sorted(set(report["measures"]) - set(MEASURES))]
+
+
 def _row(name: str, r: results.EvalResult, weights: str) -> dict[str, Any]:
     keys = ("protocol", "bpb", "bpb_first", "loss", "tokens", "bytes", "repeats", "dropped", "seconds")
     row = {key: getattr(r, key) for key in keys}
@@ -104,7 +109,7 @@ def _row(name: str, r: results.EvalResult, weights: str) -> dict[str, Any]:
 
 def table(report: dict) -> str:
     """The report as text: the three numbers side by side, other protocols, the gains, the baseline and the bytes."""
-    s, a, rows = report["source"], report["artifact"], report["measures"]
+    s, a, rows = report["source"], report["artifact"], {name: report["measures"][name] for name in measured(report)}
     lines = [f"run {s['run']}: preset {s['preset']}, config {s['config']}, seed {s['seed']}, data {s['data'][:12]}", ""]
     lines.append(f"{'':50}{'bpb':>9}  {'legality':<12}{'targets':>11}{'seconds':>9}")
     for name, row in rows.items():

@@ -89,7 +89,7 @@ def run_arms(
 
 def default_out(plan: Sweep) -> Path:
     """The folder of a sweep's runs: the same whatever arms and seeds are chosen, so that they add up."""
-    return Path("papermill_runs") / f"{plan.name}-{plan.scale}-{plan.reference.config.hash[:8]}"
+    return Path("papermill_runs") / f"{plan.name}-{plan.size}-{plan.reference.config.hash[:8]}"
 
 
 def _minutes(seconds: float) -> str:

@@ -8,7 +8,7 @@ source = "..."                    # the publication
 measure = "ttt"                   # which of a run's numbers the published ones are: static, sliding or ttt
 published_sd = 0.0008             # of published runs over seeds, if known
 all = { eval.tail = "exact" }     # overrides of every arm
-[scale.demo]                      # the same at one scale, over `all`
+[size.demo]                       # the same at one size, over `all`
 ttt.epochs = 5
 [arms.base]                       # the first arm is the reference of all that name no other
 label = "..."
@@ -17,7 +17,7 @@ published_note = "seed 1337"
 [arms.slow]
 on = "base"                       # an arm above, whose overrides this one adds to, and which it is compared with
 set = { optim.matrix_lr = 0.01 }
-scale.demo = { optim.matrix_lr = 0.02 }  # in place of `set` where they name the same
+size.demo = { optim.matrix_lr = 0.02 }  # in place of `set` where they name the same
 unknown = ["..."]                 # what the publication does not say, and we chose
 note = "..."
 ```
@@ -44,7 +44,7 @@ FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
     "measure": Measure,
     "published_sd": float,
     "all": dict,
-    "scale": dict,
+    "size": dict,
     "arms": dict,
 }
 ARM: dict[str, Any] = {
@@ -55,13 +55,13 @@ ARM: dict[str, Any] = {
     "unknown": tuple[str, ...],
     "note": str,
     "set": dict,
-    "scale": dict,
+    "size": dict,
 }
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One arm at one scale."""
+    """One arm at one size."""
 
     name: str
     label: str
@@ -76,12 +76,12 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file at one scale. The first arm is the reference."""
+    """A sweep file at one size. The first arm is the reference."""
 
     name: str
     title: str
     source: str
-    scale: str
+    size: str
     seeds: tuple[int, ...]
     measure: Measure
     published_sd: float | None
@@ -108,8 +108,8 @@ def sweep_names() -> list[str]:
     return sorted(path.stem for path in SWEEPS.glob("*.toml"))
 
 
-def load(file: str | Path, scale: str = "full", overrides: Mapping[str, object] = types.MappingProxyType({})) -> Sweep:
-    """The sweep in a file (the name of one that comes with golfcore, or a path of a .toml file) at a scale.
+def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] = types.MappingProxyType({})) -> Sweep:
+    """The sweep in a file (the name of one that comes with golfcore, or a path of a .toml file) at a size.
 
     `overrides` are of all arms; what an arm sets goes over them. UserError: no such file, an unknown key, a value of
     another type, an arm `on` one that does not stand above it, or two arms of one configuration.
@@ -124,15 +124,15 @@ def load(file: str | Path, scale: str = "full", overrides: Mapping[str, object] 
             raise UserError(f"{where}: expected {key}, found none")
     if not isinstance(values["arms"], Mapping):
         raise UserError(f"{where}: expected arms to be a table, found {values['arms']!r}")
-    common = {**_overrides(values, "all", scale, where), **overrides}
+    common = {**_overrides(values, "all", size, where), **overrides}
     arms: dict[str, ArmPlan] = {}
     for name, given in values["arms"].items():
-        arms[name] = _arm(name, given, values["base"], common, scale, arms, f"{where}, [arms.{name}]")
+        arms[name] = _arm(name, given, values["base"], common, size, arms, f"{where}, [arms.{name}]")
     return Sweep(
         path.stem,
         values.get("title", path.stem),
         values.get("source", ""),
-        scale,
+        size,
         values.get("seeds") or (next(iter(arms.values())).config.run.seed,),
         values.get("measure", "ttt"),
         values.get("published_sd"),
@@ -159,7 +159,7 @@ def _arm(
     given: Mapping[str, Any],
     base: str,
     common: Mapping[str, object],
-    scale: str,
+    size: str,
     above: Mapping[str, ArmPlan],
     where: str,
 ) -> ArmPlan:
@@ -170,14 +170,14 @@ def _arm(
     if on not in above and (above or on):
         raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
     below = above[on].overrides if on else common
-    overrides = {**below, **_overrides(values, "set", scale, where)}
+    overrides = {**below, **_overrides(values, "set", size, where)}
     try:
-        found = replace(config.load(base, overrides, scale=scale), name=name)
+        found = replace(config.load(base, overrides, size=size), name=name)
     except UserError as e:
         raise UserError(f"{where}: {e}") from None
     for other in above.values():
         if other.config.hash == found.hash:
-            raise UserError(f"{where}: expected an arm that differs from {other.name} at scale {scale}, found the same")
+            raise UserError(f"{where}: expected an arm that differs from {other.name} at size {size}, found the same")
     return ArmPlan(
         name,
         values.get("label", name),
@@ -191,14 +191,14 @@ def _arm(
     )
 
 
-def _overrides(values: Mapping[str, Any], key: str, scale: str, where: str) -> dict[str, object]:
-    """The overrides in `values[key]` with those of the scale over them."""
-    scales = values.get("scale", {})
-    if not isinstance(scales, Mapping):
-        raise UserError(f"{where}, scale: expected a table, found {scales!r}")
-    config.keys([scale], config.scale_names(), "scale")
-    config.keys(scales, config.scale_names(), f"{where}, scale")
-    return _flat(values.get(key, {}), f"{where}, {key}") | _flat(scales.get(scale, {}), f"{where}, scale.{scale}")
+def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> dict[str, object]:
+    """The overrides in `values[key]` with those of the size over them."""
+    sizes = values.get("size", {})
+    if not isinstance(sizes, Mapping):
+        raise UserError(f"{where}, size: expected a table, found {sizes!r}")
+    config.keys([size], config.size_names(), "size")
+    config.keys(sizes, config.size_names(), f"{where}, size")
+    return _flat(values.get(key, {}), f"{where}, {key}") | _flat(sizes.get(size, {}), f"{where}, size.{size}")
 
 
 def _flat(table: Any, where: str) -> dict[str, object]:
