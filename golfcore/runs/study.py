@@ -117,7 +117,7 @@ def reported(run: RunFolder) -> list[Measured]:
     Each of the four is compared with the one before it, from the float weights on. UserError: a score is missing.
     """
     cfg = config.of_run(run)
-    cells = {_measure(cell, cfg): cell for cell in standard(cfg)}
+    cells = {_measure(cell, cfg): cell for cell in standard(cfg) if not cell.changes}
     names, reference = measures(cfg), ""
     for name in MEASURES:
         cells[name], reference = replace(cells[name], reference=reference), cells[name].label
@@ -125,11 +125,9 @@ def reported(run: RunFolder) -> list[Measured]:
 
 
 def _measure(cell: Cell, cfg: Config) -> str:
-    """The name of a cell among the evaluations that a run of `cfg` makes itself; "" if it is none of them."""
-    if cell.shuffled or cell.changes:
-        return ""
+    """The evaluation that a run of `cfg` makes of the same weights and text under the same protocol; "" if none."""
     made = (FILES[cell.weights], cell.protocol)
-    return next((name for name, own in measures(cfg).items() if own == made), "")
+    return next((name for name, own in measures(cfg).items() if own == made and not cell.shuffled), "")
 
 
 # -- the text in another order
