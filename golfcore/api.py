@@ -115,9 +115,9 @@ class Run:
     @property
     def coverage(self) -> pd.DataFrame:
         """What every feature that is switched on really touched."""
-        from golfcore.analysis import frames, runs
+        from golfcore.analysis.runs import coverage
 
-        return frames.frame(runs.coverage(self.folder))
+        return coverage(self.folder)
 
     @property
     def weights(self) -> Weights:
@@ -179,7 +179,7 @@ def run(cfg: Config, out: str | Path | None = None) -> Run:
 
 
 def open_run(where: str | Path) -> Run:
-    """The run in a folder, or of an id (UserError if there is none)."""
+    """The run in a folder, or of an id below papermill_runs (UserError if there is none)."""
     from golfcore.runs.folder import find_run
 
     return Run(find_run(Path(where)))
@@ -249,4 +249,6 @@ def compare(runs: Sequence[Run | str | Path]) -> pd.DataFrame:
 
 
 def _where(target: Run | Artifact | str | Path) -> Path:
-    return target.path if isinstance(target, Run | Artifact) else Path(target)
+    from golfcore.runs.folder import find_target
+
+    return target.path if isinstance(target, Run | Artifact) else find_target(Path(target))

@@ -1,159 +1,208 @@
 """The command line. Errors a user can cause are one sentence and exit code 2; anything else keeps its traceback."""
 
 import argparse
-import errno
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from golfcore import __version__, config
-from golfcore.base.errors import UserError
-from golfcore.runs import sweepfile
+from golfcore import __version__
+from golfcore.base import streams
+from golfcore.base.errors import UserError, sentence
 
-# torch, papermill and matplotlib are imported inside the commands that need them: `golfcore --help` is instant.
+if TYPE_CHECKING:
+    from golfcore.config import Config
 
-DISK = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "disk quota exceeded", errno.EROFS: "read-only disk"}
+# Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
+
+CLOSED_PIPE = 141  # as a program that the signal SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    """Exit code of a command: 0, 2 for a mistake in its input, 1 for a condition of legality that does not hold."""
+    streams.open_closed()
     try:
+        with streams.flushed():
+            return _run(argv)
+    except BrokenPipeError:  # `| head`: who reads has seen enough
+        streams.discard()
+        return CLOSED_PIPE
+    except OSError as e:  # what was printed could not be written
+        streams.discard()
+        return _refused(e)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
         return args.command(args) or 0
-    except UserError as e:
-        print(f"golfcore: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        if e.errno not in DISK and not isinstance(e, PermissionError):
-            raise
-        where = f"{e.filename}: " if e.filename else ""
-        print(f"golfcore: {where}cannot write, {DISK.get(e.errno or 0, 'permission denied')}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError) as e:
+        return _refused(e)
     except KeyboardInterrupt:
-        print("golfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        streams.complain("golfcore: interrupted; the same command goes on from the last checkpoint")
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="golfcore", description="The laboratory for Parameter Golf.")
+def _refused(e: UserError | OSError) -> int:
+    """Say what is wrong in one sentence; an error of the system that is no user's is raised again."""
+    said = sentence(e) if isinstance(e, OSError) else str(e)
+    if said is None:
+        raise e
+    streams.complain(f"golfcore: {said}")
+    return 2
+
+
+class _Help(argparse.HelpFormatter):
+    """Says the default of every option that has one, and the names that there are for PRESETS and SIZES."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, silent = action.help or "", action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        if "PRESETS" in text or "SIZES" in text:
+            from golfcore import config
+
+            text = text.replace("PRESETS", ", ".join(config.preset_names()))
+            text = text.replace("SIZES", ", ".join(config.size_names()))
+        return text if silent or "default" in text else f"{text} (default: %(default)s)".lstrip()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` says what is expected")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="golfcore", description="The laboratory for Parameter Golf.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _model_commands(commands)
+    _score_commands(commands)
     _data_commands(commands)
     _notebook_commands(commands)
     return parser
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def _add(
-    commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
+def _add(commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> _Parser:
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
     parser.set_defaults(command=command)
     return parser
 
 
-def _with_preset(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(config.preset_names())
-    parser.add_argument("preset", metavar="PRESET", help=f"one of {names}, or a .toml file")
-    parser.add_argument("--size", default="full", help=f"its size: {', '.join(config.size_names())}")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a configuration value")
+def _group(commands: Commands, name: str, text: str) -> Commands:
+    return commands.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="ACTION")
+
+
+def _json(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print values as JSON, with every digit")
+
+
+def _changes(parser: _Parser, which: str = "a value") -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help=f"override {which}; repeatable")
+    parser.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
+
+
+def _size(parser: _Parser) -> None:
+    parser.add_argument("--size", default="full", help="one of SIZES")
+
+
+def _preset(parser: _Parser) -> None:
+    parser.add_argument("preset", metavar="PRESET", help="one of PRESETS, or a .toml file")
+    _size(parser)
+    _changes(parser)
 
 
 def _model_commands(commands: Commands) -> None:
     p = _add(commands, "params", show_params, "count a preset's parameters")
-    _with_preset(p)
-    p.add_argument("--json", action="store_true")
+    _preset(p)
+    _json(p)
 
     p = _add(commands, "config", show_config, "print a preset with everything it inherits")
-    _with_preset(p)
+    _preset(p)
 
     p = _add(commands, "run", run, "train, quantize, pack and evaluate; goes on if DIR holds the same configuration")
-    _with_preset(p)
-    p.add_argument("--seed", type=int, help="same as --set run.seed=N")
-    p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
+    _preset(p)
+    p.add_argument("--seed", type=int, metavar="N", help="same as --set run.seed=N")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/PRESET-HASH")
 
-    p = _add(
-        commands, "sweep", run_sweep, "run every arm and seed of a sweep file, and hold them against its publication"
-    )
-    p.add_argument("file", metavar="SWEEP", help=f"one of {', '.join(sweepfile.sweep_names())}, or a .toml file")
-    p.add_argument("--size", default="full", help=f"its size: {', '.join(config.size_names())}")
+    text = "run every arm and seed of a sweep file, and hold them against its publication"
+    p = _add(commands, "sweep", run_sweep, text)
+    p.add_argument("file", metavar="SWEEP", help="the name of a sweep that comes with golfcore, or a .toml file")
+    _size(p)
     p.add_argument("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's")
-    p.add_argument(
-        "--arm", action="append", default=[], metavar="NAME", help="only these, and what they are compared to"
-    )
-    p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a value that no arm sets")
-    p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
+    arms = "only these, and what they are compared to; default: all"
+    p.add_argument("--arm", action="append", default=[], metavar="NAME", help=arms)
+    _changes(p, "a value that no arm sets")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/SWEEP-SIZE-HASH")
 
-    p = _add(commands, "eval", evaluate, "score a run's or an artifact's weights under one protocol")
-    p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
-    p.add_argument("--protocol", default="static", metavar="NAME", help="`golfcore protocols` lists them")
-    p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a data, eval or ttt value")
-    p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
-    p.add_argument("--json", action="store_true")
+
+def _score_commands(commands: Commands) -> None:
+    for name, command, protocol, text in (
+        ("eval", evaluate, "static", "score a run's or an artifact's weights under one protocol"),
+        ("audit", audit, "ttt", "test a protocol's legality; exit code 1 if a condition does not pass"),
+    ):
+        p = _add(commands, name, command, text)
+        p.add_argument("target", type=Path, metavar="RUN|ARTIFACT", help="a run's folder or id, or an artifact file")
+        p.add_argument("--protocol", default=protocol, metavar="NAME", help="`golfcore protocols` lists them")
+        _changes(p, "a data, eval or ttt value")
+        _json(p)
 
     p = _add(commands, "protocols", list_protocols, "the names of the evaluation protocols")
 
-    p = _add(commands, "audit", audit, "test a protocol's legality; exit code 1 if a condition does not pass")
-    p.add_argument("target", type=Path, metavar="RUN|ARTIFACT")
-    p.add_argument("--protocol", default="ttt", metavar="NAME", help="`golfcore protocols` lists them")
-    p.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a data, eval or ttt value")
-    p.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
-    p.add_argument("--json", action="store_true")
-
-    p = _add(commands, "runs", list_runs, "list run folders with their three numbers")
-    p.add_argument("folder", type=Path, nargs="?", default=Path("papermill_runs"))
-    p.add_argument("--json", action="store_true")
+    p = _add(commands, "runs", list_runs, "list run folders at any depth with their three numbers")
+    p.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="default: the project's papermill_runs")
+    _json(p)
 
     p = _add(commands, "compare", compare, "runs side by side, with intervals over seeds and over text")
-    p.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folders; the first configuration is the reference"
-    )
-    p.add_argument("--json", action="store_true")
+    text = "folders or ids; the first configuration is the reference"
+    p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=text)
+    _json(p)
 
-    artifact = commands.add_parser("artifact", help="look into an artifact").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+    artifact = _group(commands, "artifact", "look into an artifact")
     p = _add(artifact, "info", artifact_info, "bytes by component, and the configuration inside")
-    p.add_argument("file", type=Path)
-    p.add_argument("--json", action="store_true")
+    p.add_argument("file", type=Path, metavar="ARTIFACT")
+    _json(p)
 
 
 def _data_commands(commands: Commands) -> None:
-    data = commands.add_parser("data", help="make, fetch or inspect a dataset").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+    data = _group(commands, "data", "make, fetch or inspect a dataset")
     p = _add(data, "build", data_build, "a folder of .txt, .md or .jsonl becomes tokenizer + shards")
-    p.add_argument("folder", type=Path)
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--vocab-size", type=int, default=1024)
-    p.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="use this SentencePiece model instead of training one"
-    )
+    p.add_argument("folder", type=Path, metavar="FOLDER")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset; new or empty")
+    p.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="pieces of the tokenizer to train")
+    text = "use this SentencePiece model instead of training one"
+    p.add_argument("--tokenizer", type=Path, metavar="FILE", help=text)
 
     p = _add(data, "download", data_download, "the competition's FineWeb export, resumable, hashes checked")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--train-shards", type=int, default=80, help="100M tokens each; default all 80")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset")
+    p.add_argument("--train-shards", type=int, default=80, metavar="N", help="100M tokens each; default all 80")
     p.add_argument("--endpoint", metavar="URL", help="another hub")
 
-    p = _add(data, "info", data_info, "splits, tokens, bytes and hash of a dataset")
-    p.add_argument("folder", nargs="?", help="default: the embedded corpus of the default configuration")
+    for name, command, text in (
+        ("info", data_info, "splits, tokens, documents, bytes, tokenizer and hash of a dataset"),
+        ("check", data_check, "the same, with every file read again and the whole text held against its tokenizer"),
+    ):
+        p = _add(data, name, command, text)
+        p.add_argument("folder", nargs="?", metavar="FOLDER", help="default: the embedded corpus of the default preset")
 
 
 def _notebook_commands(commands: Commands) -> None:
-    p = _add(commands, "notebook", run_notebook, "execute a notebook with papermill; refuses unknown parameters")
-    p.add_argument("name")
-    p.add_argument("-p", action="append", nargs=2, default=[], metavar=("KEY", "VALUE"), dest="parameters")
-    p.add_argument("--out", type=Path, default=Path("papermill_runs"), metavar="DIR")
+    p = commands.add_parser("notebook", help="execute a notebook with papermill", add_help=False, formatter_class=_Help)
+    p.description = "Execute a notebook with papermill; refuses unknown parameters. `NAME --help` lists a notebook's."
+    p.set_defaults(command=run_notebook, parser=p)
+    p.add_argument("name", nargs="?", metavar="NAME", help="a notebook of the project, or one that comes with golfcore")
+    p.add_argument("-h", "--help", action="store_true", help="show this, or the parameters of NAME")
+    p.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="parameters", help="repeatable"
+    )
+    p.add_argument("--out", type=Path, metavar="DIR", help="default: the project's papermill_runs")
 
     p = _add(commands, "figures", figures, "draw a run's figures beside their tables")
     p.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="default: draw DIR again from its tables")
-    p.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
+    p.add_argument("--out", type=Path, metavar="DIR", help="default: the project's figures")
 
 
 # -- commands
@@ -161,23 +210,27 @@ def _notebook_commands(commands: Commands) -> None:
 
 def overrides(args: argparse.Namespace) -> dict[str, object]:
     """`--set a.b=v` pairs, and the options that stand for one."""
-    pairs: dict[str, object] = {}
-    for text in args.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text}: expected section.key=value, found no '='")
-        pairs[key.strip()] = value.strip()
+    from golfcore import config
+
+    pairs: dict[str, object] = dict(map(config.parse_override, args.set))
     if getattr(args, "seed", None) is not None:
         pairs["run.seed"] = args.seed
-    if getattr(args, "data", None):
+    if getattr(args, "data", None) is not None:
         pairs["data.path"] = args.data
     return pairs
+
+
+def configured(args: argparse.Namespace) -> "Config":
+    """The configuration that PRESET, --size and the overrides spell."""
+    from golfcore import config
+
+    return config.load(args.preset, overrides(args), args.size)
 
 
 def show_params(args: argparse.Namespace) -> None:
     from golfcore.model import params
 
-    summary = params.summary(config.load(args.preset, overrides(args), args.size).model)
+    summary = params.summary(configured(args).model)
     if args.json:
         print(json.dumps(summary))
         return
@@ -188,20 +241,22 @@ def show_params(args: argparse.Namespace) -> None:
 
 
 def show_config(args: argparse.Namespace) -> None:
-    c = config.load(args.preset, overrides(args), args.size)
+    from golfcore import config
+
+    c = configured(args)
     print(json.dumps({**config.to_dict(c), "hash": c.hash}, indent=1))
 
 
 def run(args: argparse.Namespace) -> None:
-    from golfcore.runs import pipeline
+    from golfcore.runs import folder, pipeline
 
-    c = config.load(args.preset, overrides(args), args.size)
-    pipeline.run(c, args.out or pipeline.default_out(c))
+    c = configured(args)
+    pipeline.run(c, args.out or folder.default_out(c))
 
 
 def run_sweep(args: argparse.Namespace) -> None:
     from golfcore.analysis import compare, suite
-    from golfcore.runs import sweep
+    from golfcore.runs import sweep, sweepfile
 
     plan = sweepfile.load(args.file, args.size, overrides(args))
     out = args.out or sweep.default_out(plan)
@@ -236,9 +291,10 @@ def audit(args: argparse.Namespace) -> int:
 
 def list_runs(args: argparse.Namespace) -> None:
     from golfcore.analysis import runs
+    from golfcore.runs import folder
 
-    rows = runs.runs_table(args.folder)
-    print(json.dumps(rows, indent=1) if args.json else runs.as_text(rows))
+    found = runs.runs_table(args.folder or folder.runs_dir())
+    print(json.dumps(runs.as_rows(found), indent=1) if args.json else runs.as_text(found))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -270,23 +326,38 @@ def data_download(args: argparse.Namespace) -> None:
 
 
 def data_info(args: argparse.Namespace) -> None:
-    from golfcore.data import datasets, shards
-    from golfcore.runs import pipeline
+    from golfcore import config
+    from golfcore.data import datasets, prepare
 
-    dataset = datasets.open_dataset(args.folder) if args.folder else pipeline.prepare_data(config.Config(), print)
-    print(f"{dataset.path}: data {dataset.data_hash[:12]}, tokenizer {dataset.tokenizer.name}")
-    for split, paths in (("train", dataset.train), ("val", dataset.val)):
-        print(f"  {split}: {sum(map(shards.shard_tokens, paths)):,} tokens in {len(paths)} shards")
+    dataset = datasets.open_dataset(args.folder) if args.folder else prepare.prepare_data(config.Config(), print)
+    print(datasets.description(dataset))
+
+
+def data_check(args: argparse.Namespace) -> None:
+    from golfcore import config
+    from golfcore.data import datasets, prepare
+
+    folder = args.folder or prepare.prepare_data(config.Config(), print).path
+    print(datasets.description(datasets.open_dataset(folder, again=True)))
+    print("  intact: every file was read, and the bytes are those of the decoded text")
 
 
 def run_notebook(args: argparse.Namespace) -> None:
     from golfcore import notebook
 
-    print(notebook.run_notebook(args.name, dict(args.parameters), args.out))
+    if args.name and args.help:
+        print(notebook.describe(args.name))
+    elif args.help:
+        args.parser.print_help()
+    elif not args.name:
+        args.parser.error("the following arguments are required: NAME")
+    else:
+        print(notebook.run_notebook(args.name, dict(args.parameters), args.out))
 
 
 def figures(args: argparse.Namespace) -> None:
     from golfcore import notebook
+    from golfcore.runs import folder
 
-    for path in notebook.draw_runs(args.runs, args.out):
+    for path in notebook.draw_runs(args.runs, args.out or folder.project_dir() / "figures"):
         print(path)

@@ -6,26 +6,37 @@ leave a cell that timed out or was killed marked "completed".
 """
 
 import ast
-import re
+import io
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import tokenize
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from golfcore import config
 from golfcore.base import files
-from golfcore.base.errors import UserError
+from golfcore.base.errors import UserError, shown
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
-from golfcore.runs.folder import find_run
+from golfcore.runs.folder import default_out, find_run, project_dir, runs_dir
 
-RUNS = Path("papermill_runs")
 MARKER = "done.json"
+MARKER_SCHEMA = {"notebook": str, "parameters": dict, "seconds": float, "sha256": str}
+CELL_SCHEMA = {"cell_type": str, "source": (str, [str]), "metadata": {"tags?": [str]}}
+NOTEBOOK_SCHEMA = {"cells": [CELL_SCHEMA]}
 NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+class Parameter(NamedTuple):
+    """A parameter of a notebook, from a line `name: type = default  # comment`."""
+
+    name: str
+    default: Any
+    comment: str
 
 
 class NotebookFailed(Exception):
@@ -36,19 +47,20 @@ class NotebookFailed(Exception):
 
 
 def run_notebook(
-    name: str, parameters: Mapping[str, object] = NOTHING, out: Path = RUNS, notebooks: Path | None = None
+    name: str, parameters: Mapping[str, object] = NOTHING, out: Path | None = None, notebooks: Path | None = None
 ) -> Path:
-    """Execute notebook `name` and return the executed copy, out/notebooks/NAME-HASH/NAME.ipynb.
+    """Execute notebook `name` and return the executed copy, OUT/notebooks/NAME-HASH/NAME.ipynb.
 
-    The hash is of all parameters. What the cells print appears here as they run; they run in the current folder. The
-    marker `done.json` beside the copy is written last. Raises UserError for an unknown notebook or parameter, a value
-    of another type, a UserError in a cell, or papermill not being installed; NotebookFailed if a cell failed
-    otherwise.
+    OUT is the project's papermill_runs if `out` is None; the hash is of all parameters. What the cells print appears
+    here as they run; they run in the current folder. The marker `done.json` beside the copy is written last. Raises
+    UserError for an unknown notebook or parameter, a value that cannot be, a UserError in a cell, or papermill not
+    being installed; NotebookFailed if a cell failed otherwise.
     """
     papermill = _papermill()
     source = find_notebook(name, notebooks)
     values = checked(parameters, defaults(source), f"notebook {source.stem}")
-    folder = out / "notebooks" / f"{source.stem}-{files.sha256_text(files.canonical_json(values))[:8]}"
+    hashed = files.sha256_text(files.canonical_json(values))[:8]
+    folder = (out or runs_dir()) / "notebooks" / f"{source.stem}-{hashed}"
     executed, marker = folder / source.name, folder / MARKER
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
@@ -64,45 +76,118 @@ def is_complete(folder: Path) -> bool:
     marker = folder / MARKER
     if not marker.exists():
         return False
-    record = files.read_json(marker, "a completion marker")
-    executed = folder / f"{record['notebook']}.ipynb"
+    record = files.read_json(marker, "a completion marker", MARKER_SCHEMA)
+    executed = files.below(folder, f"{record['notebook']}.ipynb", str(marker))
     return executed.exists() and files.sha256_file(executed) == record["sha256"]
 
 
 def find_notebook(name: str, notebooks: Path | None = None) -> Path:
-    """The notebook `name` in the given folder, else in ./notebooks, else beside the package (UserError if none)."""
-    places = [notebooks] if notebooks else [Path("notebooks"), Path(__file__).parents[1] / "notebooks"]
-    folder = next((place for place in places if place.is_dir()), None)
-    if folder is None:
+    """The notebook `name` in the given folder, else in the project's notebooks/, else beside or in the package.
+
+    UserError if there is none.
+    """
+    package = Path(__file__).parent
+    places = [notebooks] if notebooks else [project_dir() / "notebooks", package.parent / "notebooks"]
+    folder = next((place for place in (*places, package / "notebooks") if place.is_dir()), None)
+    if folder is None or (notebooks and folder != notebooks):
         raise UserError(f"{places[0]}: expected a folder of notebooks, found none")
     config.keys([name.removesuffix(".ipynb")], sorted(path.stem for path in folder.glob("*.ipynb")), str(folder))
     return folder / f"{name.removesuffix('.ipynb')}.ipynb"
 
 
-def defaults(notebook: Path) -> dict[str, Any]:
-    """The parameters of a notebook with their default values.
+def parameters_of(notebook: Path) -> list[Parameter]:
+    """The parameters of a notebook, in order.
 
-    Its cell tagged "parameters" must hold nothing but names set to literals (ValueError otherwise). It is parsed here
-    because papermill's own reader drops a line without failing when it finds a second "=" in it, be it in a comment.
+    Its cell tagged "parameters" must hold nothing but names set to literals, each perhaps with its type (ValueError
+    otherwise). It is parsed here because papermill's own reader drops a line without failing when it finds a second
+    "=" in it, be it in a comment.
     """
-    cells = files.read_json(notebook, "a notebook")["cells"]
+    cells = files.read_json(notebook, "a notebook", NOTEBOOK_SCHEMA)["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"{notebook}: expected one cell tagged parameters, found {len(tagged)}")
-    found = {}
-    for statement in ast.parse("".join(tagged[0]["source"])).body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
-        value = getattr(statement, "value", None)
-        if not (isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and value):
-            raise ValueError(f"{notebook}: expected assignments in the parameters cell, found {ast.unparse(statement)}")
-        found[target.id] = ast.literal_eval(value)
+    code, found = "".join(tagged[0]["source"]), []
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    for line in ast.parse(code).body:
+        target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
+        if not (isinstance(line, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and line.value):
+            raise ValueError(f"{notebook}: expected assignments in the parameters cell, found {ast.unparse(line)}")
+        default = ast.literal_eval(line.value)
+        if isinstance(line, ast.AnnAssign) and ast.unparse(line.annotation) != type(default).__name__:
+            raise ValueError(f"{notebook}: expected the type of its default in {ast.unparse(line)}")
+        found.append(Parameter(target.id, default, comments.get(line.end_lineno or 0, "")))
     return found
 
 
+def defaults(notebook: Path) -> dict[str, Any]:
+    """The parameters of a notebook with their default values; errors as `parameters_of`."""
+    return {p.name: p.default for p in parameters_of(notebook)}
+
+
+def describe(name: str, notebooks: Path | None = None) -> str:
+    """What `golfcore notebook NAME --help` prints: each parameter with its type, default and comment."""
+    source = find_notebook(name, notebooks)
+    found = parameters_of(source)
+    typed = [f"{p.name}: {type(p.default).__name__} = {p.default!r}" for p in found]
+    width = min(max(map(len, typed), default=0), 48)
+    lines = [f"  {left:{width}}  {p.comment}".rstrip() for left, p in zip(typed, found, strict=True)]
+    usage = f"usage: golfcore notebook {source.stem} [-p KEY VALUE] [--out DIR]"
+    return "\n".join([usage, "", "parameters:", *lines])
+
+
 def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """All parameters: those given, as the type of their default, and the other defaults (UserError if one is wrong)."""
+    """All parameters: those given, as the type of their default, and the other defaults.
+
+    UserError: an unknown name, a value of another type, or one that no cell could use (VALID).
+    """
     config.keys(given, list(known), where)
-    return {**known, **{k: config.coerce(v, type(known[k]), f"{where}, {k}") for k, v in given.items()}}
+    values = {**known, **{k: config.coerce(v, type(known[k]), f"{where}, {k}") for k, v in given.items()}}
+    for name, value in values.items():
+        if name in VALID and (value != "" or known[name] != ""):  # text that may be left out is empty by default
+            try:
+                VALID[name](value)
+            except UserError as e:
+                raise UserError(f"{where}, {name}: {e}") from None
+    if {"preset", "seed", "overrides"} <= values.keys() and not values.get("run"):
+        configure(*(values.get(name, "") for name in ("preset", "seed", "overrides", "data_path")))
+    return values
+
+
+def names_of(text: str) -> list[str]:
+    """ "a, b" as names. UserError: none, or one twice."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"expected different names separated by commas, found {shown(text)!r}")
+    return found
+
+
+def seeds_of(text: str) -> list[int]:
+    """ "1, 2" as seeds. UserError: none, one twice, or one that is no seed."""
+    try:
+        found = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
+        raise UserError(f"expected different seeds of 0 to {2**32 - 1} separated by commas, found {shown(text)!r}")
+    return found
+
+
+def _one_of(names: Callable[[], Sequence[str]]) -> Callable[[str], object]:
+    return lambda value: config.keys([value], list(names()), "it")
+
+
+VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name may be, in every notebook
+    "preset": config.load,
+    "size": _one_of(config.size_names),
+    "seeds": seeds_of,
+    "arms": names_of,
+    "cells": names_of,
+    "overrides": config.parse_overrides,
+    "changes": config.parse_overrides,
+    "run": lambda value: find_run(Path(value)),
+    "clock": _one_of(lambda: ["steps", "wall"]),
+}
 
 
 def _papermill() -> ModuleType:
@@ -162,15 +247,8 @@ def configure(preset: str, seed: int, overrides: str = "", data_path: str = "") 
 
 
 def split_overrides(text: str) -> dict[str, str]:
-    """ "a.b=1, c.d=[2, 3]" as pairs; between them a semicolon, a new line, or a comma before the next section.key=."""
-    pairs = {}
-    for piece in re.split(r"[;\n]|,(?=\s*\w+\.\w+\s*=)", text):
-        key, equals, value = (part.strip() for part in piece.partition("="))
-        if piece.strip() and not equals:
-            raise UserError(f"overrides: expected section.key=value, found {piece.strip()!r}")
-        if equals:
-            pairs[key] = value
-    return pairs
+    """The pairs in a notebook's text of overrides; errors as `config.parse_overrides`."""
+    return config.parse_overrides(text)
 
 
 def finished_run(run: str, preset: str, seed: int, overrides: str, data_path: str, out: str) -> RunFolder:
@@ -183,7 +261,7 @@ def finished_run(run: str, preset: str, seed: int, overrides: str, data_path: st
 
     if not run:
         cfg = configure(preset, seed, overrides, data_path)
-        return pipeline.run(cfg, Path(out) if out else pipeline.default_out(cfg))
+        return pipeline.run(cfg, Path(out) if out else default_out(cfg))
     found = find_run(Path(run))
     print(pipeline.table(report(found)))
     return found

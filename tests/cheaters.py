@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from golfcore.base import runtime
+from golfcore.base.runtime import Runtime
 from golfcore.config import Config, load
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
 from golfcore.evals.audit import Event, ProtocolScorer, Scores
-from golfcore.evals.evaluation import Walk
+from golfcore.evals.evaluation import ALONE, Evaluation, Subject
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.protocols import begin
 from golfcore.evals.score import Look, score
@@ -52,7 +53,7 @@ def weights() -> Weights:
     """Of the smoke model, moved away from its start and trained a little on other text."""
     g = torch.Generator().manual_seed(0)
     start = tree_map(lambda t: t + 0.1 * torch.randn(t.shape, generator=g), params.init(CFG.model, 0))
-    walk = begin("ttt", with_("ttt", lr=0.1, lr_horizon=1000), start, text(100 * CHUNK, seed=1), tables())
+    walk = begin("ttt", with_("ttt", lr=0.1, lr_horizon=1000), Subject(start, text(100 * CHUNK, seed=1), tables()))
     while not walk.finished:
         walk.step()
     return detach(walk.adapter.weights)
@@ -77,8 +78,12 @@ def text(total: int = TOTAL, seed: int = 0) -> np.ndarray:
     return tokens.astype(np.uint16)
 
 
+def subject(runtime: Runtime = ALONE) -> Subject:
+    return Subject(weights(), text(), tables(), runtime)
+
+
 def honest(protocol: str = "ttt", cfg: Config = CFG) -> ProtocolScorer:
-    return ProtocolScorer(protocol, cfg, weights(), tables())
+    return ProtocolScorer(protocol, cfg, subject())
 
 
 def with_(section: str, **values: object) -> Config:
@@ -92,10 +97,10 @@ class TrainThenScore(ProtocolScorer):
     """Trains on every chunk, then scores them all with the final weights (pr398's order). Strength: the rate."""
 
     def __init__(self, rate: float, forged: bool = False) -> None:
-        super().__init__("ttt", with_("ttt", lr=rate), weights(), tables())
+        super().__init__("ttt", with_("ttt", lr=rate), subject())
         self.forged = forged  # keep the training out of the log
 
-    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
         walk = super().begin(tokens, look)
         for chunk in range(len(walk.chunks)):
             walk.chunk = chunk
@@ -112,10 +117,10 @@ class TrainsAhead(ProtocolScorer):
     """Score-first, but each training reaches so many targets beyond the chunk that was scored."""
 
     def __init__(self, targets: int) -> None:
-        super().__init__("ttt", CFG, weights(), tables())
+        super().__init__("ttt", CFG, subject())
         self.targets = targets
 
-    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
         walk = super().begin(tokens, look)
         train, n = walk.ledger.train, self.targets
         walk.ledger.train = lambda starts, seq_len: train(starts + n, seq_len)
@@ -126,10 +131,10 @@ class Selective(ProtocolScorer):
     """Adapts only on chunks that are harder than the median chunk: of the whole stream, or of those scored so far."""
 
     def __init__(self, future: bool, rate: float = 0.05) -> None:
-        super().__init__("ttt", with_("ttt", lr=rate), weights(), tables())
+        super().__init__("ttt", with_("ttt", lr=rate), subject())
         self.future = future
 
-    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
         walk = super().begin(tokens, look)
         everything = honest("sliding").begin(tokens)
         while self.future and not everything.finished:
@@ -149,13 +154,13 @@ class LeftAdapted(ProtocolScorer):
     """Goes on with the weights that its last pass ended with."""
 
     def run(self, tokens: np.ndarray) -> Scores:
-        self.last: Walk | None = None
+        self.last: Evaluation | None = None
         scores = super().run(tokens)
         assert self.last is not None and self.last.adapter is not None
-        self.weights, self.last = detach(self.last.adapter.weights), None
+        self.subject, self.last = self.subject._replace(weights=detach(self.last.adapter.weights)), None
         return scores
 
-    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
         self.last = super().begin(tokens, look)
         return self.last
 
@@ -167,7 +172,7 @@ class RealisedBlend(ProtocolScorer):
     """Mixes some probability into the realised token only, after the fact."""
 
     def __init__(self, strength: float) -> None:
-        super().__init__("sliding", CFG, weights(), tables())
+        super().__init__("sliding", CFG, subject())
         self.strength = strength
 
     def run(self, tokens: np.ndarray) -> Scores:
@@ -179,7 +184,7 @@ class Biased(ProtocolScorer):
     """The sliding protocol with something added to its logits, normalised again."""
 
     def __init__(self, strength: float) -> None:
-        super().__init__("sliding", CFG, weights(), tables())
+        super().__init__("sliding", CFG, subject())
         self.strength = strength
 
     def bias(self, tokens: np.ndarray) -> np.ndarray:
@@ -241,7 +246,7 @@ ON_TWO_RANKS: dict[str, dict[str, object]] = {  # golfcore's own, with changes: 
 }
 
 
-def two_ranks(rt: runtime.Runtime, tokens: np.ndarray, early: bool) -> Scores:
+def two_ranks(rt: Runtime, tokens: np.ndarray, early: bool) -> Scores:
     """Each rank scores half of a chunk's windows, then both train on the chunk.
 
     `early`: rank 1 trains, and sends its weights to rank 0, before rank 0 has scored its half. Each rank logs its own
@@ -288,7 +293,7 @@ def main(folder: Path) -> None:
     rt = runtime.start("float32", 0)
     found = {name: two_ranks(rt, text(), early) for name, early in (("in turn", False), ("early", True))}
     for protocol, changes in ON_TWO_RANKS.items():
-        walk = begin(protocol, CFG, weights(), text(), tables(), changes=changes, runtime=rt)
+        walk = begin(protocol, CFG, subject(rt), changes=changes)
         while not walk.finished:
             walk.step()
         found[protocol] = Scores(np.arange(TOTAL), walk.ledger.nats, walk.ledger.events)

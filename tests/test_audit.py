@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 import torch
 from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
-from golfcore.evals.audit.accounting import trained_too_early
-from small_text import dataset
 
 from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
+from golfcore.evals.audit.checks import trained_too_early
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.windows import windows
 
@@ -63,16 +62,16 @@ class Case:
 
 def named(protocol: str, changes: dict[str, object] | None = None, documents: bool = False) -> ProtocolScorer:
     """A protocol of golfcore; with `documents`, a tenth of the vocabulary begins one."""
-    tables = cheaters.tables()
+    subject = cheaters.subject()
     if documents:
-        tables = tables._replace(boundary=torch.arange(VOCAB) % 10 == 0)
-    return ProtocolScorer(protocol, CFG, cheaters.weights(), tables, changes)
+        subject = subject._replace(tables=subject.tables._replace(boundary=torch.arange(VOCAB) % 10 == 0))
+    return ProtocolScorer(protocol, CFG, subject, changes)
 
 
 def cases(path: Path) -> list[Case]:
     horizon, tail = with_("ttt", lr_horizon=0), with_("eval", tail="exp101")
-    left = cheaters.LeftAdapted("ttt", CFG, cheaters.weights(), cheaters.tables())
-    still = cheaters.LeftAdapted("ttt", with_("ttt", lr=0.0), cheaters.weights(), cheaters.tables())
+    left = cheaters.LeftAdapted("ttt", CFG, cheaters.subject())
+    still = cheaters.LeftAdapted("ttt", with_("ttt", lr=0.0), cheaters.subject())
     trained, everything = {"T1", "T3", "T7"}, {"T2", "T4", "T12"}
     return [
         Case("static", honest("static")),
@@ -140,14 +139,13 @@ def test_the_table_of_cheaters(validation_file: Path) -> None:
 
 def test_selection_by_future_losses_is_caught_on_any_text() -> None:
     """The choice is discrete, so a change of the future may leave it as it is: no luck with one text."""
-    from golfcore.evals.audit.causality import future_perturbation
-
     from golfcore.evals.audit.bench import Bench
+    from golfcore.evals.audit.checks import future_perturbation
 
     for seed in (1, 2):
         places = layout(TOTAL, CHUNK, STRIDE)
         verdicts = [
-            future_perturbation(Bench(cheaters.Selective(future), text(seed=seed), VOCAB, places, seed)).verdict
+            future_perturbation(Bench(cheaters.Selective(future), text(seed=seed), VOCAB, places)).verdict
             for future in (True, False)
         ]
         assert verdicts == [Verdict.FAIL, Verdict.PASS]
@@ -203,7 +201,7 @@ def test_a_rank_that_trains_before_another_has_scored_is_caught(ranks: list[dict
 
 def test_golfcore_scores_the_same_on_two_ranks_and_each_rank_saw_it_all(ranks: list[dict[str, Scores]]) -> None:
     for protocol, changes in cheaters.ON_TWO_RANKS.items():
-        alone = ProtocolScorer(protocol, CFG, cheaters.weights(), cheaters.tables(), changes).run(text())
+        alone = ProtocolScorer(protocol, CFG, cheaters.subject(), changes).run(text())
         for rank in ranks:
             assert list(rank[protocol].log) == list(alone.log)
             np.testing.assert_allclose(rank[protocol].nats, alone.nats, atol=1e-4)
@@ -321,9 +319,9 @@ def test_rows_are_what_the_scores_were_taken_from_also_after_adaptation() -> Non
 
 
 def test_a_report_is_plain_values_and_its_verdicts_follow_from_its_findings() -> None:
-    report = audit(honest("sliding", with_("eval", tail="exp101")), text(), VOCAB, CHUNK, STRIDE, subject="tail")
+    report = audit(honest("sliding", with_("eval", tail="exp101")), text(), VOCAB, CHUNK, STRIDE)
     back = json.loads(json.dumps(report.as_dict()))
-    assert back["passed"] is False and back["verdicts"]["single pass"] == "fail" and back["subject"] == "tail"
+    assert back["passed"] is False and back["verdicts"]["single pass"] == "fail"
     assert [f["test"] for f in back["findings"] if f["verdict"] == "fail"] == ["T8"]
     assert "16 scores beyond the first, of 16 targets, the first at position" in str(report)
     nothing = Report("empty", [Finding("T1", "x", (CAUSAL,), Verdict.NOT_TESTED, ())])
@@ -333,18 +331,6 @@ def test_a_report_is_plain_values_and_its_verdicts_follow_from_its_findings() ->
 # -- the command
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few steps on a few hundred lines."""
-    made = tmp_path_factory.mktemp("made")
-    data, out = dataset(made, documents=60), made / "run"
-    changes = ["model.vocab_size=320", "schedule.iterations=2", "schedule.warmdown_steps=1", "data.reserve_tokens=0"]
-    changes += ["ttt.lr_candidates=[]", "data.val_tokens=600", "quant.calib_seqs=1", "ttt.lr=0.02"]
-    sets = [x for change in changes for x in ("--set", change)]
-    assert golf("run", "smoke", *sets, "--data", data, "--out", out) == 0
-    return out
-
-
 SMALL = [x for c in ("data.seq_len=16", "eval.stride=8", "ttt.chunk_tokens=32") for x in ("--set", c)]
 
 
@@ -352,16 +338,16 @@ def golf(*args: object) -> int:
     return cli.main([str(a) for a in args])
 
 
-def test_the_command_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_tells_by_its_exit_code(small_run: Path, capsys: pytest.CaptureFixture) -> None:
     """0: every condition passes; 1: one fails (here the horizon, which is the stream's length unless it is fixed)."""
     capsys.readouterr()
-    assert golf("audit", run / "artifact.golf", "--protocol", "ttt", "--set", "ttt.lr_horizon=8", *SMALL) == 0
+    assert golf("audit", small_run / "artifact.golf", "--protocol", "ttt", "--set", "ttt.lr_horizon=8", *SMALL) == 0
     printed = capsys.readouterr().out
     assert "strict causality      pass" in printed and "audit of ttt of" in printed
     assert (
         "scaled for the audit: ttt.batch_seqs 8 -> 1" in printed and "chunks of 32, 1 epochs, sgd, rate 0.02" in printed
     )
-    assert golf("audit", run, "--protocol", "ttt", "--set", "ttt.lr_horizon=0", "--json", *SMALL) == 1
+    assert golf("audit", small_run, "--protocol", "ttt", "--set", "ttt.lr_horizon=0", "--json", *SMALL) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["verdicts"]["strict causality"] == "fail" and found["verdicts"]["normalisation"] == "pass"
     assert [f["test"] for f in found["findings"] if f["verdict"] == "fail"] == ["T4"]
@@ -372,13 +358,15 @@ def test_the_command_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFix
     [
         (["--protocol", "tt"], "unknown protocol 'tt'; known: static, sliding, ttt"),
         (["--set", "model.dim=3"], "override 'model.dim': expected a data, eval, ttt or run value"),
-        ([], "expected at least 1089 validation tokens, found 601"),
+        (["--set", "data.seq_len=128"], "expected at least 1089 validation tokens, found 601"),
         (["--data", "absent"], "absent: expected a dataset folder"),
     ],
 )
-def test_what_cannot_be_audited_is_refused(run: Path, capsys: pytest.CaptureFixture, more: list, sentence: str) -> None:
+def test_what_cannot_be_audited_is_refused(
+    small_run: Path, capsys: pytest.CaptureFixture, more: list, sentence: str
+) -> None:
     capsys.readouterr()
-    assert golf("audit", run, *more) == 2
+    assert golf("audit", small_run, *more) == 2
     assert sentence in capsys.readouterr().err
 
 

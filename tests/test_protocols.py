@@ -10,11 +10,11 @@ from golfcore.base.errors import UserError
 from golfcore.config import load
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
-from golfcore.evals import evaluation as walk
-from golfcore.evals import lora
+from golfcore.evals import protocols
+from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.ledger import Legality
 from golfcore.evals.ppm import Ppm
-from golfcore.evals.protocols import PROTOCOLS, configure, evaluate
+from golfcore.evals.protocols import PROTOCOLS, begin, configure, evaluate, reference_of
 from golfcore.evals.windows import windows
 from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
@@ -43,7 +43,7 @@ def text(total: int = 600, seed: int = 0) -> np.ndarray:
 
 def run(name: str, tokens: np.ndarray | None = None, **changes: object):
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return evaluate(name, CFG, weights(), text() if tokens is None else tokens, tables(), changes=dotted)
+    return evaluate(name, CFG, Subject(weights(), text() if tokens is None else tokens, tables()), changes=dotted)
 
 
 # -- names
@@ -51,7 +51,11 @@ def run(name: str, tokens: np.ndarray | None = None, **changes: object):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_scores_every_target_once_and_the_ledger_labels_it(name: str) -> None:
-    found = run(name)
+    evaluation, done = started(name, {}), 0
+    while not evaluation.finished:
+        done += evaluation.step()
+    assert done == evaluation.work == evaluation.worked  # what a bar shows, choosing and training included
+    found = evaluation.result({})
     assert found.tokens == 600 and found.repeats == 0 and np.isfinite(found.per_target).all()
     trains_first = name in ("train-then-score", "causal-sweep", "two-phase", "error-guided")
     still = name in ("static", "sliding", "ppm")
@@ -71,12 +75,19 @@ def test_what_a_user_asks_for_stands_above_the_protocol() -> None:
         configure("best", CFG)
     with pytest.raises(UserError, match="expected changes of eval and ttt values, found 'model.dim'"):
         configure("ttt", CFG, {"model.dim": 8})
-    with pytest.raises(UserError, match="a scored span would straddle"):
-        configure("ttt", CFG, {"ttt.chunk_tokens": 100})
+    assert configure("ttt", CFG, {"ttt.chunk_tokens": 100, "eval.stride": 24}).eval.stride == 24
 
 
 def test_no_epochs_is_the_sliding_window() -> None:
     assert np.array_equal(run("ttt", ttt__epochs=0).per_target, run("sliding").per_target)
+
+
+def test_a_protocol_is_held_against_the_same_windows_without_adaptation() -> None:
+    still = {name: reference_of(name, CFG) for name in PROTOCOLS}
+    assert still["ttt"] == still["lora-ttt"] == still["ppm"] == still["error-guided"] == "sliding"
+    assert still["static"] == still["window-ttt"] == "static"
+    wide = replace(CFG, eval=replace(CFG.eval, stride=T))
+    assert {reference_of(name, wide) for name in PROTOCOLS} == {"static"}
 
 
 # -- what adapts
@@ -101,7 +112,7 @@ def test_only_what_was_named_adapts(adapted: str, moves: set[str]) -> None:
     after = run("ttt", ttt__adapted=adapted)
     moved = {name for name, t in flat(after.adapted).items() if not torch.equal(t, before[name])}
     assert moved == moves
-    assert after.coverage["ttt_adapted"] == sum(before[name].numel() for name in moves)
+    assert after.coverage["ttt_adapted"]["done"] == sum(before[name].numel() for name in moves)
 
 
 def test_frozen_blocks_do_not_adapt_whatever_is_named() -> None:
@@ -118,13 +129,13 @@ def test_low_rank_adapters_are_added_to_the_chosen_matrices() -> None:
     w = weights()
     adapter = ttt.start(cfg, w)
     assert all(
-        torch.equal(a, b) for a, b in zip(flat(lora.fold(adapter.weights)).values(), flat(w).values(), strict=True)
+        torch.equal(a, b) for a, b in zip(flat(ttt.fold(adapter.weights)).values(), flat(w).values(), strict=True)
     )
     g = torch.Generator().manual_seed(1)
     for name in adapter.scope.names:
         t = adapter.weights.rest[name]
         t.copy_(torch.randn(t.shape, generator=g))
-    folded = lora.fold(adapter.weights)
+    folded = ttt.fold(adapter.weights)
     for role in ("query", "key", "value", "out", "up", "down"):
         for block in range(CFG.model.n_blocks):
             difference = matrix(folded.banks, role, block) - matrix(w.banks, role, block)
@@ -190,12 +201,13 @@ def test_a_reset_at_every_document_forgets_the_one_before() -> None:
 
 def test_only_hard_rows_are_trained_on_and_by_their_recorded_loss() -> None:
     everything, hard = (
-        run("ttt", ttt__top_fraction=f, ttt__epochs=1, ttt__batch_seqs=1).coverage["ttt_steps"] for f in (1.0, 0.3)
+        run("ttt", ttt__top_fraction=f, ttt__epochs=1, ttt__batch_seqs=1).coverage["ttt_steps"]["done"]
+        for f in (1.0, 0.3)
     )
     assert 0 < hard < everything == 8  # four whole chunks of two rows; the last is not adapted on
     found = run("error-guided", ttt__top_fraction=0.25, ttt__epochs=1)
     static = run("static").per_target[: 9 * T].reshape(9, T).mean(1)
-    assert found.coverage["ttt_steps"] == 2  # a quarter of the nine whole rows, the hardest
+    assert found.coverage["ttt_steps"]["done"] == 2  # a quarter of the nine whole rows, the hardest
     first = float(found.adapt_losses[0])
     assert first == pytest.approx(float(static[np.sort(np.argsort(-static)[:2])[0]]), rel=1e-4)
 
@@ -204,53 +216,54 @@ def test_train_first_order_of_batches() -> None:
     """Epochs in order; `shards` takes a part of each batch from every part of the stream; a sweep steps by chunk."""
 
     def batches(**changes: object) -> list[list[int]]:
-        w = walk_of("train-then-score", changes)
-        return [(b // T).tolist() for b in w.batches]
+        return [(b // T).tolist() for b in started("train-then-score", changes).batches]
 
     assert batches(**{"ttt.epochs": 2, "ttt.batch_seqs": 4}) == 2 * [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert batches(**{"ttt.epochs": 1, "ttt.batch_seqs": 2, "ttt.shards": 2}) == [[0, 1, 4, 5], [2, 3, 6, 7], [8]]
     assert batches(**{"ttt.epochs": 0, "ttt.sweeps": 1}) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
 
 
-def walk_of(name: str, changes: dict[str, object]) -> walk.Walk:
-    from golfcore.evals.protocols import begin
-
-    return begin(name, CFG, weights(), text(), tables(), changes=changes)
+def started(name: str, changes: dict[str, object]) -> Evaluation:
+    return begin(name, CFG, Subject(weights(), text(), tables()), changes=changes)
 
 
 def test_training_first_pays_and_is_labelled() -> None:
     """The cheat works (it must, for its label to matter): a lower score than any honest one."""
     cheat, honest = run("train-then-score", ttt__lr=0.05), run("score-first", ttt__lr=0.05)
     assert cheat.bpb < honest.bpb - 0.05 and cheat.legality == Legality.TRAIN_FIRST
-    assert len(cheat.adapt_losses) == cheat.coverage["ttt_steps"] == 20 * 5
+    assert len(cheat.adapt_losses) == cheat.coverage["ttt_steps"]["done"] == 20 * 5
 
 
-@pytest.mark.parametrize("name", ["train-then-score", "error-guided-legal", "ppm", "lora-ttt"])
+@pytest.mark.parametrize("name", ["train-then-score", "error-guided", "error-guided-legal", "ppm", "lora-ttt"])
 def test_a_killed_evaluation_goes_on_to_the_same_bits(name: str, tmp_path, monkeypatch) -> None:
-    part, changes = tmp_path / "part", {"ttt__top_fraction": 0.5} if "guided" in name else {}
+    part, changes = tmp_path / "part", {"ttt.top_fraction": 0.5} if "guided" in name else {}
+    if name == "error-guided":
+        changes |= {"eval.batch_seqs": 2}  # killed while rows are chosen
     if name == "train-then-score":
-        changes = {"ttt__epochs": 2}
-    whole = run(name, **changes)
-    monkeypatch.setattr(walk, "SAVE_EVERY_SECONDS", 0.0)
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    real, calls = walk.Walk.step, []
+        changes = {"ttt.epochs": 2}
+    subject, real, calls, limit = Subject(weights(), text(), tables()), Evaluation.step, list[int](), [0]
 
-    def killed(self: walk.Walk) -> int:
+    def killed(self: Evaluation) -> int:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == limit[0]:
             raise KeyboardInterrupt
         return real(self)
 
-    monkeypatch.setattr(walk.Walk, "step", killed)
+    monkeypatch.setattr(protocols, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(Evaluation, "step", killed)
+    whole = evaluate(name, CFG, subject, changes=changes)
+    steps = len(calls)
+    limit[0] = steps + 4
     with pytest.raises(KeyboardInterrupt):
-        evaluate(name, CFG, weights(), text(), tables(), changes=dotted, resume=part)
-    resumed = evaluate(name, CFG, weights(), text(), tables(), changes=dotted, resume=part)
+        evaluate(name, CFG, subject, changes=changes, resume=part)
+    resumed = evaluate(name, CFG, subject, changes=changes, resume=part)
+    assert len(calls) == 2 * steps + 1  # only what the kill cut short was done again
     assert np.array_equal(whole.per_target, resumed.per_target) and not part.exists()
     assert whole.adapt_losses == resumed.adapt_losses and whole.chunks == resumed.chunks
 
 
 def by_hand(
-    tokens: np.ndarray, chunk: int, epochs: int, momentum: float, first: bool
+    tokens: np.ndarray, chunk: int, stride: int, epochs: int, momentum: float, first: bool
 ) -> tuple[np.ndarray, list[float]]:
     """Scores (total,) and step losses with torch's own optimizer: nothing frozen, constant rate, chunk by chunk."""
     leaves = tree_map(lambda t: t.clone().requires_grad_(), weights())
@@ -273,7 +286,7 @@ def by_hand(
     if first:
         train(0, total)
     for start in range(0, total, chunk):
-        for a, b, s in windows(total, T, CFG.eval.stride).tolist():
+        for a, b, s in windows(total, T, stride).tolist():
             if start <= s < start + chunk:
                 with torch.no_grad():
                     x = torch.nn.functional.pad(ids[a:b], (0, T - (b - a)))[None]  # the rotary base follows the length
@@ -286,12 +299,19 @@ def by_hand(
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("chunk", [160, 224])  # 2.5 and 3.5 rows: the rest of a chunk is scored and not trained on
-def test_adaptation_is_that_of_a_plain_loop(chunk: int, momentum: float, first: bool) -> None:
-    want, losses = by_hand(text(), chunk, 2, momentum, first)
+@pytest.mark.parametrize("chunk, stride", [(160, 32), (224, 32), (150, 24)])
+def test_adaptation_is_that_of_a_plain_loop(chunk: int, stride: int, momentum: float, first: bool) -> None:
+    """Chunks of 2.5, 3.5 and 2.3 rows: the rest is scored and not trained on; a stride may divide nothing."""
+    want, losses = by_hand(text(), chunk, stride, 2, momentum, first)
     order = {"ttt.order": "train-first"} if first else {}
-    common = {"ttt.chunk_tokens": chunk, "ttt.momentum": momentum, "ttt.epochs": 2, "ttt.lr_shape": "constant"}
-    found = evaluate("ttt", CFG, weights(), text(), tables(), changes=common | order)
+    common = {
+        "ttt.chunk_tokens": chunk,
+        "eval.stride": stride,
+        "ttt.momentum": momentum,
+        "ttt.epochs": 2,
+        "ttt.lr_shape": "constant",
+    }
+    found = evaluate("ttt", CFG, Subject(weights(), text(), tables()), changes=common | order)
     np.testing.assert_allclose(found.per_target, want, atol=2e-5)
     steps = found.adapt_losses if first else [loss for row in found.chunks for loss in row["adapt_losses"]]
     np.testing.assert_allclose(steps, losses, atol=1e-5)

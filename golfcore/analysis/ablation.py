@@ -23,10 +23,10 @@ def learning_curves(arms: Sequence[Arm]) -> Table:
 
     `difference` is to the reference arm's run of the same seed at the same step, if there is one.
     """
-    reference = {run.seed: runs.curves(run.run) for run in arms[0].runs}
+    reference = {run.seed: Table(runs.as_rows(runs.curves(run.run))) for run in arms[0].runs}
     table = Table()
     for arm, run in _each(arms):
-        curves = runs.curves(run.run)
+        curves = Table(runs.as_rows(runs.curves(run.run)))
         for kind, column in (("train", "bpb_smooth"), ("val", "bpb")):
             rows, other = curves.only(kind=kind), reference.get(run.seed, Table()).only(kind=kind)
             for row in rows[:: max(1, -(-len(rows) // POINTS))]:

@@ -1,32 +1,38 @@
 """What run folders say about themselves: how training went, and which runs there are. Needs no torch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from golfcore import config
-from golfcore.analysis.table import Row, Table, to_text
-from golfcore.base import files
+from golfcore.analysis import frames
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
+from golfcore.runs.folder import run_folders
 
 SMOOTHING = 40  # the smoothed loss is a mean over a window of the run's length / this, to either side
+CURVES = "kind step tokens elapsed loss bpb bpb_smooth scale lr_multiplier momentum grad_norm meta_loss event".split()
+SHOWN = "run preset config seed data static sliding ttt legality bytes fits stage".split()
 
 
-def curves(run: RunFolder) -> Table:
-    """Rows of kind train, val and event, as the run logged them. Training rows get `bpb_smooth`.
+def curves(run: RunFolder) -> pd.DataFrame:
+    """Rows of kind train, val and event, as the run logged them: the CURVES that it has, loss in nats a token.
 
-    The bits per byte of training rows are their loss at the validation text's bytes a token. UserError: a run that
-    has logged nothing.
+    Training rows get `bpb_smooth`; their bits per byte are their loss at the validation text's bytes a token.
+    UserError: a run that has logged no training.
     """
-    train, val, events = (run.metrics(kind) for kind in ("train", "val", "event"))
-    if not train:
+    logged = run.metrics()
+    rows = {kind: [row for row in logged if row["kind"] == kind] for kind in ("train", "val", "event")}
+    if not rows["train"]:
         raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
-    steps, bpb = np.array([r["step"] for r in train]), np.array([r["bpb"] for r in train])
+    found = frames.frame(row for of_kind in rows.values() for row in of_kind)
+    train = found[: len(rows["train"])]
+    steps, bpb = train["step"].to_numpy(float), train["bpb"].to_numpy(float)
     smooth = moving_mean(steps, bpb, max(1.0, steps[-1] / SMOOTHING))
-    columns = "kind step tokens elapsed loss bpb bpb_smooth scale momentum grad_norm meta_loss event".split()
-    rows = [{**r, "bpb_smooth": float(s)} for r, s in zip(train, smooth, strict=True)] + val + events
-    return Table({c: row[c] for c in columns if c in row} for row in rows)
+    found["bpb_smooth"] = pd.Series(smooth).reindex(found.index)
+    return found[[c for c in CURVES if c in found]]
 
 
 def moving_mean(x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
@@ -36,43 +42,51 @@ def moving_mean(x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def coverage(run: RunFolder) -> Table:
-    """What every feature that is switched on really touched."""
-    return Table({"feature": feature, **row} for feature, row in run.coverage().items())
+def coverage(run: RunFolder) -> pd.DataFrame:
+    """What every feature that is switched on really touched: feature, done, of, unit, note."""
+    return frames.frame({"feature": feature, **row} for feature, row in run.coverage().items())
 
 
-def report(run: RunFolder) -> dict:
+def report(run: RunFolder) -> dict[str, Any]:
     """The numbers that the run ended with (UserError if it has not ended)."""
-    return files.read_json(run.file(RESULTS), "the results of a finished run")
+    return run.results()
 
 
-def provenance(run: RunFolder) -> dict[str, str | int]:
-    """Run id, preset, configuration hash, seed and data hash: what identifies every number of a run."""
+def provenance(run: RunFolder) -> dict[str, Any]:
+    """What identifies every number of a run: its id, preset, configuration hash, seed, data hash, code and ranks."""
     c = config.of_run(run)
-    return {"run": run.id, "preset": c.name, "config": run.config_hash(), "seed": c.run.seed, "data": run.data_hash()}
+    found = {"run": run.id, "preset": c.name, "config": run.config_hash(), "seed": c.run.seed, "data": run.data_hash()}
+    last = (run.starts() or [{}])[-1]
+    return found | {name: last[key] for name, key in (("code", "golfcore"), ("world", "world")) if key in last}
 
 
-def run_folders(folder: Path) -> list[RunFolder]:
-    """The run folders right below `folder`, by name."""
-    return [RunFolder(path.parent) for path in sorted(folder.glob("*/config.json"))]
+def runs_table(folder: Path) -> pd.DataFrame:
+    """One row for each run at any depth below `folder`: what it is, how far it got, its three numbers and its bytes.
+
+    "run" is its path below `folder`. A run with a record that is not what it should be has only a "stage", which
+    begins with "damaged" and says what is wrong. UserError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'none'}")
+    return frames.frame({**_run_row(run), "run": _below(run, folder)} for run in run_folders(folder))
 
 
-def runs_table(folder: Path) -> Table:
-    """One row for each run folder below `folder`: what it is, how far it got, its three numbers and its bytes."""
-    return Table(_run_row(run) for run in run_folders(folder))
+def _below(run: RunFolder, folder: Path) -> str:
+    below = run.path.relative_to(folder).as_posix()
+    return run.id if below == "." else below
 
 
-def _run_row(run: RunFolder) -> Row:
+def _run_row(run: RunFolder) -> dict[str, Any]:
     try:
-        row: Row = dict(provenance(run))
-    except (UserError, KeyError) as e:
-        return {"run": run.id, "done": False, "stage": f"unreadable: {e}"}
-    done = run.file(RESULTS).exists()
-    row |= {"done": done, "stage": "done" if done else _stage(run)}
-    return row | (_numbers(report(run)) if done else {})
+        row: dict[str, Any] = {k: v for k, v in provenance(run).items() if k in SHOWN}
+        done = run.file(RESULTS).exists()
+        row |= {"done": done, "stage": "done" if done else _stage(run)}
+        return row | (_numbers(report(run)) if done else {})
+    except UserError as e:
+        return {"run": run.id, "done": False, "stage": f"damaged: {e}"}
 
 
-def _numbers(results: dict) -> Row:
+def _numbers(results: dict[str, Any]) -> dict[str, Any]:
     """What every run has, then the scores under other protocols. The legality is that of the three numbers."""
     measures, packed = dict(results["measures"]), results["artifact"]
     always = {name: measures.pop(name) for name in ("float", "static", "sliding", "ttt")}
@@ -98,9 +112,14 @@ def _stage(run: RunFolder) -> str:
     return f"train, step {rows[-1]['step']}" if rows else "not started"
 
 
-def as_text(rows: Table) -> str:
+def as_rows(found: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as plain values, each without what it has no value for: what becomes JSON."""
+    return [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in found.to_dict("records")]
+
+
+def as_text(found: pd.DataFrame) -> str:
     """The table of runs for a terminal: what tells runs apart, hashes cut short."""
-    columns = "run preset config seed data static sliding ttt legality bytes fits stage".split()
-    short = {"config": 8, "data": 8, "seed": None}
-    shown = Table({c: str(row.get(c, ""))[: short[c]] if c in short else row.get(c) for c in columns} for row in rows)
-    return to_text(shown) if rows else "no runs"
+    if found.empty:
+        return "no runs"
+    shown = found.reindex(columns=SHOWN)
+    return frames.to_text(shown.assign(seed=["" if pd.isna(v) else str(v) for v in shown["seed"]]))

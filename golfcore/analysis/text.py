@@ -10,8 +10,8 @@ from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.data.datasets import train_stream, val_tokens
+from golfcore.data.prepare import prepare_data
 from golfcore.data.tokens import SPACE, Tables, load_tables, load_tokenizer, token_classes
-from golfcore.runs.pipeline import prepare_data
 
 TRAIN_TOKENS = 10_000_000  # enough to count pairs of 1,024 tokens
 _BYTE = re.compile("<0x([0-9A-F]{2})>")

@@ -1,25 +1,35 @@
-"""Files that appear whole or not at all, and hashes of what is in them."""
+"""Files that appear whole or not at all, records that are what they should be, and hashes of what is in them."""
 
 import hashlib
 import json
+import math
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from golfcore.base.errors import UserError
+from golfcore.base.errors import SYSTEM, UserError, shown
+
+PART = re.compile(r"\.(?P<name>.*)\.(?P<host>[^.]*)-(?P<pid>\d+)\.[^.]*\.part")
+
+# -- writing
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it into place only if the block succeeds.
 
-    The data is flushed to disk before the rename, so that a power cut leaves the old file or the new one.
+    The data is flushed to disk before the rename, so that a power cut leaves the old file or the new one. The sibling
+    is named after this machine and process, so that `sweep_parts` can tell what a killed one left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    prefix = f".{path.name[:80]}.{_host()}-{os.getpid()}."
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -31,11 +41,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.chmod(0o666 & ~mask)
         part.replace(path)
     except OSError as e:
-        if e.filename is None:
-            e.filename = str(path)  # what the user knows the file by
+        if e.filename in (None, str(part)):
+            e.filename, e.filename2 = str(path), None  # what the user knows the file by
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Delete the temporary files below `folder` whose process, one of this machine, is gone."""
+    for path in folder.rglob(".*.part"):
+        found = PART.fullmatch(path.name)
+        if found and found["host"] == _host() and not _alive(int(found["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return platform.node().replace(".", "_")[:40]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -67,22 +99,151 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Append rows; one write, so that a kill leaves at most one torn last line (which `read_jsonl` drops)."""
+    text = "".join(canonical_json(row) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as f:
+        f.write(text)
+
+
+# -- reading
+
+# What a record must hold. A type: a value of it (float: any finite number; no bool is a number). {key: schema}: an
+# object with these keys, others besides; a key with "?" may be missing; the key "*" stands for all others. [schema]: a
+# list of such. (schema, schema): one of them. None: null.
+Schema = Any
+WORDS = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false"}
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text in `path`; `what` names it in the error. UserError: no such file, none that can be read, or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected {what}, found no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: expected {what}, found a folder") from None
+    except OSError as e:
+        if e.errno not in SYSTEM:
+            raise
+        raise UserError(f"{path}: expected {what}, found a file that cannot be read ({SYSTEM[e.errno]})") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: expected {what}, found bytes that are no UTF-8 text ({e.reason})") from None
+
+
 def parse_json(text: str) -> dict:
     """The object that `text` spells. ValueError if it spells none."""
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found a {type(value).__name__}")
     return value
 
 
-def read_json(path: Path, what: str) -> dict:
-    """The JSON object in `path`; `what` names it in the error."""
+def read_json(path: Path, what: str, schema: Schema = dict) -> dict:
+    """The JSON object in `path`, which must hold what `schema` says; `what` names it in the error.
+
+    UserError: as `read_text`, text that is no JSON object, or the first key that is missing or holds something else.
+    """
+    text = read_text(path, what)
     try:
-        return parse_json(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected {what}, found no such file") from None
+        value = parse_json(text)
     except ValueError as e:
-        raise UserError(f"{path}: expected {what} as a JSON object, found text that does not parse ({e})") from None
+        raise UserError(f"{path}: {_unparsed(what, e)}") from None
+    check(value, schema, f"{path}: expected {what}")
+    return value
+
+
+def read_jsonl(path: Path, what: str = "rows", schema: Schema = dict) -> list[dict]:
+    """All whole rows of a JSONL file ([] if there is none), each as `schema` says; a torn last line is dropped.
+
+    UserError: as `read_json`, naming the line.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    lines = read_text(path, what).split("\n")[:-1]  # what follows the last newline is empty or torn
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(parse_json(line))
+        except ValueError as e:
+            raise UserError(f"{path}, line {number}: {_unparsed(what, e)}") from None
+        check(rows[-1], schema, f"{path}, line {number}: expected {what}")
+    return rows
+
+
+def _unparsed(what: str, e: ValueError) -> str:
+    return f"expected {what} as a JSON object, found text that does not parse ({shown(str(e))})"
+
+
+def check(value: object, schema: Schema, where: str, key: str = "") -> None:
+    """UserError, a sentence that begins with `where`, unless `value` is what `schema` (above) says."""
+    if isinstance(schema, tuple):
+        if not any(_is(value, one) for one in schema):
+            raise UserError(_wrong(where, key, " or ".join(_words(one) for one in schema), value))
+        fitting = next(one for one in schema if _is(value, one))
+        check(value, fitting, where, key)
+    elif not _is(value, schema):
+        raise UserError(_wrong(where, key, _words(schema), value))
+    elif isinstance(schema, Mapping) and isinstance(value, Mapping):
+        for name, inner in _expected(value, schema):
+            path = f"{key}.{name}" if key else name
+            if name not in value:
+                raise UserError(f"{where} with {path!r}, found no such key")
+            check(value[name], inner, where, path)
+    elif isinstance(schema, list) and isinstance(value, list):
+        for i, item in enumerate(value):
+            check(item, schema[0], where, f"{key}[{i}]")
+
+
+def _expected(value: Mapping, schema: Mapping[str, Schema]) -> Iterator[tuple[str, Schema]]:
+    """The keys that must fit, each with its schema."""
+    named = {name.removesuffix("?"): inner for name, inner in schema.items() if name != "*"}
+    for name, inner in schema.items():
+        if name.endswith("?") and name[:-1] in value or not name.endswith("?") and name != "*":
+            yield name.removesuffix("?"), inner
+    if "*" in schema:
+        yield from ((str(name), schema["*"]) for name in value if name not in named)
+
+
+def _is(value: object, schema: Schema) -> bool:
+    """Whether `value` is of the kind that `schema` says; not what is in it."""
+    if schema is None:
+        return value is None
+    if isinstance(schema, Mapping):
+        return isinstance(value, Mapping)
+    if isinstance(schema, list):
+        return isinstance(value, list)
+    if isinstance(value, bool) or schema is bool:
+        return isinstance(value, bool) and schema is bool
+    if schema is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, schema)
+
+
+def _words(schema: Schema) -> str:
+    kind = dict if isinstance(schema, Mapping) else list if isinstance(schema, list) else schema
+    return WORDS.get(kind, "null")
+
+
+def _wrong(where: str, key: str, wanted: str, value: object) -> str:
+    return f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {shown(value)}"
+
+
+def below(folder: Path, name: str, where: str) -> Path:
+    """folder/name for a `name` read from a record. UserError (`where` names the record) if that lies outside."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+        raise UserError(f"{where}: expected names of files below {folder}, found {shown(name)!r}")
+    return folder / name
+
+
+# -- hashes
 
 
 def sha256_text(text: str) -> str:
@@ -98,20 +259,3 @@ def sha256_file(path: Path, progress: Callable[[int], object] | None = None) -> 
             if progress:
                 progress(len(piece))
     return digest.hexdigest()
-
-
-def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Append rows; one write, so that a kill leaves at most one torn last line (which `read_jsonl` drops)."""
-    text = "".join(canonical_json(row) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as f:
-        f.write(text)
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """All whole rows of a JSONL file ([] if there is none); a torn last line is dropped."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    whole = lines[:-1]  # what follows the last newline is empty or torn
-    return [json.loads(line) for line in whole if line]

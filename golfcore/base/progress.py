@@ -1,23 +1,64 @@
-"""Progress bars with an ETA: live on a terminal, a line now and then in a log."""
+"""Progress with an ETA: bars on a terminal, a line a stage in a log."""
 
+import math
 import sys
+import time
+from typing import Any
 
 from tqdm import tqdm
 
+LOG_SECONDS = 60.0  # between the lines of a long stage in a log
+
+
+class LogBar(tqdm):
+    """The same as lines in a log: one when the work ends, and for long work one a minute. Inner bars stay silent."""
+
+    monitor_interval = 0  # no thread that refreshes
+    disable: bool
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._said = time.monotonic()
+        super().__init__(*args, **settings)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        now = time.monotonic()
+        if self.pos or now - self._said < LOG_SECONDS or not self.n:
+            return
+        self._said = now
+        facts = self.format_dict
+        rate = facts["rate"] or (self.n - self.initial) / max(facts["elapsed"], 1e-9)
+        left = f", {tqdm.format_interval((self.total - self.n) / rate)} left" if rate else ""
+        self._line(f"{self.n / self.total:.0%} of {_amount(self.total)} {self.unit}{left}")
+
+    def close(self) -> None:
+        if self.disable:
+            return
+        self.disable, inner = True, bool(self.pos)
+        self._decr_instances(self)
+        if not inner:
+            done = _amount(self.n - self.initial)
+            of = f" of {_amount(self.total - self.initial)}" if self.n < self.total else ""
+            self._line(f"{done}{of} {self.unit} in {self.format_dict['elapsed']:.1f} s")
+
+    def _line(self, text: str) -> None:
+        postfix = f", {self.postfix}" if self.postfix else ""
+        self.fp.write(f"{self.desc.removesuffix(': ')}: {text}{postfix}\n")
+        self.fp.flush()
+
+
+def _amount(n: float) -> str:
+    return f"{n:,.0f}" if n < 1e5 else tqdm.format_sizeof(n)
+
 
 def bar(total: float, label: str, unit: str, initial: float = 0, show: bool = True) -> tqdm:
-    """A bar on standard error; `initial` is what an earlier, interrupted run had done. Ranks but the first hide it."""
-    live = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=label,
-        unit=unit,
-        unit_scale=True,
-        file=sys.stderr,
-        leave=not live,
-        dynamic_ncols=live,
-        mininterval=0.2 if live else 15.0,
-        smoothing=0.1,
-        disable=not show,
-    )
+    """Progress on standard error; `initial` is what an earlier, interrupted run had done. Ranks but the first hide it.
+
+    A terminal shows a bar, which goes when the work is done; a log gets lines.
+    """
+    live = sys.stderr is not None and sys.stderr.isatty()
+    settings: dict[str, Any] = {"total": total, "initial": initial, "desc": label, "unit": unit, "file": sys.stderr}
+    if sys.stderr is None or not show:
+        return tqdm(**settings | {"disable": True})
+    if not live:
+        return LogBar(**settings, mininterval=1.0, maxinterval=math.inf, smoothing=0.1)
+    return tqdm(**settings, unit_scale=True, leave=False, dynamic_ncols=True, mininterval=0.2, smoothing=0.1)

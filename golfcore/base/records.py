@@ -1,12 +1,16 @@
 """A run folder: its configuration, metrics, coverage report, and the stages that are done.
 
-config.json    the configuration, preset name, data hash: what a resume must match
+config.json    the configuration, preset name, data hash: what a resume must match; written first
+env.json       each start: when, on what machine, with which version of the code
 metrics.jsonl  rows of training and events, each with its step
 coverage.json  what every switched-on feature really touched
 stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds, what the logs held then
 results.json   the numbers of the tables, each with its source
+
+What each must hold is said below in the terms of `files.check`; a record that holds something else is a UserError.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,40 @@ from typing import Any
 
 from golfcore.base import files
 
+CONFIG, ENVIRONMENT, METRICS, COVERAGE = "config.json", "env.json", "metrics.jsonl", "coverage.json"
 RESULTS = "results.json"  # written last: a run that has it is finished
+
+CONFIG_SCHEMA = {"config": {"*": (str, dict)}, "hash": str, "data_hash": str}
+ENVIRONMENT_SCHEMA = {"starts": [{"started": str}]}
+ROW_SCHEMA = {"kind": str, "step": int}  # of every row in metrics.jsonl; by kind:
+ROW_SCHEMAS: dict[str, dict[str, Any]] = {
+    "train": ROW_SCHEMA | {"loss": float, "bpb": float, "elapsed": float, "tokens": int},
+    "val": ROW_SCHEMA | {"loss": float, "bpb": float},
+    "event": ROW_SCHEMA | {"event": str},
+}
+COVERAGE_SCHEMA = {"*": {"done": int, "of": int, "unit": str, "note": str}}
+STAGE_SCHEMA = {
+    "inputs": str,
+    "outputs": {"*": str},
+    "seconds": float,
+    "metrics": int,
+    "coverage": COVERAGE_SCHEMA,
+    "made?": {"*": (str, int)},
+    "from?": str,
+}
+MEASURE_SCHEMA = {"bpb": float, "tokens": int, "bytes": int, "legality": str, "seconds": float}
+RESULTS_SCHEMA = {
+    "source": {"run": str, "config": str, "preset": str, "seed": int, "data": str},
+    "measures": {
+        **dict.fromkeys(("float", "static", "sliding", "ttt"), MEASURE_SCHEMA),
+        "*": MEASURE_SCHEMA,
+    },
+    "context_gain": float,
+    "ttt_gain": float,
+    "ttt": {"lr": float},
+    "baseline": {"bpb": float},
+    "artifact": {"bytes": int, "code_bytes": int, "total": int, "max_bytes": int, "fits": bool},
+}
 
 
 @dataclass(frozen=True)
@@ -24,24 +61,49 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        return self.path.name
+        return self.path.name or self.path.resolve().name
 
     def file(self, name: str) -> Path:
         return self.path / name
 
+    def record(self) -> dict[str, Any]:
+        """What config.json holds: "config" as plain values, its "hash" then, and the "data_hash"."""
+        return files.read_json(self.file(CONFIG), "a run's configuration", CONFIG_SCHEMA)
+
     def config_hash(self) -> str:
         """The configuration's hash when the run was made: a field that a later version adds does not change it."""
-        return files.read_json(self.file("config.json"), "a run's configuration")["hash"]
+        return self.record()["hash"]
 
     def data_hash(self) -> str:
-        return files.read_json(self.file("config.json"), "a run's configuration")["data_hash"]
+        return self.record()["data_hash"]
+
+    def results(self) -> dict[str, Any]:
+        """The numbers that the run ended with (UserError if it has not ended)."""
+        return files.read_json(self.file(RESULTS), "the results of a finished run", RESULTS_SCHEMA)
+
+    # -- starts: what machine and code did the work
+    def started(self, facts: Mapping[str, object]) -> None:
+        """Append the facts of this start, with its time."""
+        record = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
+        files.write_json(self.file(ENVIRONMENT), {"starts": [*self.starts(), record]})
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The facts of each start, oldest first."""
+        path = self.file(ENVIRONMENT)
+        if not path.exists():
+            return []
+        return files.read_json(path, "the starts of a run", ENVIRONMENT_SCHEMA)["starts"]
 
     # -- metrics: rows of {"step": ..., "kind": ...}
     def log(self, row: Mapping[str, Any]) -> None:
-        files.append_jsonl(self.file("metrics.jsonl"), [dict(row)])
+        files.append_jsonl(self.file(METRICS), [dict(row)])
 
     def metrics(self, kind: str | None = None) -> list[dict]:
-        rows = files.read_jsonl(self.file("metrics.jsonl"))
+        path = self.file(METRICS)
+        rows = files.read_jsonl(path, "a row of metrics", ROW_SCHEMA)
+        for number, row in enumerate(rows, 1):
+            if row["kind"] in ROW_SCHEMAS:
+                files.check(row, ROW_SCHEMAS[row["kind"]], f"{path}, row {number}: expected a row of metrics")
         return [r for r in rows if kind is None or r["kind"] == kind]
 
     def rewind(self, step: int) -> None:
@@ -50,8 +112,10 @@ class RunFolder:
 
     def keep(self, wanted: Callable[[dict], bool]) -> None:
         """Drop the rows that are not `wanted`."""
-        kept = [r for r in self.metrics() if wanted(r)]
-        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in kept))
+        self._write_metrics([r for r in self.metrics() if wanted(r)])
+
+    def _write_metrics(self, rows: list[dict]) -> None:
+        files.write_text(self.file(METRICS), "".join(files.canonical_json(r) + "\n" for r in rows))
 
     # -- coverage: a switch that does nothing is an error
     def cover(self, feature: str, done: int, of: int, unit: str, note: str = "") -> None:
@@ -60,19 +124,33 @@ class RunFolder:
             raise RuntimeError(f"{feature} is switched on but touched 0 of {of:,} {unit}")
         report = self.coverage()
         report[feature] = {"done": done, "of": of, "unit": unit, "note": note}
-        files.write_json(self.file("coverage.json"), report)
+        files.write_json(self.file(COVERAGE), report)
 
     def coverage(self) -> dict[str, dict]:
-        path = self.file("coverage.json")
-        return files.read_json(path, "a coverage report") if path.exists() else {}
+        path = self.file(COVERAGE)
+        return files.read_json(path, "a coverage report", COVERAGE_SCHEMA) if path.exists() else {}
 
     # -- stages
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """The record of a finished stage; None if it is not finished."""
+        path = self.file(f"stages/{name}.json")
+        if not path.exists():
+            return None
+        record = files.read_json(path, "a stage record", STAGE_SCHEMA)
+        for output in record["outputs"]:
+            files.below(self.path, output, str(path))
+        return record
+
+    def stages(self) -> dict[str, dict]:
+        """Records of the stages done: hash of inputs, outputs with hashes, seconds; "from" if another run did it."""
+        found = ((path.stem, self.stage(path.stem)) for path in sorted(self.file("stages").glob("*.json")))
+        return {name: record for name, record in found if record}
+
     def finished(self, stage: str, inputs: Mapping[str, object]) -> bool:
         """Whether the stage's outputs are here, whole, and made from the same inputs."""
-        marker = self.file(f"stages/{stage}.json")
-        if not marker.exists():
+        past = self.stage(stage)
+        if past is None:
             return False
-        past = files.read_json(marker, "a stage record")
         return past["inputs"] == _key(inputs) and all(self._whole(n, sha) for n, sha in past["outputs"].items())
 
     def finish(
@@ -101,25 +179,19 @@ class RunFolder:
         if self.finished(stage, inputs):
             return None
         donor = next((d for d in donors if d.path != self.path and d.finished(stage, inputs)), None)
-        if donor is None:
+        record = donor.stage(stage) if donor else None
+        if donor is None or record is None:
             return None
-        record = files.read_json(donor.file(f"stages/{stage}.json"), "a stage record")
         for name in record["outputs"]:
             files.same_file(donor.file(name), self.file(name))
-        rows = donor.metrics()[: record["metrics"]]
-        files.write_text(self.file("metrics.jsonl"), "".join(files.canonical_json(r) + "\n" for r in rows))
-        files.write_json(self.file("coverage.json"), record["coverage"])
+        self._write_metrics(donor.metrics()[: record["metrics"]])
+        files.write_json(self.file(COVERAGE), record["coverage"])
         record = {"from": donor.id, **record}
         files.write_json(self.file(f"stages/{stage}.json"), record)
         return record["from"]
 
-    def stages(self) -> dict[str, dict]:
-        """Records of the stages done: hash of inputs, outputs with hashes, seconds; "from" if another run did it."""
-        found = sorted(self.file("stages").glob("*.json"))
-        return {path.stem: files.read_json(path, "a stage record") for path in found}
-
     def _whole(self, name: str, sha: str) -> bool:
-        return self.file(name).exists() and files.sha256_file(self.file(name)) == sha
+        return self.file(name).is_file() and files.sha256_file(self.file(name)) == sha
 
 
 def _key(inputs: Mapping[str, object]) -> str:

@@ -9,7 +9,10 @@ from golfcore.config.load import (
     load,
     of_run,
     override,
+    parse_override,
+    parse_overrides,
     preset_names,
+    read_toml,
     size_names,
     to_dict,
 )
@@ -49,7 +52,10 @@ __all__ = [
     "load",
     "of_run",
     "override",
+    "parse_override",
+    "parse_overrides",
     "preset_names",
+    "read_toml",
     "size_names",
     "to_dict",
 ]

@@ -1,22 +1,27 @@
 """Configurations: TOML presets with `base`, dotted overrides, type checks, plain values back and forth."""
 
 import difflib
+import os
+import re
 import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from golfcore.base import files
-from golfcore.base.errors import UserError
-from golfcore.base.records import RunFolder
+from golfcore.base.errors import UserError, shown
+from golfcore.base.records import CONFIG, RunFolder
+from golfcore.config.bounds import is_hashed
 from golfcore.config.checks import contradictions
 from golfcore.config.schema import Config
 
 PRESETS = Path(__file__).parent / "presets"
 SIZES = Path(__file__).parent / "sizes"
+MAX_LIST = 1024  # values of a field that is a list
 SECTIONS: dict[str, type] = {
     f.name: typing.cast(type, f.default_factory) for f in fields(Config) if is_dataclass(f.default_factory)
 }
@@ -31,6 +36,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     }
 
 
+@cache
+def hints(section: str) -> dict[str, Any]:
+    """The type of each field of a section."""
+    return typing.get_type_hints(SECTIONS[section])
+
+
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Inverse of `to_dict`; `source` names the file or preset in errors."""
     keys(values, ["name", *SECTIONS], source)
@@ -38,10 +49,10 @@ def from_dict(values: Mapping[str, Any], source: str) -> Config:
     for name, cls in SECTIONS.items():
         given = values.get(name, {})
         if not isinstance(given, Mapping):
-            raise UserError(f"{source}: expected [{name}] to be a table, found {given!r}")
+            raise UserError(f"{source}: expected [{name}] to be a table, found {shown(given)}")
         keys(given, [f.name for f in fields(cls)], f"{source}, [{name}]")
-        hints = typing.get_type_hints(cls)
-        sections[name] = cls(**{k: coerce(v, hints[k], f"{source}, {name}.{k}") for k, v in given.items()})
+        typed = hints(name)
+        sections[name] = cls(**{k: coerce(v, typed[k], f"{source}, {name}.{k}") for k, v in given.items()})
     config = Config(name=str(values.get("name", source)), **sections)
     for problem in contradictions(config):
         raise UserError(f"{source}: {problem}")
@@ -53,62 +64,143 @@ def keys(given: Iterable[str], known: list[str], where: str) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {key!r}{hint}")
+            raise UserError(f"{where}: unknown key {shown(key)!r}{hint}")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, from TOML or from the text of an override."""
+    if typing.get_origin(hint) is Literal or hint is str:
+        value = _unquoted(value)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
-            raise UserError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, found {value!r}")
+            raise UserError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, found {shown(value)!r}")
         return value
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) and value.strip().startswith("["):
             value = parse_value(value)
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where}: expected a list, found {value!r}")
+            raise UserError(f"{where}: expected a list, found {shown(value)}")
+        if len(value) > MAX_LIST:
+            raise UserError(f"{where}: expected at most {MAX_LIST} values, found {len(value)}")
         return tuple(coerce(v, typing.get_args(hint)[0], where) for v in value)
     if isinstance(value, str) and hint is not str:
         value = parse_value(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         value = float(value)
     if hint is str and not isinstance(value, str):
-        value = str(value)
+        value = shown(value)
     if type(value) is not hint:
-        raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")
+        found = repr(shown(value)) if isinstance(value, str) else shown(value)
+        raise UserError(f"{where}: expected {hint.__name__}, found {found}")
+    return value
+
+
+def _unquoted(value: Any) -> Any:
+    """Text without the quotes that TOML would have around it."""
+    if isinstance(value, str) and len(value) > 1 and value[0] in "\"'" and isinstance(parse_value(value), str):
+        return parse_value(value)
     return value
 
 
 def parse_value(text: str) -> Any:
-    """The TOML value that `text` spells (`3`, `0.1`, `true`, `[1, 2]`), else the text itself."""
+    """The TOML value that `text` spells as a whole (`3`, `0.1`, `true`, `[1, 2]`), else the text itself."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"v = [{text}]")
+    except (ValueError, RecursionError):  # also integers of more digits than Python takes
         return text
+    one = len(found) == 1 and len(found["v"]) == 1 and not text.rstrip().endswith(",")
+    return found["v"][0] if one else text  # otherwise there was a second value, or a line with another key
+
+
+PAIR = re.compile(
+    r"""\s* (?P<key>[^=;\n]*?) \s*=\s*
+    (?P<value> "(?:\\.|[^"\\\n])*" | '[^'\n]*' | \[[^\]]*\] | (?:(?!,\s*\w+\.\w+\s*=)[^;\n])*? )
+    \s*? (?:[;\n] | ,(?=\s*\w+\.\w+\s*=) | \Z)""",
+    re.VERBOSE,
+)
+
+
+def parse_overrides(text: str, where: str = "overrides") -> dict[str, str]:
+    """ "a.b=1, c.d=[2, 3]" as pairs; between them a semicolon, a new line, or a comma before the next section.key=.
+
+    UserError (`where` names the text): a piece without "=".
+    """
+    pairs: dict[str, str] = {}
+    at = 0
+    while text[at:].strip("; \t\n"):
+        found = PAIR.match(text, at)
+        if not found:
+            raise UserError(f"{where}: expected section.key=value, found {shown(text[at:].strip())!r}")
+        if not re.fullmatch(r"\w+(\.\w+)?", found["key"]):
+            raise UserError(f"{where}: expected section.key=value, found {shown(found['key'])!r} before '='")
+        pairs[found["key"]] = found["value"].strip()
+        at = found.end()
+    return pairs
+
+
+def parse_override(text: str) -> tuple[str, str]:
+    """The only pair in the text of one `--set`. UserError: none, or anything after its value."""
+    if "=" not in text:
+        raise UserError(f"--set {shown(text)}: expected section.key=value, found no '='")
+    pairs = parse_overrides(text, f"--set {shown(text)}")
+    if len(pairs) != 1:
+        raise UserError(
+            f"--set {shown(text)}: expected one section.key=value, found {len(pairs)} ({', '.join(pairs)}); "
+            "give --set once for each"
+        )
+    return next(iter(pairs.items()))
 
 
 def preset_names() -> list[str]:
     return sorted(p.stem for p in PRESETS.glob("*.toml"))
 
 
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The values in a TOML file; `what` names it in errors. UserError: no file, one that cannot be read, or no TOML."""
+    text = files.read_text(path, what)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as e:
+        reason = "nested too deep" if isinstance(e, RecursionError) else shown(str(e))
+        raise UserError(f"{path}: expected {what} as TOML, found text that does not parse ({reason})") from None
+
+
 def read_preset(preset: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The nested values of a preset over those of its `base`, if it names one."""
+    """The nested values of a preset over those of its `base`, if it names one.
+
+    A `base` or `data.path` that is a relative path starts from the folder of the file that says it.
+    """
     path = Path(preset) if str(preset).endswith(".toml") else PRESETS / f"{preset}.toml"
-    if not path.exists():
-        if path.parent != PRESETS:
-            raise UserError(f"{path}: expected a preset file, found no such file")
+    if path.parent == PRESETS and path.stem not in preset_names():
         close = difflib.get_close_matches(str(preset), preset_names(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(preset_names())}"
-        raise UserError(f"unknown preset {str(preset)!r}; {hint}")
-    if str(path) in seen:
+        raise UserError(f"unknown preset {shown(str(preset))!r}; {hint}")
+    if os.path.abspath(path) in seen:
         raise UserError(f"{path}: base leads back to itself")
-    try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
+    values = read_toml(path, "a preset file")
     base = values.pop("base", None)
-    merged = read_preset(base, (*seen, str(path))) if base else {}
-    return {**_over(merged, values), "name": path.stem}
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{path}, base: expected a preset's name or a .toml file, found {shown(base)}")
+    for name, table in values.items():
+        inner = table.values() if name == "size" and isinstance(table, dict) else ()
+        for found in (table, *inner):
+            if name in (*SECTIONS, "size") and not isinstance(found, dict):
+                raise UserError(f"{path}: expected [{name}] to be a table, found {shown(found)}")
+    data = values.get("data", {})
+    if isinstance(data.get("path"), str) and data["path"]:
+        values["data"] = {**data, "path": absolute(data["path"], path.parent)}
+    below: dict[str, Any] = {}
+    if base:
+        nested = path.parent / base if base.endswith(".toml") else base
+        below = read_preset(nested, (*seen, os.path.abspath(path)))
+    return {**_over(below, values), "name": path.stem}
+
+
+def absolute(path: str, start: Path = Path()) -> str:
+    """One spelling for one folder: the absolute path of `path`, which if relative starts from `start`."""
+    if "\0" in path:
+        raise UserError(f"data.path: expected the path of a folder, found {path!r}")
+    return os.path.abspath(start / path)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +225,7 @@ def load(
     Raises UserError for an unknown preset, size or key (with a suggestion), a wrong type, or values that contradict.
     """
     if size not in size_names():
-        raise UserError(f"size {size!r}: expected one of {', '.join(size_names())}")
+        raise UserError(f"size {shown(size)!r}: expected one of {', '.join(size_names())}")
     values = read_preset(preset)
     own = values.pop("size", {})
     keys(own, size_names()[1:], f"{preset}, [size]")
@@ -150,6 +242,8 @@ def override(cfg: Config, overrides: Mapping[str, object], source: str) -> Confi
 
 def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
     for dotted, value in overrides.items():
+        if dotted == "data.path" and isinstance(value, str):
+            value = _unquoted(value) and absolute(_unquoted(value))
         section, _, key = dotted.partition(".")
         keys([section], list(SECTIONS), f"override {dotted!r}")
         if not key:
@@ -160,18 +254,16 @@ def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[st
 
 def of_run(run: RunFolder) -> Config:
     """The configuration that a run was made with. UserError: none there, or values that cannot be."""
-    where = run.file("config.json")
-    return from_dict(files.read_json(where, "a run's configuration")["config"], str(where))
+    return from_dict(run.record()["config"], str(run.file(CONFIG)))
 
 
 def differences(a: Config, b: Config, most: int = 3) -> str:
-    """The first few fields in which two configurations differ, as "section.key 1 -> 2"."""
+    """The first few fields in which two configurations differ, as "section.key 1 -> 2"; those that are hashed."""
     x, y = to_dict(a), to_dict(b)
     rows = [
-        f"{section}.{key} {x[section][key]} -> {y[section][key]}"
-        for section in x
-        if section != "name"
-        for key in x[section]
-        if x[section][key] != y[section][key]
+        f"{section}.{f.name} {shown(x[section][f.name])} -> {shown(y[section][f.name])}"
+        for section, cls in SECTIONS.items()
+        for f in fields(cls)
+        if is_hashed(f) and x[section][f.name] != y[section][f.name]
     ]
     return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")

@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import canonical_json, sha256_text
-from golfcore.data.datasets import MANIFEST, SCHEMA
+from golfcore.data.manifest import MANIFEST, SCHEMA
 from golfcore.data.text import build, is_unicode
 
 STDLIB = "stdlib"
+# Names that stand for several packages. "large" is what the core dependencies bring along: about 9M tokens.
+LISTS = {"large": (STDLIB, "numpy", "scipy", "matplotlib", "pandas", "torch", "sympy", "networkx")}
 MIN_CHARS = 200
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -31,9 +33,11 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 def pydocs(cache_dir: Path, packages: Sequence[str], vocab_size: int = 1024) -> tuple[Path, bool]:
     """The dataset folder of the docstrings of `packages`, and whether it was built now (else it was in the cache).
 
-    The folder is `cache_dir/pydocs-<key>`; the key stands for the packages' and Python's versions and the settings.
+    A package may be the name of one of `LISTS`. The folder is `cache_dir/pydocs-<key>`; the key stands for the
+    packages' and Python's versions and the settings.
     UserError: a package that is not installed, or too little text for the vocabulary.
     """
+    packages = [name for given in packages for name in LISTS.get(given, (given,))]
     sources = {
         "corpus": "pydocs",
         "python": platform.python_version(),

@@ -2,9 +2,10 @@
 
 Folders that golfcore made carry a `manifest.json` of schema `golfcore-data-1`, written last: its presence says that
 the folder is complete. Other folders in the competition's format (its FineWeb export, say) open just as well.
+A shard is named `train_000000.bin`, `val_000000.bin`, or `NAME_train_000000.bin`, `NAME_val_000000.bin` with one NAME.
 """
 
-import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,65 +13,76 @@ from pathlib import Path
 import numpy as np
 
 from golfcore.base.errors import UserError
-from golfcore.base.files import canonical_json, read_json, sha256_file, sha256_text, write_json
-from golfcore.data.shards import open_shard, shard_tokens
+from golfcore.base.files import canonical_json, sha256_text
+from golfcore.data.contents import digests, files_below
+from golfcore.data.manifest import check_contents, check_listed, read_manifest
+from golfcore.data.proofs import Facts, prove
+from golfcore.data.shards import is_shard, open_shard, shard_tokens
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import load_tokenizer
 
-SCHEMA = "golfcore-data-1"
-MANIFEST = "manifest.json"
-SAMPLE_BYTES = 1 << 20
+SHARD_NAME = re.compile(r"((?P<name>.+)_)?(?P<split>train|val)_(?P<number>\d+)\.bin")
 
 
 @dataclass(frozen=True)
 class Dataset:
     path: Path
-    train: tuple[Path, ...]  # in the order of their names, which is the order of the text
+    train: tuple[Path, ...]  # in the order of their numbers, which is the order of the text
     val: tuple[Path, ...]
     tokenizer: Path
-    data_hash: str  # runs with different values saw different data
+    data_hash: str  # of the contents: runs with different values saw different data
+    tokenizer_hash: str  # of the content of the SentencePiece model
     manifest: dict  # ours, or {} where the folder has none
+    facts: Facts  # what was proven of this content
 
 
-def write_manifest(folder: Path, hashes: Mapping[str, str], **facts: object) -> None:
-    """Declare `folder` complete: `hashes` maps each file's path below it to its SHA-256, `facts` is added as it is."""
-    files = {name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in hashes.items()}
-    data_hash = sha256_text(canonical_json(dict(hashes)))
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "data_hash": data_hash, "files": files, **facts})
+def open_dataset(path: str | Path, again: bool = False) -> Dataset:
+    """Find the shards and the tokenizer below `path`, and hold them against their manifest and each other.
 
-
-def read_manifest(folder: Path) -> dict:
-    """The manifest that golfcore wrote into `folder`; {} if there is none or it is of another schema."""
-    path = folder / MANIFEST
-    manifest = read_json(path, "a manifest") if path.exists() else {}
-    return manifest if manifest.get("schema") == SCHEMA else {}
-
-
-def open_dataset(path: str | Path) -> Dataset:
-    """Find the shards and the tokenizer anywhere below `path`, check headers and sizes, and identify the data.
-
-    `data_hash` comes from our manifest. Without one it is a hash of the tokenizer and of each shard's name, size, and
-    first and last MiB: cheap for an export of 16 GB, and any shard added, dropped or exchanged changes it.
-    UserError: no such folder; no shards of a split, or shards of several datasets; no tokenizer or several; a damaged
-    shard; files that differ from what our manifest lists.
+    `data_hash` comes from our manifest; without one it is a hash of the contents of the tokenizer and of all shards in
+    order. Contents are hashed, and what follows from them proven, once: later calls only look at the files' states.
+    `again` hashes everything and proves it on the whole text, not on its beginning.
+    UserError: no such folder; no shards of a split, shards of other names or of several datasets; no tokenizer or
+    several; a damaged shard; contents that differ from our manifest; text that training and validation share; a
+    tokenizer whose bytes cannot be counted.
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: expected a dataset folder, found no such folder")
-    train, val = _shards(path, "train"), _shards(path, "val")
-    models = sorted(path.rglob("*.model"))
+        raise UserError(f"{path}: expected a dataset folder, found {'a file' if path.exists() else 'no such folder'}")
+    files = files_below(path, (".bin", ".model"))
+    train, val = _splits(path, [file for file in files if file.suffix == ".bin"])
+    models = [file for file in files if file.suffix == ".model"]
     if len(models) != 1:
         raise UserError(f"{path}: expected one tokenizer (*.model), found {_listing(path, models)}")
-    folders = sorted({shard.parent for shard in train + val})
-    if len(folders) != 1:
-        raise UserError(f"{path}: expected the shards of one dataset, found shards in {_listing(path, folders)}")
     manifest = read_manifest(path)
     if manifest:
-        _check_listed(path, manifest["files"], [*train, *val, models[0]])
+        check_listed(path, manifest, [*train, *val, models[0]])
     for shard in train + val:
         shard_tokens(shard)
-    data_hash = manifest["data_hash"] if manifest else _sampled_hash(models[0], train + val)
-    return Dataset(path, train, val, models[0], data_hash, manifest)
+    found = digests([models[0], *train, *val], again)
+    if manifest:
+        check_contents(path, manifest, found)
+    _check_distinct(train, val, found)
+    data_hash = manifest["data_hash"] if manifest else _contents_hash(models[0], train, val, found)
+    facts = prove(models[0], train, val, data_hash, whole=again)
+    sources = manifest.get("sources") or {}
+    if facts.overlap.documents and sources.get("corpus") != "download":
+        raise UserError(_overlap_sentence(path, facts, train, val))
+    return Dataset(path, train, val, models[0], data_hash, found[models[0]], manifest, facts)
+
+
+def check_same(dataset: Dataset, data_hash: str | None, tokenizer_hash: str, where: str) -> None:
+    """Hold a dataset against what something in `where` was made with; `data_hash` None accepts any text.
+
+    UserError: another tokenizer, whose token ids mean something else; another text.
+    """
+    if dataset.tokenizer_hash != tokenizer_hash:
+        raise UserError(
+            f"{dataset.tokenizer}: expected the tokenizer of {where} (sha256 {tokenizer_hash[:12]}), "
+            f"found another one ({dataset.tokenizer_hash[:12]})"
+        )
+    if data_hash is not None and dataset.data_hash != data_hash:
+        raise UserError(f"{dataset.path}: expected data {data_hash[:12]} of {where}, found {dataset.data_hash[:12]}")
 
 
 def val_tokens(dataset: Dataset, vocab_size: int, targets: int = 0) -> np.ndarray:
@@ -90,38 +102,70 @@ def train_stream(dataset: Dataset, vocab_size: int, reserve: int = 0) -> TokenSt
     return TokenStream(dataset.train, vocab_size, reserve)
 
 
-def _shards(path: Path, split: str) -> tuple[Path, ...]:
-    shards = sorted(path.rglob(f"*{split}*.bin"), key=lambda shard: shard.name)
-    if not shards:
-        others = sorted(path.rglob("*.bin"))
-        raise UserError(f"{path}: expected {split} shards (*{split}*.bin), found {_listing(path, others)}")
-    return tuple(shards)
+def description(dataset: Dataset) -> str:
+    """Lines for people: hash, tokenizer, and the tokens, documents and bytes of each split."""
+    facts, lines = dataset.facts, [f"{dataset.path}: data {dataset.data_hash[:12]}"]
+    lines.append(f"  tokenizer: {dataset.tokenizer.name}, sha256 {dataset.tokenizer_hash[:12]}")
+    for split, shards in (("train", dataset.train), ("val", dataset.val)):
+        size = facts.bytes.get(split)
+        counted = "bytes not counted yet (golfcore data check)" if size is None else f"{size:,} bytes decoded"
+        if source := dataset.manifest.get("splits", {}).get(split, {}).get("text_bytes"):
+            counted += f" ({source:,} before the tokenizer's normalization)"
+        tokens = sum(map(shard_tokens, shards))
+        lines.append(
+            f"  {split}: {tokens:,} tokens in {len(shards)} shards, {facts.documents[split]:,} documents, {counted}"
+        )
+    lines.append(f"  overlap: {facts.overlap.documents:,} training documents of {facts.min_tokens} tokens or more")
+    return "\n".join(lines)
+
+
+def _splits(path: Path, files: list[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The shards of training and validation in order, by their exact names; files that are no shards are left out."""
+    shards: dict[str, list[tuple[int, Path]]] = {"train": [], "val": []}
+    names = set()
+    for file in files:
+        named = SHARD_NAME.fullmatch(file.name)
+        if named:
+            shards[named["split"]].append((int(named["number"]), file))
+            names.add(named["name"] or "")
+        elif is_shard(file):
+            raise UserError(
+                f"{file}: expected a shard named NAME_train_000000.bin or NAME_val_000000.bin, found another name"
+            )
+    for split, found in shards.items():
+        if not found:
+            raise UserError(f"{path}: expected {split} shards (NAME_{split}_000000.bin), found {_listing(path, files)}")
+    folders = sorted({file.parent for found in shards.values() for _, file in found})
+    if len(folders) != 1:
+        raise UserError(f"{path}: expected the shards of one dataset, found shards in {_listing(path, folders)}")
+    if len(names) != 1:
+        listed = ", ".join(repr(name) for name in sorted(names))
+        raise UserError(f"{path}: expected the shards of one dataset, found shards of the names {listed}")
+    train, val = (tuple(file for _, file in sorted(shards[split])) for split in ("train", "val"))
+    return train, val
+
+
+def _check_distinct(train: tuple[Path, ...], val: tuple[Path, ...], found: Mapping[Path, str]) -> None:
+    trained = {found[shard]: shard for shard in train}
+    for shard in val:
+        if found[shard] in trained:
+            same = trained[found[shard]].name
+            raise UserError(f"{shard}: expected text that is not trained on, found the same content as {same}")
+
+
+def _contents_hash(model: Path, train: tuple[Path, ...], val: tuple[Path, ...], found: Mapping[Path, str]) -> str:
+    return sha256_text(canonical_json([found[model], [found[p] for p in train], [found[p] for p in val]]))
+
+
+def _overlap_sentence(path: Path, facts: Facts, train: tuple[Path, ...], val: tuple[Path, ...]) -> str:
+    (train_shard, train_at), (val_shard, val_at) = facts.places(train, val)
+    return (
+        f"{path}: expected training text without the validation documents, found {facts.overlap.documents:,} of them "
+        f"(of {facts.min_tokens} tokens or more), the first at token {train_at} of {train_shard.name} "
+        f"and token {val_at} of {val_shard.name}"
+    )
 
 
 def _listing(path: Path, found: list[Path]) -> str:
     names = [str(item.relative_to(path)) for item in found[:4]] + ["..."] * (len(found) > 4)
     return ", ".join(names) or "none"
-
-
-def _check_listed(path: Path, listed: Mapping[str, Mapping], found: list[Path]) -> None:
-    names = {item.relative_to(path).as_posix() for item in found}
-    for name in sorted(names - set(listed)):
-        raise UserError(f"{path / name}: expected only files that {MANIFEST} lists, found this one besides")
-    for name, facts in listed.items():
-        if name not in names:
-            raise UserError(f"{path / name}: expected this file, which {MANIFEST} lists, found no such file")
-        size = (path / name).stat().st_size
-        if size != facts["bytes"]:
-            raise UserError(f"{path / name}: expected {facts['bytes']} bytes as {MANIFEST} lists, found {size}")
-
-
-def _sampled_hash(tokenizer: Path, shards: tuple[Path, ...]) -> str:
-    samples = []
-    for shard in shards:
-        size = shard.stat().st_size
-        with shard.open("rb") as f:
-            digest = hashlib.sha256(f.read(SAMPLE_BYTES))
-            f.seek(max(size - SAMPLE_BYTES, 0))
-            digest.update(f.read())
-        samples.append([shard.name, size, digest.hexdigest()])
-    return sha256_text(canonical_json([sha256_file(tokenizer), samples]))

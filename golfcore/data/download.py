@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import read_json, sha256_file
-from golfcore.data.datasets import MANIFEST, read_manifest, write_manifest
+from golfcore.data.contents import digests
+from golfcore.data.manifest import MANIFEST, read_manifest, write_manifest
 from golfcore.data.shards import shard_tokens
 
 REPO = "willdepueoai/parameter-golf"
@@ -47,10 +48,10 @@ def download(
     export = read_json(source.fetch(f"{REMOTE_ROOT}/{MANIFEST}"), "the export's manifest")
     present = {path.name for path in (out / "datasets" / dataset).glob("fineweb_train_*.bin")}
     files = export_files(export, dataset, train_shards, present)
-    hashes = {}
+    hashes: dict[str, str] = {}
     for local, name in tqdm(files.items(), desc="files", unit="file", disable=None):
         source.install(f"{REMOTE_ROOT}/{name}", out / local)
-        hashes[local] = sha256_file(out / local)
+        hashes[local] = digests([out / local])[out / local]
     facts = {"corpus": "download", "repo": repo, "commit": source.revision, "dataset": dataset}
     write_manifest(out, hashes, sources=facts)
     shutil.rmtree(source.staging)

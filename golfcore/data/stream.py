@@ -5,7 +5,7 @@ documents). All it knows of the past is `position`, the number of tokens consume
 run that saves that number and sets it again continues with exactly the tokens it would have seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,14 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 from golfcore.data.shards import open_shard, shard_tokens
 
+PIECE_TOKENS = 1 << 22
+
 
 class TokenStream:
     """An endless reader of `shards`; the last `reserve` tokens of the text are never streamed.
 
-    `length` is the number of tokens in one pass; `position` may be read, saved and set at any time.
+    `length` is the number of tokens in one pass, `total` that of the whole text with the reserve; `position` may be
+    read, saved and set at any time.
     UserError: no shards, a damaged shard (its ids are checked when it is first read), or a reserve as large as the
     text.
     """
@@ -33,10 +36,12 @@ class TokenStream:
         self.position = position
         self._starts = np.cumsum([0, *(shard_tokens(path) for path in self.shards)])
         self._open: dict[int, np.memmap] = {}
-        total = int(self._starts[-1])
-        if not 0 <= reserve < total:
-            raise UserError(f"reserve: expected 0 to {total - 1} tokens of {self.shards[0].parent}, found {reserve}")
-        self.length = total - reserve
+        self.total = int(self._starts[-1])
+        if not 0 <= reserve < self.total:
+            raise UserError(
+                f"reserve: expected 0 to {self.total - 1} tokens of {self.shards[0].parent}, found {reserve}"
+            )
+        self.length = self.total - reserve
 
     def read(self, position: int, count: int) -> np.ndarray:
         """The `count` tokens from `position` on, (count,) uint16; moves nothing."""
@@ -44,7 +49,7 @@ class TokenStream:
         while count > 0:
             start = position % self.length
             stop = min(start + count, self.length)
-            pieces.append(self._slice(start, stop))
+            pieces.append(self.slice(start, stop))
             position, count = position + stop - start, count - (stop - start)
         return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
 
@@ -81,10 +86,20 @@ class TokenStream:
         """The last `count` tokens of the whole text, (count,) uint16: a development slice never trained on."""
         if not 0 < count <= self.reserve:
             raise ValueError(f"tail of {count} tokens, but only the last {self.reserve} are kept out of training")
-        total = self.length + self.reserve
-        return self._slice(total - count, total)
+        return self.slice(self.total - count, self.total)
 
-    def _slice(self, start: int, stop: int) -> np.ndarray:
+    def pieces(self, stop: int | None = None) -> Iterator[np.ndarray]:
+        """The tokens of one pass, or those before `stop`, in pieces of at most 4M: (n,) uint16 each."""
+        stop = self.length if stop is None else min(stop, self.total)
+        for start in range(0, stop, PIECE_TOKENS):
+            yield self.slice(start, min(start + PIECE_TOKENS, stop))
+
+    def place(self, position: int) -> tuple[Path, int]:
+        """The shard that holds a position of the text, and where in the shard's tokens it is."""
+        index = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self.shards[index], position - int(self._starts[index])
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the text, 0 <= start < stop <= total, across shard boundaries."""
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
         pieces = []

@@ -4,8 +4,10 @@ The tokenizer is of the competition's kind: SentencePiece BPE with byte fallback
 prefix, digits apart. Its default normalization (NFKC, runs of white space become one space) is part of the format.
 """
 
+import hashlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +19,19 @@ from tqdm import tqdm
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import sha256_file, sha256_text, write_bytes
-from golfcore.data.datasets import MANIFEST, write_manifest
-from golfcore.data.shards import open_shard, write_shard
-from golfcore.data.tokens import count_bytes, load_tables, load_tokenizer
+from golfcore.data.contents import files_below, read
+from golfcore.data.documents import MIN_TOKENS
+from golfcore.data.manifest import MANIFEST, data_hash, write_manifest
+from golfcore.data.proofs import prove
+from golfcore.data.shards import write_shard
+from golfcore.data.tokens import load_tokenizer
 
 VAL_ONE_IN = 20  # about 5% of documents, chosen by their hash
 SHARD_TOKENS = 10_000_000
 SAMPLE_CHARS = 8_000_000  # the tokenizer is trained on at most this much
 PIECE_CHARS = 1 << 14  # a longer text file is cut at the first blank line after this much
 BATCH_DOCUMENTS = 256
+MAX_VOCAB = 1 << 16  # a shard holds ids of 16 bits
 
 
 def split_documents(documents: Iterable[str], name: str) -> tuple[list[str], list[str]]:
@@ -49,6 +55,8 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> bytes:
 
     The same documents give the same bytes. UserError: the text is too small or the vocabulary too small for it.
     """
+    if not 1 <= vocab_size <= MAX_VOCAB:
+        raise UserError(f"vocab_size: expected 1 to {MAX_VOCAB}, found {vocab_size}")
     sample, size = [], 0
     for text in sorted(documents, key=sha256_text):
         sample.append(text)
@@ -63,10 +71,9 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> bytes:
             max_sentence_length=1 << 30, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as e:
-        if "ocabulary size" not in str(e):
-            raise
-        reason = str(e).rsplit("] ", 1)[-1].rstrip(".")
-        raise UserError(f"vocab_size: expected a size that suits the text, found {vocab_size} ({reason})") from None
+        most, least = re.search(r"<= (\d+)", str(e)), re.search(r"(\d+) vs (\d+)", str(e))
+        bound = f" (at most {most[1]})" if most else f" (more than {least[2]})" if least else ""
+        raise UserError(f"vocab_size: expected a size that suits the text, found {vocab_size}{bound}") from None
     return model.getvalue()
 
 
@@ -79,10 +86,13 @@ def build(
 ) -> None:
     """Make the dataset folder `out`: `tokenizer.model`, `train_*.bin`, `val_*.bin` and, last, `manifest.json`.
 
-    Each document is BOS and its tokens; documents follow one another and may span shards. The folder is made beside
-    its place and renamed, so a killed build leaves no half of one. All text is held in memory. `sources` says where
-    the documents come from and goes into the manifest; `tokenizer` is used instead of training one.
-    UserError: `out` exists with something in it; too few documents; a tokenizer that does not fit.
+    Each document is BOS and its tokens; documents follow one another and may span shards. A training document that is
+    token for token a validation document (texts may differ in what the tokenizer normalizes) is left out. The bytes
+    of the whole text are counted and held against decoding it. The folder is made beside its place and renamed, so a
+    killed build leaves no half of one. All text is held in memory. `sources` says where the documents come from and
+    goes into the manifest; `tokenizer` is used instead of training one.
+    UserError: `out` exists with something in it; too few documents; a tokenizer that does not fit, does not cover the
+    text, or whose bytes cannot be counted.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: expected a folder that is new or empty, found something there")
@@ -94,13 +104,16 @@ def build(
         model = part / "tokenizer.model"
         write_bytes(model, proto)
         with tqdm(total=len(train) + len(val), desc="encode", unit="doc", disable=None) as bar:
-            splits = {
-                split: _write_split(part, split, texts, model, vocab_size, bar)
-                for split, texts in (("train", train), ("val", val))
-            }
+            writer = _Writer(part, load_tokenizer(model, vocab_size), bar)
+            splits = {"val": writer.write("val", val), "train": writer.write("train", train)}
+        hashes = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
+        shards = {split: sorted(part.glob(f"{split}_*.bin")) for split in splits}
+        facts = prove(model, shards["train"], shards["val"], data_hash(hashes), whole=True)
+        for split, counted in facts.bytes.items():
+            splits[split]["bytes"] = counted
         write_manifest(
-            part, {path.name: sha256_file(path) for path in sorted(part.iterdir())}, splits=splits,
-            sources=dict(sources), vocab_size=vocab_size, sentencepiece=sentencepiece.__version__,
+            part, hashes, splits=splits, sources=dict(sources), vocab_size=vocab_size,
+            sentencepiece=sentencepiece.__version__,
         )  # fmt: skip
         try:
             part.rename(out)
@@ -120,12 +133,14 @@ def build_folder(folder: Path, out: Path, vocab_size: int = 1024, tokenizer: Pat
 def folder_documents(folder: Path) -> list[str]:
     """The documents of a folder: every line of a .jsonl file (its "text"), every .txt or .md file.
 
-    Text files longer than 16 Ki characters are cut at blank lines. Documents of white space only are dropped.
+    Text files longer than 16 Ki characters are cut at blank lines. Documents of white space only are dropped; hidden
+    files and folders are not read.
     UserError: no such folder, no such files, bytes that are not UTF-8, a line without a JSON object with "text".
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder of .txt, .md or .jsonl files, found no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".txt", ".md", ".jsonl") and path.is_file())
+        found = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: expected a folder of .txt, .md or .jsonl files, found {found}")
+    paths = [path for path in files_below(folder, (".txt", ".md", ".jsonl")) if path.is_file()]
     if not paths:
         raise UserError(f"{folder}: expected .txt, .md or .jsonl files, found none")
     documents: list[str] = []
@@ -153,7 +168,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _read_utf8(path: Path) -> str:
-    data = path.read_bytes()
+    data = read(path, "text")
     try:
         return data.decode()
     except UnicodeDecodeError as e:
@@ -169,6 +184,8 @@ def _json_texts(path: Path, content: str) -> Iterator[str]:
             row = json.loads(line)
         except ValueError as e:
             raise UserError(f"{path}, line {number}: expected a JSON object, found invalid JSON ({e})") from None
+        except RecursionError:
+            raise UserError(f"{path}, line {number}: expected a JSON object, found one nested too deeply") from None
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
             found = f"the keys {sorted(row)}" if isinstance(row, dict) else f"a {type(row).__name__}"
@@ -181,33 +198,45 @@ def _json_texts(path: Path, content: str) -> Iterator[str]:
 def _existing_tokenizer(path: Path, vocab_size: int) -> bytes:
     if load_tokenizer(path, vocab_size).bos_id() < 0:
         raise UserError(f"{path}: expected a tokenizer with a start-of-document token, found none")
-    return path.read_bytes()
+    return read(path, "a SentencePiece model")
 
 
-def _write_split(
-    folder: Path, split: str, documents: Sequence[str], model: Path, vocab_size: int, bar: tqdm
-) -> dict[str, int]:
-    """Write the shards of one split and return its counts; `bytes` is what an evaluation charges for its tokens."""
-    encoded = _encode(documents, load_tokenizer(model, vocab_size), bar)
-    paths = []
-    for index, piece in enumerate(_regroup(encoded, SHARD_TOKENS)):
-        paths.append(folder / f"{split}_{index:06d}.bin")
-        write_shard(paths[-1], piece)
-    tokens = np.concatenate([open_shard(path, vocab_size) for path in paths])
-    return {
-        "documents": len(documents),
-        "tokens": len(tokens),
-        "bytes": count_bytes(load_tables(model, vocab_size), tokens),
-        "text_bytes": sum(len(text.encode()) for text in documents),
-    }
+class _Writer:
+    """Writes the shards of splits; what was written before is left out of the next."""
 
+    def __init__(self, folder: Path, tokenizer: SentencePieceProcessor, bar: tqdm) -> None:
+        self.folder, self.tokenizer, self.bar = folder, tokenizer, bar
+        self.written: set[bytes] = set()  # digests of the documents of earlier splits
+        self.unknown = [i for i in range(tokenizer.vocab_size()) if tokenizer.is_unknown(i)]
 
-def _encode(documents: Sequence[str], processor: SentencePieceProcessor, bar: tqdm) -> Iterator[np.ndarray]:
-    for start in range(0, len(documents), BATCH_DOCUMENTS):
-        batch = list(documents[start : start + BATCH_DOCUMENTS])
-        for tokens in processor.encode(batch, add_bos=True):
-            yield np.array(tokens, np.uint16)
-        bar.update(len(batch))
+    def write(self, split: str, documents: Sequence[str]) -> dict[str, int]:
+        """Write the shards of one split and return its documents, tokens and bytes of text."""
+        counts = {"documents": 0, "tokens": 0, "text_bytes": 0}
+        digests: set[bytes] = set()
+        for index, piece in enumerate(_regroup(self._encode(documents, counts, digests), SHARD_TOKENS)):
+            write_shard(self.folder / f"{split}_{index:06d}.bin", piece)
+        self.written |= digests
+        return counts
+
+    def _encode(self, documents: Sequence[str], counts: dict[str, int], digests: set[bytes]) -> Iterator[np.ndarray]:
+        for start in range(0, len(documents), BATCH_DOCUMENTS):
+            batch = list(documents[start : start + BATCH_DOCUMENTS])
+            for text, ids in zip(batch, self.tokenizer.encode(batch, add_bos=True), strict=True):
+                tokens = np.array(ids, np.uint16)
+                if np.isin(tokens, self.unknown).any():
+                    raise UserError(
+                        f"tokenizer: expected one that has pieces or bytes for all of the text, found none for a part "
+                        f"of the document that begins {text[:40]!r}"
+                    )
+                digest = hashlib.sha256(tokens.tobytes()).digest()
+                digests.add(digest)
+                if digest in self.written and len(tokens) > MIN_TOKENS:
+                    continue
+                counts["documents"] += 1
+                counts["tokens"] += len(tokens)
+                counts["text_bytes"] += len(text.encode())
+                yield tokens
+            self.bar.update(len(batch))
 
 
 def _regroup(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -1,10 +1,11 @@
-"""What a token is worth in bytes, read from the SentencePiece model: the denominator of bits per byte.
+"""What a token is worth in bytes, measured on the SentencePiece model: the denominator of bits per byte.
 
-A space belongs to the piece that follows it, and is charged as one byte unless the token before is a boundary (start
-of document, padding, unknown). Formula and table: the competition's evaluation. The bytes are those of the text as
-the tokenizer normalizes it (NFKC, single spaces); where it changes nothing they are the bytes of the UTF-8 text.
+A token costs what it adds to the decoded text. A space that SentencePiece writes at the beginning of a piece costs
+nothing after a boundary (start of document, padding, unknown) where the model drops it there, as the competition's
+evaluation has it. The bytes are those of the text as the tokenizer normalizes it (NFKC and single spaces, usually).
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,13 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from golfcore.base.errors import UserError
+from golfcore.data.contents import read
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 COUNT_TOKENS = 1 << 22
+PROOF_TOKENS = 1 << 18
+DENORMALIZER, CHARACTER_MAP = 5, 2  # fields of sentencepiece_model.proto: ModelProto.denormalizer_spec, its map
+UNLIKE = "expected a tokenizer that decodes its pieces as they are, found one that rewrites the decoded text"
 
 
 class Tables(NamedTuple):
@@ -25,10 +30,12 @@ class Tables(NamedTuple):
 
     base_bytes: Tensor  # (V,) int16: bytes of the piece without its leading space
     word_start: Tensor | None  # (V,) bool: the piece begins with a space
-    boundary: Tensor  # (V,) bool: control, unknown or unused; a space after it costs nothing
+    boundary: Tensor  # (V,) bool: begins or ends a document, unknown or unused
+    strips: bool = True  # a leading space after a boundary costs nothing
 
     def to(self, device: torch.device | str) -> "Tables":
-        return Tables(*(t if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+        starts = None if self.word_start is None else self.word_start.to(device)
+        return Tables(self.base_bytes.to(device), starts, self.boundary.to(device), self.strips)
 
 
 class TokenClass(IntEnum):
@@ -40,14 +47,18 @@ class TokenClass(IntEnum):
     WITHIN_WORD = 3
 
 
-def load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not there, not such a model, or not of `vocab_size` pieces."""
-    if not path.is_file():
-        raise UserError(f"{path}: expected a SentencePiece model, found no such file")
+def open_tokenizer(path: Path) -> SentencePieceProcessor:
+    """The SentencePiece model in `path`. UserError: not there, or not such a model."""
+    proto = read(path, "a SentencePiece model")
     try:
-        tokenizer = SentencePieceProcessor(model_file=str(path))
+        return SentencePieceProcessor(model_proto=proto)
     except RuntimeError:
         raise UserError(f"{path}: expected a SentencePiece model, found a file that is none") from None
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:
+    """The SentencePiece model in `path`. UserError: not there, not such a model, or not of `vocab_size` pieces."""
+    tokenizer = open_tokenizer(path)
     if tokenizer.vocab_size() != vocab_size:
         raise UserError(f"{path}: expected a tokenizer of {vocab_size} pieces, found {tokenizer.vocab_size()}")
     return tokenizer
@@ -59,14 +70,24 @@ def token_classes(path: Path, vocab_size: int) -> Tensor:
 
 
 def load_tables(path: Path, vocab_size: int) -> Tables:
-    """The byte tables of the SentencePiece model in `path`. UserError as `load_tokenizer`."""
+    """The byte tables of the SentencePiece model in `path`, measured by decoding every piece in both contexts.
+
+    UserError: as `load_tokenizer`; a model whose decoded text is not the sum of what its pieces add.
+    """
     tokenizer = load_tokenizer(path, vocab_size)
+    if _field(_field(tokenizer.serialized_model_proto(), DENORMALIZER), CHARACTER_MAP):
+        raise UserError(f"{path}: {UNLIKE}")
     classes = _classes(tokenizer)
-    base = [len(tokenizer.id_to_piece(i).removeprefix(SPACE).encode()) for i in range(vocab_size)]
-    base_bytes = torch.tensor(base, dtype=torch.int16)
-    base_bytes[classes == TokenClass.CONTROL] = 0
-    base_bytes[classes == TokenClass.BYTE] = 1
-    return Tables(base_bytes, classes == TokenClass.WORD_START, classes == TokenClass.CONTROL)
+    boundary = torch.tensor([_is_boundary(tokenizer, i) for i in range(vocab_size)])
+    starts = classes == TokenClass.WORD_START
+    alone, inside = _measure(path, tokenizer, boundary)
+    inside[boundary] = alone[boundary] = 0
+    base = inside - starts.to(torch.int64)
+    dropped = (inside - alone)[starts]
+    strips = bool((dropped == 1).all())
+    if not strips and dropped.any() or not torch.equal(inside[~starts], alone[~starts]) or int(base.min()) < 0:
+        raise UserError(f"{path}: expected pieces that add the same bytes to any document, found some that do not")
+    return Tables(base.to(torch.int16), starts, boundary, strips)
 
 
 def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
@@ -76,7 +97,9 @@ def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
     """
     if tables.word_start is None:
         raise ValueError("tables without word_start cannot account for spaces")
-    space = tables.word_start[target] & ~tables.boundary[previous]
+    space = tables.word_start[target]
+    if tables.strips:
+        space = space & ~tables.boundary[previous]
     return tables.base_bytes[target].to(torch.int64) + space
 
 
@@ -87,6 +110,108 @@ def count_bytes(tables: Tables, tokens: np.ndarray) -> int:
         piece = torch.from_numpy(tokens[start : start + COUNT_TOKENS + 1].astype(np.int64))
         total += int(target_bytes(tables, piece[:-1], piece[1:]).sum())
     return total
+
+
+def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> int:
+    """Bytes of a text that comes in `pieces`, (n,) ids each, counted by the tables and held against decoding it.
+
+    A text that begins within a document counts from its second token. A byte token is one byte wherever it stands.
+    UserError, naming the tokenizer in `path`: the tables count other bytes than the decoded text has.
+    """
+    tokenizer = open_tokenizer(path)
+    anchor, letter = _anchor(tokenizer), _letter(tokenizer)
+    is_byte = np.array([tokenizer.is_byte(i) for i in range(tokenizer.vocab_size())])
+    boundary = tables.boundary.numpy()
+    before, total = np.empty(0, np.int64), 0
+    for piece in pieces:
+        for start in range(0, len(piece), PROOF_TOKENS):
+            ids = np.concatenate([before, piece[start : start + PROOF_TOKENS].astype(np.int64)])
+            counted = count_bytes(tables, ids)
+            ids[is_byte[ids]] = letter  # a run of bytes may be cut here; one letter is as long as one byte
+            decoded = _decoded_bytes(tokenizer, ids, boundary[ids], anchor)
+            if counted != decoded:
+                raise UserError(
+                    f"{path}: expected a tokenizer whose bytes can be counted token by token, found {counted:,} bytes "
+                    f"counted where the decoded text has {decoded:,}"
+                )
+            before, total = ids[-1:], total + counted
+    return total
+
+
+def _measure(path: Path, tokenizer: SentencePieceProcessor, boundary: Tensor) -> tuple[Tensor, Tensor]:
+    """Bytes that every token adds at the beginning of a document and within one, (V,) int64 each."""
+    anchor = _anchor(tokenizer)
+    before = tokenizer.decode([anchor])
+    ids = range(tokenizer.vocab_size())
+    alone = tokenizer.decode([[i] for i in ids])
+    inside = tokenizer.decode([[anchor, i] for i in ids])
+    for i in ids:
+        if tokenizer.is_byte(i):
+            alone[i], inside[i] = "?", before + "?"
+        elif not (boundary[i] or tokenizer.is_control(i) or tokenizer.is_unknown(i)):
+            if inside[i] != before + tokenizer.id_to_piece(i).replace(SPACE, " "):
+                raise UserError(f"{path}: {UNLIKE}")
+    lengths = [[len(text.encode()) for text in texts] for texts in (alone, inside)]
+    return torch.tensor(lengths[0]), torch.tensor(lengths[1]) - len(before.encode())
+
+
+def _decoded_bytes(tokenizer: SentencePieceProcessor, ids: np.ndarray, boundary: np.ndarray, anchor: int) -> int:
+    """Bytes that ids[1:] add to the decoded text, document by document; `boundary` (N,) bool says where they end."""
+    documents = [part.tolist() for part in np.split(ids, np.flatnonzero(boundary))]
+    first, rest = documents[0], [document[1:] for document in documents[1:]]
+    texts = tokenizer.decode([[anchor, *first], [anchor, *first[:1]], *(document for document in rest if document)])
+    sizes = [len(text.encode()) for text in texts]
+    return sizes[0] - sizes[1] + sum(sizes[2:])
+
+
+def _field(message: bytes, number: int) -> bytes:
+    """The content of a field of a protobuf message that holds bytes or another message; b"" if it is not there."""
+    at, found = 0, b""
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 2:
+            size = varint()
+            found = message[at : at + size] if key >> 3 == number else found
+            at += size
+        elif key & 7 == 0:
+            varint()
+        else:
+            at += 8 if key & 7 == 1 else 4
+    return found
+
+
+def _is_boundary(tokenizer: SentencePieceProcessor, token: int) -> bool:
+    """Whether a token ends one document or begins the next; text never holds it.
+
+    Where the vocabulary has no bytes to fall back to, the unknown token stands in the text and decodes to a sign.
+    """
+    if tokenizer.is_unknown(token):
+        return any(tokenizer.is_byte(i) for i in range(tokenizer.vocab_size()))
+    ends = (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id())
+    return token in ends or tokenizer.is_unused(token)
+
+
+def _anchor(tokenizer: SentencePieceProcessor) -> int:
+    """A token of ordinary text: what follows it does not begin a document."""
+    for i in range(tokenizer.vocab_size()):
+        special = tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) or tokenizer.is_byte(i)
+        if not special and tokenizer.decode([i]).strip():
+            return i
+    return _letter(tokenizer)
+
+
+def _letter(tokenizer: SentencePieceProcessor) -> int:
+    return tokenizer.piece_to_id("<0x41>")
 
 
 def _classes(tokenizer: SentencePieceProcessor) -> Tensor:

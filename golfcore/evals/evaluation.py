@@ -48,7 +48,10 @@ class Evaluation:
         self.net = Net(cfg.model, self.tables, choose_compute(self.runtime.device, self.runtime.dtype))
         self.ledger = Ledger(subject.tokens, rescore=cfg.eval.tail != "exact")
         self.window = spans.window_length(cfg)
-        self.plan = self._planned()
+        if self.ledger.total < 1:
+            raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(subject.tokens)}")
+        documents = self.ledger.documents(self.tables.boundary.cpu().numpy())
+        self.plan = spans.plan(cfg, self.ledger.total, documents)
         self.chunks, self.edges = self.plan.chunks, self.plan.edges
         self.adapter = ttt.start(cfg, subject.weights) if spans.adapts(cfg) else None
         self.weights = self.adapter.folded() if self.adapter else subject.weights
@@ -65,16 +68,6 @@ class Evaluation:
         self.selected = 0  # rows trained on, where rows are selected
         self._n_bytes = bytes_of(subject.tables.to("cpu"), *self.ledger.pairs())
         self.count()
-
-    def _planned(self) -> spans.Plan:
-        c, total = self.cfg, self.ledger.total
-        if total < 1:
-            raise UserError(f"protocol {self.name}: expected at least 2 validation tokens, found {total + 1}")
-        documents = self.ledger.documents(self.tables.boundary.cpu().numpy())
-        found = spans.plan(c, total, documents)
-        if c.ttt.reset == "document" and spans.adapts(c) and not len(documents):
-            raise UserError(f"protocol {self.name}: ttt.reset document, but no document begins in the text")
-        return found
 
     # -- progress
     @property
@@ -302,7 +295,8 @@ class Evaluation:
             if c.top_fraction < 1:
                 found["ttt_rows"] = self.selected, len(p.rows) or p.adapted_rows, "rows", ""
             if c.reset != "never":
-                found["ttt_resets"] = self.resets, len(self.chunks) - 1, "chunks", ""
+                places = self.plan.documents[self.plan.documents > 0] if c.reset == "document" else self.chunks[1:]
+                found["ttt_resets"] = self.resets, len(places), f"{c.reset}s", ""
             if c.qat_projections:
                 names = [row.name for row in params.table(self.cfg.model) if row.kind == "projection"]
                 sizes = [self.subject.weights.rest[name].numel() for name in names]

@@ -64,7 +64,7 @@ def draw_figures(
 def tables_of(run: RunFolder, text: Text) -> dict[str, pd.DataFrame]:
     """The frame of each figure of a finished run by the figure's name; "buckets" only if it has an n-gram table."""
     tables = {
-        "curves": frames.frame(runs.curves(run)).drop(columns="elapsed"),  # figures hang on no machine's speed
+        "curves": runs.curves(run).drop(columns="elapsed"),  # figures hang on no machine's speed
         "waterfall": scores.waterfall(run),
         "ttt": scores.ttt_gain(run),
         "losses": scores.loss_by_class(run, text),

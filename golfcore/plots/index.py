@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from golfcore import config
-from golfcore.analysis.runs import report
+from golfcore.analysis.runs import provenance, report
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
@@ -71,7 +71,8 @@ def _run(run: RunFolder) -> dict[str, object]:
     whole = config.to_dict(cfg)
     whole["data"] = {**whole["data"], "path": ""}
     legality = {name: measure["legality"] for name, measure in found["measures"].items()}
-    return {**found["source"], "config_hash": cfg.hash, "config": whole, "data_source": source, "legality": legality}
+    known = provenance(run) | found["source"]
+    return {**known, "config_hash": cfg.hash, "config": whole, "data_source": source, "legality": legality}
 
 
 def by_run(cfg: Config) -> str:

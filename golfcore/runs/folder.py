@@ -1,21 +1,64 @@
-"""A run folder with its configuration: made, opened again, found."""
+"""A run folder with its configuration: made, opened again, found by its path or id. And where results go."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from golfcore.base import files
 from golfcore.base.errors import UserError
-from golfcore.base.records import RunFolder
+from golfcore.base.records import CONFIG, COVERAGE, ENVIRONMENT, METRICS, RunFolder
 from golfcore.config import Config, differences, from_dict, to_dict
+from golfcore.data.datasets import open_dataset
+
+RUNS = "papermill_runs"
+BEGUN = {ENVIRONMENT, METRICS, COVERAGE}  # what a start that was cut short may have left
+
+
+def project_dir() -> Path:
+    """The project that the working directory lies in, as a relative path; the working directory if in none.
+
+    It is the nearest folder upwards that holds papermill_runs/ or golfcore's own pyproject.toml: notebooks run in a
+    folder below, and their results belong beside all others.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / RUNS).is_dir() or _is_golfcore(folder / "pyproject.toml"):
+            return Path(os.path.relpath(folder, here))
+    return Path()
+
+
+def _is_golfcore(project: Path) -> bool:
+    try:
+        return 'name = "golfcore"' in project.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def runs_dir() -> Path:
+    """The project's folder of runs."""
+    return project_dir() / RUNS
+
+
+def identity(cfg: Config) -> str:
+    """16 hex digits that tell configurations and their data apart: the configuration's hash, and that of its data."""
+    return files.sha256_text(cfg.hash + open_dataset(cfg.data.path).data_hash)[:16] if cfg.data.path else cfg.hash
+
+
+def default_out(cfg: Config) -> Path:
+    """The usual folder of a run: papermill_runs/PRESET-HASH. UserError: no data in `data.path`."""
+    return runs_dir() / f"{cfg.name}-{identity(cfg)[:8]}"
 
 
 def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[str, object]) -> RunFolder:
-    """Create a run folder, or open one made with the same configuration and data (UserError if it was another)."""
+    """Create a run folder, or open one made with the same configuration and data (UserError if it was another).
+
+    `environment`: facts of this start, added to those of earlier ones. What is recorded of a configuration but
+    changes no number (where its data lie, how often it logs) becomes what it is now.
+    """
     run = RunFolder(path)
-    wanted = {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash}
-    where = run.file("config.json")
+    where = run.file(CONFIG)
     if where.exists():
-        found = files.read_json(where, "a run's configuration")
+        found = run.record()
         theirs = from_dict(found["config"], str(where))
         if theirs.hash != config.hash:
             raise UserError(
@@ -23,17 +66,63 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
                 f"({theirs.name}; {differences(theirs, config)}); choose another --out"
             )
         if found["data_hash"] != data_hash:
-            raise UserError(f"{path}: expected a run on data {data_hash[:12]}, found {found['data_hash'][:12]}")
-        return run
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path}: expected a run folder or an empty one, found other files; choose another --out")
-    files.write_json(run.file("env.json"), dict(environment))
-    files.write_json(where, wanted)
+            theirs_on = found["data_hash"][:12]
+            raise UserError(
+                f"{path}: expected a run on data {data_hash[:12]}, found one on {theirs_on}; choose another --out"
+            )
+        files.sweep_parts(path)
+        if theirs != config:
+            files.write_json(where, found | {"config": to_dict(config)})
+    else:
+        _check_free(path)
+        for name in (METRICS, COVERAGE):
+            run.file(name).unlink(missing_ok=True)
+        files.write_json(where, {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash})
+    run.started(environment)
     return run
 
 
+def _check_free(path: Path) -> None:
+    """UserError unless `path` can become a run folder: nothing there, or only what golfcore or an editor leaves."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: expected a run folder or none yet, found a file; choose another --out")
+    others = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
+    if others := sorted(set(others) - BEGUN):
+        raise UserError(
+            f"{path}: expected a run folder or an empty one, found other files ({', '.join(others[:3])}); "
+            "choose another --out"
+        )
+
+
 def find_run(path: Path) -> RunFolder:
-    """The run folder at `path` (UserError if it is none)."""
-    if not (path / "config.json").exists():
-        raise UserError(f"{path}: expected a run folder, found no config.json in it")
-    return RunFolder(path)
+    """The run folder at `path`, or below papermill_runs at that path or of that id (UserError: none, or several)."""
+    if (path / CONFIG).exists():
+        return RunFolder(path)
+    if not path.is_absolute() and not path.exists():
+        if (runs_dir() / path / CONFIG).exists():
+            return RunFolder(runs_dir() / path)
+        found = [run for run in run_folders(runs_dir()) if run.id == str(path)]
+        if len(found) > 1:
+            some = ", ".join(str(run.path) for run in found[:4])
+            raise UserError(f"{path}: expected the id of one run, found {len(found)} of that id ({some})")
+        if found:
+            return found[0]
+        raise UserError(f"{path}: expected a run folder or a run's id, found no such folder and no such run")
+    what = "found no config.json in it" if path.is_dir() else "found a file" if path.exists() else "found none"
+    raise UserError(f"{path}: expected a run folder, {what}")
+
+
+def find_target(path: Path) -> Path:
+    """`path` if it exists, else the folder of the run of that id; for what takes runs and files. UserError: neither."""
+    return path if path.exists() else find_run(path).path
+
+
+def run_folders(folder: Path) -> list[RunFolder]:
+    """The run folders at any depth below `folder`, by path; nothing is looked for inside of one."""
+    found = []
+    for here, below, names in os.walk(folder):
+        if CONFIG in names:
+            found.append(RunFolder(Path(here)))
+            below.clear()
+        below[:] = sorted(name for name in below if not name.startswith("."))
+    return sorted(found, key=lambda run: run.path)

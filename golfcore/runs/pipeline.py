@@ -18,8 +18,8 @@ from golfcore.base.progress import bar
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config
-from golfcore.data.corpus import pydocs
-from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_tokens
+from golfcore.data.datasets import Dataset, train_stream, val_tokens
+from golfcore.data.prepare import prepare_data
 from golfcore.data.tokens import load_tables
 from golfcore.evals import result as results
 from golfcore.evals.adapt import Diverged
@@ -35,6 +35,7 @@ from golfcore.model.weights import Weights, flat, to_device, unflat
 from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
+from golfcore.runs.folder import default_out as default_out
 from golfcore.runs.folder import open_run
 from golfcore.runs.results import (
     ARTIFACT,
@@ -47,19 +48,10 @@ from golfcore.runs.results import (
     measures,
     packed_facts,
     table,
-    tokenizer_hash,
 )
 from golfcore.train import reptile, sensitivity
+from golfcore.train.checks import check_begins
 from golfcore.train.loop import train
-
-
-def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
-    """The dataset of a configuration: its folder, or the embedded corpus, built into the cache if it is not there."""
-    if cfg.data.path:
-        return open_dataset(cfg.data.path)
-    folder, built = pydocs(runtime.cache_dir(), cfg.data.packages, cfg.model.vocab_size)
-    say(f"corpus: {'built' if built else 'reused'} {folder}")
-    return open_dataset(folder)
 
 
 def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
@@ -75,7 +67,11 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
             prepare_data(cfg, tell)
         runtime.barrier()
         dataset = prepare_data(cfg, lambda text: None)
-        folder = open_run(out, cfg, dataset.data_hash, runtime.describe()) if rt.is_main else RunFolder(out)
+        folder = (
+            open_run(out, cfg, dataset.data_hash, runtime.describe() | {"world": rt.world})
+            if rt.is_main
+            else RunFolder(out)
+        )
         runtime.barrier()
         _Stages(cfg, folder, dataset, rt, tell).all(donors)
         return folder
@@ -97,6 +93,7 @@ class _Stages:
         for _, protocol in measures(cfg).values():
             configure(protocol, cfg)  # what cannot be is said now, not after training
         check_names(cfg)
+        check_begins(cfg)
         if cfg.reptile.share:
             reptile.budget(cfg)
 
@@ -110,7 +107,7 @@ class _Stages:
         self.stage("train", training, [FLOAT, *sensed], self.train)
         trained = base | {"weights": self.sha(FLOAT)} | {name: self.sha(name) for name in sensed}
         self.stage("quantize", trained, [QUANTIZED], self.quantize)
-        quantized = base | {"quantized": self.sha(QUANTIZED), "tokenizer": tokenizer_hash(self.dataset)}
+        quantized = base | {"quantized": self.sha(QUANTIZED), "tokenizer": self.dataset.tokenizer_hash}
         self.stage("choose_ttt", quantized, [CHOICE], self.choose_ttt)
         self.stage("pack", quantized | {"choice": self.sha(CHOICE)}, [ARTIFACT], self.pack)
         for name, (weights, _) in measures(self.cfg).items():
@@ -128,7 +125,7 @@ class _Stages:
         done = self.run.finished(name, inputs)
         runtime.barrier()
         if done:
-            by = self.run.stages()[name].get("made", {}).get("code", "another version")
+            by = (self.run.stage(name) or {}).get("made", {}).get("code", "of another version")
             other = "" if by == runtime.code_version() else f", made by golfcore {by} and not {runtime.code_version()}"
             self.say(f"{name}: reused{other}")
             return
@@ -164,8 +161,10 @@ class _Stages:
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
         stored = coverage(c, quantized, bits)
+        total, halves = sum(stored.values()), stored.get("fp16", 0)
+        self.run.cover("quantized", total - halves, total, "values")  # fails where all is too small to be quantized
         for kind, done in stored.items():
-            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values")
+            self.run.cover(f"stored as {kind}", done, total, "values")
         artifact.write(self.run.file(QUANTIZED), c, quantized)
 
     def calibrate(self, weights: Weights) -> dict[str, Tensor]:
@@ -208,8 +207,8 @@ class _Stages:
         if not self.rt.is_main:
             return
         _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
-        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings")["lr"]
-        facts = Facts(lr, self.dataset.data_hash, tokenizer_hash(self.dataset))
+        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings", {"lr": float})["lr"]
+        facts = Facts(lr, self.dataset.data_hash, self.dataset.tokenizer_hash)
         artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts._asdict())
 
     def measure(self, name: str) -> None:
@@ -233,14 +232,13 @@ class _Stages:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
         if not self.rt.is_main:
             return
-        train_ids = self.stream.read(0, self.stream.length)
-        nats = fit_bigram(train_ids, self.cfg.model.vocab_size).nats(self.val)
+        nats = fit_bigram(self.stream.pieces(), self.cfg.model.vocab_size).nats(self.val)
         n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
         files.write_json(
             self.run.file("baseline.json"),
             {
                 "bpb": bits_per_byte(float(nats.sum()), n_bytes),
-                "fitted_on_tokens": len(train_ids),
+                "fitted_on_tokens": self.stream.length,
                 "model": "bigram, Witten-Bell",
             },
         )
@@ -271,7 +269,3 @@ class _Stages:
         path = self.run.file(name)
         weights = artifact.read(path)[1] if name != FLOAT else unflat(tensors.load(path, "trained weights")[0])
         return to_device(weights, self.rt.device)
-
-
-def default_out(cfg: Config) -> Path:
-    return Path("papermill_runs") / f"{cfg.name}-{cfg.hash[:8]}"

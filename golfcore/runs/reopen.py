@@ -8,7 +8,8 @@ import numpy as np
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.config import Config, override
-from golfcore.data.datasets import Dataset, val_tokens
+from golfcore.data.datasets import check_same, val_tokens
+from golfcore.data.prepare import prepare_data
 from golfcore.data.tokens import load_tables
 from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate
@@ -16,8 +17,7 @@ from golfcore.evals.result import EvalResult
 from golfcore.model.weights import to_device
 from golfcore.quant import artifact
 from golfcore.runs.folder import find_run
-from golfcore.runs.pipeline import prepare_data
-from golfcore.runs.results import ARTIFACT, packed_facts, tokenizer_hash
+from golfcore.runs.results import ARTIFACT, packed_facts
 
 TEXTS = {"data.path", "data.packages"}  # values that name another text
 
@@ -51,27 +51,13 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     dataset = prepare_data(cfg, lambda text: None)
     if facts.data:
-        _check_text(path, dataset, facts.data, facts.tokenizer, asked=bool(TEXTS & changes.keys()))
+        data = None if TEXTS & changes.keys() else facts.data  # other text is scored if it is named
+        check_same(dataset, data, facts.tokenizer, f"{path} (other text: --data DIR)")
     tokens = np.asarray(val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens))
     tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
     source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash, "code": runtime.code_version()}
     own = {key: value for key, value in changes.items() if key.partition(".")[0] in ("eval", "ttt")}
     return Packed(cfg, Subject(to_device(weights, rt.device), tokens, tables, rt), source, own)
-
-
-def _check_text(path: Path, dataset: Dataset, data: str, tokenizer: str, asked: bool) -> None:
-    """UserError: text in another tokenizer than the weights were trained in, or other text than was `asked` for."""
-    found = tokenizer_hash(dataset)
-    if found != tokenizer:
-        raise UserError(
-            f"{path}: expected text in the tokenizer {tokenizer[:12]} that its weights were trained with, found text "
-            f"in {found[:12]} at {dataset.path}"
-        )
-    if dataset.data_hash != data and not asked:
-        raise UserError(
-            f"{path}: expected the data {data[:12]} that it was made with, found {dataset.data_hash[:12]} at "
-            f"{dataset.path}; name other text with --data to score it"
-        )
 
 
 def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> EvalResult:

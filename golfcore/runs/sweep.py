@@ -11,6 +11,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.config import Config, MetaConfig, differences
 from golfcore.runs import pipeline
+from golfcore.runs.folder import identity, run_folders, runs_dir
 from golfcore.runs.sweepfile import Sweep
 
 
@@ -80,7 +81,7 @@ def run_arms(
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        others = tuple(RunFolder(path.parent) for path in sorted(out.glob("*/config.json")))
+        others = tuple(run_folders(out))
         folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)
@@ -89,7 +90,7 @@ def run_arms(
 
 def default_out(plan: Sweep) -> Path:
     """The folder of a sweep's runs: the same whatever arms and seeds are chosen, so that they add up."""
-    return Path("papermill_runs") / f"{plan.name}-{plan.size}-{plan.reference.config.hash[:8]}"
+    return runs_dir() / f"{plan.name}-{plan.size}-{identity(plan.reference.config)[:8]}"
 
 
 def _minutes(seconds: float) -> str:
