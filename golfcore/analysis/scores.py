@@ -1,24 +1,22 @@
 """Where bits per byte come from: rounding, longer context, adaptation, and kinds of token."""
 
 from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from golfcore import config
+from golfcore.analysis import protocols
 from golfcore.analysis.frames import frame
 from golfcore.analysis.runs import report
-from golfcore.analysis.stats import MIN_CHUNKS, estimate
 from golfcore.analysis.text import Text, pieces_of, text_of
 from golfcore.base.records import RunFolder
 from golfcore.data.tokens import TokenClass
-from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
-from golfcore.runs.results import MEASURES, measured
+from golfcore.runs import study
+from golfcore.runs.results import measured
 
 CLASS_NAMES = {
     TokenClass.WORD_START: "word start",
@@ -35,72 +33,30 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
 def waterfall(run: RunFolder) -> pd.DataFrame:
     """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
 
-    Other protocols that the run measured follow, each with its difference to the protocol that does not adapt and
-    scores the same windows. Differences are of first scores, bits per byte; `bpb` counts repeated scores, too. The
-    interval is missing where there are fewer than MIN_CHUNKS chunks of text, or where a protocol has chunks of its own.
-    The last row is the bigram baseline. UserError: a run that has not ended.
+    `protocols.table` of the cells that the run measured itself, under the names of its `measure`s. The last row is the
+    bigram baseline. UserError: a run that has not ended.
     """
-    final, cfg = report(run), config.of_run(run)
-    before = {b: a for a, b in pairwise(MEASURES)}
-    rows: list[dict[str, Any]] = []
-    for name in measured(final):
-        m = final["measures"][name]
-        row = {"measure": name} | {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats")}
-        if rows:
-            a, b = evaluation(run, before.get(name) or protocols.reference_of(name, cfg)), evaluation(run, name)
-            row["difference"] = b.bpb_first - a.bpb_first
-            row |= interval(paired(a, b)) if _spans(a) == _spans(b) else {}
-        rows.append(row)
-    return frame([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
+    final, cells = report(run), study.reported(run)
+    rows = protocols.table(cells).rename(columns={"targets": "tokens"})
+    rows = rows[["bpb", "legality", "tokens", "repeats", "difference", *protocols.INTERVAL]]
+    rows = rows.assign(measure=measured(final), bytes=[m.result.bytes for m in cells if m.result])
+    last = {"measure": "bigram", "bpb": final["baseline"]["bpb"]}
+    found = frame([*rows.to_dict("records"), last])
+    return found[["measure", *found.columns.drop("measure")]].dropna(axis="columns", how="all")
 
 
 def ttt_gain(run: RunFolder) -> pd.DataFrame:
-    """What adaptation does as a run's validation text goes on: `running_gain` from its score (b) to its score (c)."""
-    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"))
-
-
-def running_gain(a: EvalResult, b: EvalResult) -> pd.DataFrame:
-    """From sliding `a` to adapted `b` as the text goes on: a row for each chunk (kind "chunk"), and "total".
+    """What adaptation does as a run's text goes on, from its score (b) to (c): rows of kind "chunk", and "total".
 
     `sliding`, `ttt` and `difference` are over all chunks so far, `here` is the difference on the chunk alone, all in
     bits per byte; `stop` counts targets. The total has an interval if there are at least MIN_CHUNKS chunks.
     """
-    pairs = paired(a, b)
-    spans = ("start", "stop", "bytes")
-    found = frame({"kind": "chunk", "chunk": i} | {k: c[k] for k in spans} for i, c in enumerate(b.chunks))
-    found = found.assign(sliding=_running_bpb(a), ttt=_running_bpb(b))
-    found["difference"] = found["ttt"] - found["sliding"]
-    found["here"] = pairs[0]
-    total = {"kind": "total", "stop": b.chunks[-1]["stop"], "bytes": int(pairs[1].sum())}
-    total |= found.iloc[-1][["sliding", "ttt", "difference"]].to_dict()
-    return frame([*found.to_dict("records"), total | interval(pairs)])
-
-
-def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
-    """(differences b - a in bits per byte of each chunk, bytes of each). Chunks without a scored byte are left out."""
-    if _spans(a) != _spans(b):
-        raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
-    scored = [(x, y) for x, y in zip(a.chunks, b.chunks, strict=True) if x["bytes"] and y["bytes"]]
-    bits = [[bits_per_byte(c["nats"], c["bytes"]) for c in pair] for pair in scored]
-    return np.array([y - x for x, y in bits]), np.array([y["bytes"] for _, y in scored])
-
-
-def _spans(r: EvalResult) -> list[tuple[int, int]]:
-    return [(c["start"], c["stop"]) for c in r.chunks]
-
-
-def _running_bpb(r: EvalResult) -> np.ndarray:
-    nats, n_bytes = (np.cumsum([c[k] for c in r.chunks]) for k in ("nats", "bytes"))
-    return nats / (np.log(2) * n_bytes)
-
-
-def interval(differences: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    """`chunks`, and if they are at least MIN_CHUNKS the 95 % interval `low` to `high` of what `paired` returned."""
-    values, weights = differences
-    if len(values) < MIN_CHUNKS:
-        return {"chunks": len(values)}
-    found = estimate(values[None, :], weights)
-    return {"chunks": len(values), "low": found.low, "high": found.high}
+    b, c = evaluation(run, "sliding"), evaluation(run, "ttt")
+    chunks = protocols.course(b, c).rename(columns={"before": "sliding", "after": "ttt"})
+    rows = [{"kind": "chunk", **row} for row in chunks.to_dict("records")]
+    total = {"kind": "total", **chunks.iloc[-1][["stop", "sliding", "ttt", "difference"]].to_dict()}
+    total |= {"stop": int(total["stop"]), "bytes": int(chunks["bytes"].sum())}
+    return frame([*rows, total | protocols.interval(*protocols.paired(b, c))])
 
 
 def loss_by_class(run: RunFolder, text: Text) -> pd.DataFrame:

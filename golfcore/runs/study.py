@@ -17,7 +17,7 @@ import numpy as np
 from golfcore import config
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
-from golfcore.base.records import RunFolder
+from golfcore.base.records import RESULTS, RunFolder
 from golfcore.config import Config
 from golfcore.evals import protocols
 from golfcore.evals import result as results
@@ -27,6 +27,7 @@ from golfcore.model.weights import Weights, to_device, unflat
 from golfcore.runs.pipeline import ARTIFACT, FLOAT
 from golfcore.runs.reopen import open_packed
 from golfcore.runs.results import MEASURES, measures
+from golfcore.runs.results import measured as results_of
 
 ORDER_SEED = 0
 EPOCHS = (0, 1, 4, 20)
@@ -114,22 +115,21 @@ def select(cells: Sequence[Cell], names: str) -> tuple[Cell, ...]:
 def reported(run: RunFolder) -> list[Measured]:
     """What a finished run measured itself, as cells of a study: its four scores, then its further protocols.
 
-    Each of the four is compared with the one before it, from the float weights on. UserError: a score is missing.
+    Each of the four is compared with the one before it, from the float weights on. UserError: a run that has not
+    finished, or whose scores are not there.
     """
-    cfg = config.of_run(run)
-    cells = {_measure(cell, cfg): cell for cell in standard(cfg)}
-    names, reference = measures(cfg), ""
-    for name in MEASURES:
-        cells[name], reference = replace(cells[name], reference=reference), cells[name].label
-    return [Measured(cells[name], results.load(run.file(f"eval/{name}.json"))) for name in names]
+    named = {cell.label: cell for cell in standard(config.of_run(run))}
+    labels, reference = dict(zip(MEASURES, ("a float", *ABC), strict=True)), ""
+    for label in labels.values():
+        named[label], reference = replace(named[label], reference=reference), label
+    found = results_of(files.read_json(run.file(RESULTS), "the results of a finished run"))
+    return [Measured(named[labels.get(n, n)], results.load(run.file(f"eval/{n}.json"))) for n in found]
 
 
 def _measure(cell: Cell, cfg: Config) -> str:
-    """The name of a cell among the evaluations that a run of `cfg` makes itself; "" if it is none of them."""
-    if cell.shuffled or cell.changes:
-        return ""
+    """The evaluation that a run of `cfg` makes of the same weights and text under the same protocol; "" if none."""
     made = (FILES[cell.weights], cell.protocol)
-    return next((name for name, own in measures(cfg).items() if own == made), "")
+    return next((name for name, own in measures(cfg).items() if own == made and not cell.shuffled), "")
 
 
 # -- the text in another order
