@@ -123,7 +123,7 @@ def save_figure(fig: Figure, table: Table, folder: Path, name: str) -> list[Path
 def read_index(folder: Path) -> dict[str, dict]:
     """What is known of each figure in `folder` ({} if there is no index)."""
     path = folder / "index.json"
-    return files.read_json(path, "an index of figures") if path.exists() else {}
+    return files.read_json(path, "an index of figures", {"*": dict}) if path.exists() else {}
 
 
 def write_index(folder: Path, entries: dict[str, dict]) -> Path:

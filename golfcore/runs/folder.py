@@ -84,8 +84,9 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
 
 def _check_free(path: Path) -> None:
     """UserError unless `path` can become a run folder: nothing there, or only what golfcore or an editor leaves."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: expected a run folder or none yet, found a file; choose another --out")
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
     others = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
     if others := sorted(set(others) - BEGUN):
         raise UserError(

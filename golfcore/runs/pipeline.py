@@ -162,7 +162,8 @@ class _Stages:
         hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
         bits = None
         if sensitivity.wanted(c.quant):
-            found = files.read_json(self.run.file(sensitivity.FILE), "the gradients that guide bit widths")
+            schema = {"mean_square": {"*": float}}
+            found = files.read_json(self.run.file(sensitivity.FILE), "the gradients that guide bit widths", schema)
             bits = guided_bits(c.quant, found["mean_square"])
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
@@ -211,7 +212,7 @@ class _Stages:
         if not self.rt.is_main:
             return
         _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
-        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings")["lr"]
+        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings", {"lr": float})["lr"]
         facts = Facts(lr, self.dataset.data_hash, self.dataset.tokenizer_hash)
         artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts._asdict())
 

@@ -63,8 +63,8 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     RuntimeError: a number that is not finite, or not over every target.
     """
     found = {name: results.load(run.file(f"eval/{name}.json")) for name in measures(cfg)}
-    baseline = files.read_json(run.file("baseline.json"), "the baseline")
-    record = files.read_json(run.file(CHOICE), "the chosen TTT settings")
+    baseline = files.read_json(run.file("baseline.json"), "the baseline", {"bpb": float})
+    record = files.read_json(run.file(CHOICE), "the chosen TTT settings", {"lr": float})
     for name, r in found.items():
         if r.tokens - r.repeats + r.dropped != total:
             raise RuntimeError(f"{name}: {r.tokens - r.repeats:,} of {total:,} targets were scored")
