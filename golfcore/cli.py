@@ -269,10 +269,10 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from golfcore import api
     from golfcore.evals import result
-    from golfcore.runs import folder, reopen
 
-    found = reopen.evaluate_again(folder.find_target(args.target), args.protocol, overrides(args))
+    found = api.evaluate(args.target, args.protocol, overrides(args))
     print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
@@ -284,9 +284,9 @@ def list_protocols(args: argparse.Namespace) -> None:
 
 
 def audit(args: argparse.Namespace) -> int:
-    from golfcore.runs import auditing, folder
+    from golfcore import api
 
-    report = auditing.audit_packed(folder.find_target(args.target), args.protocol, overrides(args))
+    report = api.audit(args.target, protocol=args.protocol, changes=overrides(args))
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
 

@@ -7,6 +7,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from small_text import dataset
+
+from golfcore import cli
 
 # No deadline: a law holds or fails whatever else the machine is doing. Derandomized: the same examples on every run.
 hypothesis.settings.register_profile("golfcore", deadline=None, derandomize=True)
@@ -40,6 +43,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def two_threads() -> None:
     """The suite is sized for two cores; more threads on a larger machine only oversubscribe small tensors."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps on a few hundred lines, with its data beside it in `built`; nobody changes it."""
+    made = tmp_path_factory.mktemp("small")
+    data, out = dataset(made, documents=60), made / "run"
+    changes = ["model.vocab_size=320", "schedule.iterations=2", "schedule.warmdown_steps=1", "data.reserve_tokens=300"]
+    changes += ["ttt.chunk_tokens=128", "ttt.lr_candidates=[1e30, 0.02]", "data.val_tokens=600", "quant.calib_seqs=1"]
+    sets = [x for change in changes for x in ("--set", change)]
+    assert cli.main(["run", "smoke", *sets, "--data", str(data), "--out", str(out)]) == 0
+    return out
 
 
 @pytest.fixture(autouse=True)

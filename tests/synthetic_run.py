@@ -59,6 +59,7 @@ def make_result(name: str, nats: np.ndarray, text: Text) -> EvalResult:
         bytes=total_bytes,
         bpb=float(bits_per_byte(total, total_bytes)),
         repeats=0,
+        dropped=int((~scored).sum()),
         seconds=1.5,
         chunks=chunks,
         per_target=nats.astype(np.float32),

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
-from small_text import dataset
 
 from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
@@ -332,18 +331,6 @@ def test_a_report_is_plain_values_and_its_verdicts_follow_from_its_findings() ->
 # -- the command
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few steps on a few hundred lines."""
-    made = tmp_path_factory.mktemp("made")
-    data, out = dataset(made, documents=60), made / "run"
-    changes = ["model.vocab_size=320", "schedule.iterations=2", "schedule.warmdown_steps=1", "data.reserve_tokens=0"]
-    changes += ["ttt.lr_candidates=[]", "data.val_tokens=600", "quant.calib_seqs=1", "ttt.lr=0.02"]
-    sets = [x for change in changes for x in ("--set", change)]
-    assert golf("run", "smoke", *sets, "--data", data, "--out", out) == 0
-    return out
-
-
 SMALL = [x for c in ("data.seq_len=16", "eval.stride=8", "ttt.chunk_tokens=32") for x in ("--set", c)]
 
 
@@ -351,16 +338,16 @@ def golf(*args: object) -> int:
     return cli.main([str(a) for a in args])
 
 
-def test_the_command_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_tells_by_its_exit_code(small_run: Path, capsys: pytest.CaptureFixture) -> None:
     """0: every condition passes; 1: one fails (here the horizon, which is the stream's length unless it is fixed)."""
     capsys.readouterr()
-    assert golf("audit", run / "artifact.golf", "--protocol", "ttt", "--set", "ttt.lr_horizon=8", *SMALL) == 0
+    assert golf("audit", small_run / "artifact.golf", "--protocol", "ttt", "--set", "ttt.lr_horizon=8", *SMALL) == 0
     printed = capsys.readouterr().out
     assert "strict causality      pass" in printed and "audit of ttt of" in printed
     assert (
         "scaled for the audit: ttt.batch_seqs 8 -> 1" in printed and "chunks of 32, 1 epochs, sgd, rate 0.02" in printed
     )
-    assert golf("audit", run, "--protocol", "ttt", "--set", "ttt.lr_horizon=0", "--json", *SMALL) == 1
+    assert golf("audit", small_run, "--protocol", "ttt", "--set", "ttt.lr_horizon=0", "--json", *SMALL) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["verdicts"]["strict causality"] == "fail" and found["verdicts"]["normalisation"] == "pass"
     assert [f["test"] for f in found["findings"] if f["verdict"] == "fail"] == ["T4"]
@@ -371,13 +358,15 @@ def test_the_command_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFix
     [
         (["--protocol", "tt"], "unknown protocol 'tt'; known: static, sliding, ttt"),
         (["--set", "model.dim=3"], "override 'model.dim': expected a data, eval, ttt or run value"),
-        ([], "expected at least 1089 validation tokens, found 601"),
+        (["--set", "data.seq_len=128"], "expected at least 1089 validation tokens, found 601"),
         (["--data", "absent"], "absent: expected a dataset folder"),
     ],
 )
-def test_what_cannot_be_audited_is_refused(run: Path, capsys: pytest.CaptureFixture, more: list, sentence: str) -> None:
+def test_what_cannot_be_audited_is_refused(
+    small_run: Path, capsys: pytest.CaptureFixture, more: list, sentence: str
+) -> None:
     capsys.readouterr()
-    assert golf("audit", run, *more) == 2
+    assert golf("audit", small_run, *more) == 2
     assert sentence in capsys.readouterr().err
 
 

@@ -183,7 +183,7 @@ def test_errors_of_the_system_are_worded_once(monkeypatch, capsys) -> None:
         (["run", "smoke", "--data", "absent"], "absent: expected a dataset folder, found no such folder"),
         (["eval", "absent"], "absent: expected a golfcore artifact, a run folder or a run's id, found none"),
         (["artifact", "info", "absent"], "absent: expected a golfcore artifact"),
-        (["notebook", "00_quikstart"], "00_quickstart"),
+        (["notebook", "01_one_rum"], "01_one_run"),
     ],
 )
 def test_what_is_not_there_is_refused(args: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_text import dataset
 
-from golfcore import config
+from golfcore import cli, config
 from golfcore.analysis import runs, scores
+from golfcore.analysis.frames import one
+from golfcore.base import runtime
+from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import load
+from golfcore.data.datasets import open_dataset
 from golfcore.plots import run as plots
 from golfcore.plots import style
 from golfcore.quant import artifact
@@ -67,9 +73,11 @@ def test_the_three_numbers_stand_side_by_side_with_their_source(whole: tuple[Run
                   "context gain b - a", "of 16,000,000 (fits)"):  # fmt: skip
         assert words in printed
     config = load("smoke", {"run.val_every": 0})
+    made = {"code": runtime.code_version(), "world": 1, "device": runtime.describe()["device"]}
     assert report["source"] | {"run": ""} == {
-        "run": "", "config": config.hash, "preset": "smoke", "seed": 42, "data": run.data_hash()
+        "run": "", "config": config.hash, "preset": "smoke", "seed": 42, "data": run.data_hash(), **made
     }  # fmt: skip
+    assert all(stage["made"] == made for stage in run.stages().values())
     assert report["ttt"]["lr"] in config.ttt.lr_candidates and len(report["ttt"]["rows"]) == 2
     a = report["artifact"]
     assert a["bytes"] == run.file("artifact.golf").stat().st_size and a["total"] == a["bytes"] + artifact.code_bytes()
@@ -168,41 +176,111 @@ def test_a_score_that_trained_first_is_called_no_valid_score(whole: tuple[RunFol
 
 
 def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: Path, monkeypatch) -> None:
-    """Under their names' own settings, and not the chosen TTT rate."""
+    """Under their names' own settings; the chosen TTT rate is for those that bring none."""
     monkeypatch.setenv("GOLFCORE_CACHE", environment["GOLFCORE_CACHE"])
     real, rates = pipeline.evaluate, {}
 
     def evaluate(name, cfg, *args, **kwargs):
-        rates[kwargs["label"]] = cfg.ttt.lr
+        rates[kwargs["label"]] = pipeline.configure(name, cfg).ttt.lr
         return real(name, cfg, *args, **kwargs)
 
     monkeypatch.setattr(pipeline, "evaluate", evaluate)
-    changes = {"eval.also": ["ppm", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
+    changes = {"eval.also": ["ppm", "window-ttt", "sliding"], "schedule.iterations": 4, "quant.rounding": "nearest"}
     cfg, said = load("smoke", changes), list[str]()
     run = pipeline.run(cfg, tmp_path / "run", said.append)
     measures = numbers(run)["measures"]
-    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "ppm"]
+    assert list(report.measures(cfg)) == ["float", "static", "sliding", "ttt", "ppm", "window-ttt"]
     assert measures.keys() == report.measures(cfg).keys()
     assert measures["ppm"]["weights"] == "artifact.golf" and measures["ppm"]["bpb"] != measures["sliding"]["bpb"]
-    assert rates["ppm"] == cfg.ttt.lr and rates["ttt"] in cfg.ttt.lr_candidates
+    assert rates["window-ttt"] == 0.01 and rates["ttt"] in cfg.ttt.lr_candidates
     labels = [line[:50].strip() for line in said[-1].splitlines()]
     assert labels.index("artifact, ppm") == labels.index("(c) artifact, sliding window + TTT") + 1
-    (listed,) = runs.runs_table(tmp_path)
+    listed = one(runs.runs_table(tmp_path))
     assert listed["ppm"] == measures["ppm"]["bpb"] and listed["legality"] == "score-first"
     table = scores.waterfall(run)
     assert [row["measure"] for row in table] == [*report.measures(cfg), "bigram"]
-    assert table[4]["difference"] == pytest.approx(measures["ppm"]["bpb"] - measures["sliding"]["bpb"])
+    for row, name, still in ((4, "ppm", "sliding"), (5, "window-ttt", "static")):  # the same windows
+        assert table[row]["difference"] == pytest.approx(measures[name]["bpb"] - measures[still]["bpb"])
     with style.drawing():
         assert plots.waterfall(table).axes
 
 
 def test_the_artifact_alone_scores_the_same_in_a_fresh_process(environment, whole, tmp_path: Path) -> None:
+    """One file in an empty folder gives (b) and (c) to the last digit: the chosen rate is in it."""
     run, _ = whole
     copy = tmp_path / "elsewhere.golf"
     copy.write_bytes(run.file("artifact.golf").read_bytes())
-    found = json.loads(golf(environment, "eval", copy, "--protocol", "sliding", "--json"))
-    want = numbers(run)["measures"]["sliding"]
-    assert (found["bpb"], found["tokens"], found["bytes"]) == (want["bpb"], want["tokens"], want["bytes"])
+    for protocol in ("sliding", "ttt"):
+        found = json.loads(golf(environment, "eval", copy, "--protocol", protocol, "--json"))
+        want = numbers(run)["measures"][protocol]
+        assert {k: found[k] for k in ("bpb", "tokens", "bytes", "legality", "bpb_first")} == {
+            k: want[k] for k in ("bpb", "tokens", "bytes", "legality", "bpb_first")
+        }
+        assert found["source"]["data"] == run.data_hash() and found["source"]["code"] == runtime.code_version()
+
+
+def golf_here(capsys: pytest.CaptureFixture, *args: object) -> tuple[int, str]:
+    """Exit code and what was printed, out and error."""
+    capsys.readouterr()
+    code = cli.main([str(arg) for arg in args])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def test_a_rate_that_diverges_is_skipped_and_named(small_run: Path, capsys, tmp_path: Path) -> None:
+    """Of the candidates 1e30 and 0.02; if all diverge the run fails, and a score at such a rate is none."""
+    rows = json.loads((small_run / "ttt.json").read_text())["rows"]
+    assert "diverged" in rows[0] and "bpb" not in rows[0] and rows[1]["bpb"] > 0
+    assert json.loads((small_run / "results.json").read_text())["ttt"]["lr"] == 0.02
+    code, said = golf_here(capsys, "eval", small_run, "--protocol", "window-ttt", "--set", "ttt.lr=1e30")
+    assert code == 2 and "protocol window-ttt: adaptation at rate 1e+30 diverged" in said
+    cfg = config.override(config.of_run(RunFolder(small_run)), {"ttt.lr_candidates": [1e30, 1e31]}, "test")
+    with pytest.raises(UserError, match=r"ttt.lr_candidates \[1e\+30, 1e\+31\]: expected a rate that adapts"):
+        pipeline.run(cfg, tmp_path / "run", lambda text: None)
+
+
+def test_text_of_another_kind_is_refused_and_other_text_must_be_named(small_run: Path, capsys, tmp_path: Path) -> None:
+    artifact_file, data = small_run / "artifact.golf", small_run.parent / "built"
+    code, said = golf_here(capsys, "eval", artifact_file)
+    assert code == 0 and f"data {RunFolder(small_run).data_hash()[:12]}, legality static" in said
+    other = dataset(tmp_path, documents=50)
+    assert cli.main(["eval", str(artifact_file), "--data", str(other)]) == 2  # trained on other text: another tokenizer
+    assert "expected the tokenizer of" in capsys.readouterr().err
+    for name in ("text", "built"):
+        (tmp_path / name).rename(tmp_path / f"{name}-before")
+    same = dataset(tmp_path, documents=50, tokenizer=next(data.glob("*.model")))
+    code, said = golf_here(capsys, "eval", artifact_file, "--data", same)
+    assert code == 0 and f"data {open_dataset(same).data_hash[:12]}" in said
+    moved = data.rename(tmp_path / "moved")
+    try:
+        same.rename(data)  # other text where the run's was
+        code, said = golf_here(capsys, "eval", artifact_file)
+        assert code == 2 and "expected data" in said
+        assert golf_here(capsys, "audit", artifact_file)[0] == 2
+        data.rename(same)
+    finally:
+        moved.rename(data)
+
+
+def test_work_of_another_version_is_reused_and_named(small_run: Path, monkeypatch) -> None:
+    cfg, said = config.of_run(RunFolder(small_run)), list[str]()
+    version = runtime.code_version()
+    monkeypatch.setattr(runtime, "code_version", lambda: "9.9.9")
+    pipeline.run(cfg, small_run, said.append)
+    reused = [line for line in said if ": reused" in line]
+    assert all(f"made by golfcore {version} and not 9.9.9" in line for line in reused) and len(reused) == 9
+
+
+def test_a_run_whose_numbers_are_not_whole_fails(small_run: Path, tmp_path: Path) -> None:
+    cfg, copy = config.of_run(RunFolder(small_run)), tmp_path / "run"
+    shutil.copytree(small_run, copy)
+    with pytest.raises(RuntimeError, match="float: 600 of 601 targets were scored"):
+        report.build(cfg, RunFolder(copy), {}, 601)
+    found = json.loads((copy / "eval/ttt.json").read_text())
+    for key, value in (("bpb", float("nan")), ("nats", None), ("chunks", {}), ("legality", "fine"), ("bytes", 0)):
+        (copy / "eval/ttt.json").write_text(json.dumps(found | {key: value}))
+        with pytest.raises(UserError, match=r"ttt.json: expected an evaluation result|ttt.json: expected scores"):
+            report.build(cfg, RunFolder(copy), {}, 600)
 
 
 def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
@@ -224,5 +302,5 @@ def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
 
 
 def test_runs_are_listed(whole: tuple[RunFolder, str]) -> None:
-    (row,) = [r for r in runs.runs_table(whole[0].path.parent) if r["run"] == "whole"]
+    row = one(runs.runs_table(whole[0].path.parent), run="whole")
     assert row["config"] == config.of_run(whole[0]).hash

@@ -51,7 +51,11 @@ def run(name: str, tokens: np.ndarray | None = None, **changes: object):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_scores_every_target_once_and_the_ledger_labels_it(name: str) -> None:
-    found = run(name)
+    evaluation, done = started(name, {}), 0
+    while not evaluation.finished:
+        done += evaluation.step()
+    assert done == evaluation.work == evaluation.worked  # what a bar shows, choosing and training included
+    found = evaluation.result({})
     assert found.tokens == 600 and found.repeats == 0 and np.isfinite(found.per_target).all()
     trains_first = name in ("train-then-score", "causal-sweep", "two-phase", "error-guided")
     still = name in ("static", "sliding", "ppm")
@@ -230,26 +234,30 @@ def test_training_first_pays_and_is_labelled() -> None:
     assert len(cheat.adapt_losses) == cheat.coverage["ttt_steps"]["done"] == 20 * 5
 
 
-@pytest.mark.parametrize("name", ["train-then-score", "error-guided-legal", "ppm", "lora-ttt"])
+@pytest.mark.parametrize("name", ["train-then-score", "error-guided", "error-guided-legal", "ppm", "lora-ttt"])
 def test_a_killed_evaluation_goes_on_to_the_same_bits(name: str, tmp_path, monkeypatch) -> None:
-    part, changes = tmp_path / "part", {"ttt__top_fraction": 0.5} if "guided" in name else {}
+    part, changes = tmp_path / "part", {"ttt.top_fraction": 0.5} if "guided" in name else {}
+    if name == "error-guided":
+        changes |= {"eval.batch_seqs": 2}  # killed while rows are chosen
     if name == "train-then-score":
-        changes = {"ttt__epochs": 2}
-    whole = run(name, **changes)
-    monkeypatch.setattr(protocols, "SAVE_EVERY_SECONDS", 0.0)
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    real, calls = Evaluation.step, []
+        changes = {"ttt.epochs": 2}
+    subject, real, calls, limit = Subject(weights(), text(), tables()), Evaluation.step, list[int](), [0]
 
     def killed(self: Evaluation) -> int:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == limit[0]:
             raise KeyboardInterrupt
         return real(self)
 
+    monkeypatch.setattr(protocols, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(Evaluation, "step", killed)
+    whole = evaluate(name, CFG, subject, changes=changes)
+    steps = len(calls)
+    limit[0] = steps + 4
     with pytest.raises(KeyboardInterrupt):
-        evaluate(name, CFG, Subject(weights(), text(), tables()), changes=dotted, resume=part)
-    resumed = evaluate(name, CFG, Subject(weights(), text(), tables()), changes=dotted, resume=part)
+        evaluate(name, CFG, subject, changes=changes, resume=part)
+    resumed = evaluate(name, CFG, subject, changes=changes, resume=part)
+    assert len(calls) == 2 * steps + 1  # only what the kill cut short was done again
     assert np.array_equal(whole.per_target, resumed.per_target) and not part.exists()
     assert whole.adapt_losses == resumed.adapt_losses and whole.chunks == resumed.chunks
 

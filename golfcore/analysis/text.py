@@ -32,9 +32,10 @@ def text_of(run: RunFolder) -> Text:
         raise UserError(
             f"{dataset.path}: expected data {run.data_hash()[:12]} of {run.path}, found {dataset.data_hash[:12]}"
         )
-    vocab = cfg.model.vocab_size
+    vocab, trained = cfg.model.vocab_size, max((row["tokens"] for row in run.metrics("train")), default=0)
+    if not trained:
+        raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
     stream = train_stream(dataset, vocab, cfg.data.reserve_tokens)
-    trained = max(row["tokens"] for row in run.metrics("train"))
     return Text(
         val=val_tokens(dataset, vocab, cfg.data.val_tokens),
         train=stream.read(0, min(trained, stream.length, TRAIN_TOKENS)).astype(np.int64),

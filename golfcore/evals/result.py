@@ -1,9 +1,8 @@
 """The typed result of an evaluation, and its place on disk."""
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -21,6 +20,15 @@ class Touched(TypedDict):
     of: int
     unit: str
     note: str  # "", or why it did nothing: a declared quirk
+
+
+SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("protocol", "legality"), str),
+    **dict.fromkeys(("nats", "bpb", "seconds"), float),
+    **dict.fromkeys(("tokens", "bytes", "repeats", "dropped"), int),
+    "chunks": [{"start": int, "stop": int, "nats": float, "bytes": int}],
+    "coverage": {"*": {"done": int, "of": int, "unit": str, "note": str}},
+}
 
 
 @dataclass(frozen=True)
@@ -88,16 +96,14 @@ def save(result: EvalResult, path: Path) -> None:
 
 def load(path: Path) -> EvalResult:
     """What `save` wrote. UserError: not there, damaged, or with numbers that no evaluation gives."""
-    values = files.read_json(path, "an evaluation result")
+    values = files.read_json(path, "an evaluation result", SCHEMA)
     values.pop("bpb_first", None)
     try:
         found = EvalResult(**{**values, "legality": Legality(values["legality"])})
-        numbers = [found.nats, found.bpb, found.seconds, *(c["nats"] for c in found.chunks)]
-        whole = all(math.isfinite(x) for x in numbers) and found.tokens > 0 and found.bytes > 0
-    except (TypeError, ValueError, KeyError) as e:
+    except (TypeError, ValueError) as e:
         raise UserError(f"{path}: expected an evaluation result, found another record ({e})") from None
-    if not whole:
-        raise UserError(f"{path}: expected an evaluation result, found numbers that are not finite")
+    if min(found.tokens, found.bytes) < 1:
+        raise UserError(f"{path}: expected scores of targets, found {found.tokens} over {found.bytes} bytes")
     nats = path.with_suffix(".npy")
     if not nats.exists():
         return found

@@ -168,8 +168,10 @@ class _Stages:
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
         stored = coverage(c, quantized, bits)
+        total, halves = sum(stored.values()), stored.get("fp16", 0)
+        self.run.cover("quantized", total - halves, total, "values")  # fails where all is too small to be quantized
         for kind, done in stored.items():
-            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values")
+            self.run.cover(f"stored as {kind}", done, total, "values")
         artifact.write(self.run.file(QUANTIZED), c, quantized)
 
     def calibrate(self, weights: Weights) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ def packed_facts(path: Path) -> Facts:
 def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     """The numbers of a run whose stages are done, each with its source; `total` targets were to be scored.
 
-    RuntimeError: a number that is not finite, or not over every target.
+    UserError: a number that is not finite. RuntimeError: one that is not over every target.
     """
     found = {name: results.load(run.file(f"eval/{name}.json")) for name in measures(cfg)}
     baseline = files.read_json(run.file("baseline.json"), "the baseline", {"bpb": float})
@@ -68,13 +68,11 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     for name, r in found.items():
         if r.tokens - r.repeats + r.dropped != total:
             raise RuntimeError(f"{name}: {r.tokens - r.repeats:,} of {total:,} targets were scored")
-    if not math.isfinite(baseline["bpb"]):
-        raise RuntimeError(f"the baseline of {baseline['bpb']} bpb is not finite")
     size, code = run.file(ARTIFACT).stat().st_size, artifact.code_bytes()
     first = {name: r.bpb_first for name, r in found.items()}
     return {
         "source": source,
-        "measures": {name: _row(name, r, measures(cfg)[name][0]) for name, r in found.items()},
+        "measures": {name: _row(r, measures(cfg)[name][0]) for name, r in found.items()},
         "context_gain": first["sliding"] - first["static"],
         "ttt_gain": first["ttt"] - first["sliding"],
         "ttt": {**record, "lr": packed_facts(run.file(ARTIFACT)).chosen(cfg).ttt.lr},
@@ -89,17 +87,23 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     }
 
 
-def _row(name: str, r: results.EvalResult, weights: str) -> dict[str, Any]:
+def measured(report: dict) -> list[str]:
+    """What a report has scores of: the pipeline's own in their order, then other protocols by name."""
+    return [*MEASURES, *sorted(set(report["measures"]) - set(MEASURES))]
+
+
+def _row(r: results.EvalResult, weights: str) -> dict[str, Any]:
     keys = ("protocol", "bpb", "bpb_first", "loss", "tokens", "bytes", "repeats", "dropped", "seconds")
-    row = {key: getattr(r, key) for key in keys}
-    if not all(math.isfinite(row[key]) for key in ("bpb", "bpb_first", "loss", "seconds")):
-        raise RuntimeError(f"{name}: expected finite numbers, found {row}")
-    return row | {"weights": weights, "legality": str(r.legality), "code": r.source.get("code", "")}
+    return {key: getattr(r, key) for key in keys} | {
+        "weights": weights,
+        "legality": str(r.legality),
+        "code": r.source.get("code", ""),
+    }
 
 
 def table(report: dict) -> str:
     """The report as text: the three numbers side by side, other protocols, the gains, the baseline and the bytes."""
-    s, a, rows = report["source"], report["artifact"], report["measures"]
+    s, a, rows = report["source"], report["artifact"], {name: report["measures"][name] for name in measured(report)}
     lines = [f"run {s['run']}: preset {s['preset']}, config {s['config']}, seed {s['seed']}, data {s['data'][:12]}", ""]
     lines.append(f"{'':50}{'bpb':>9}  {'legality':<12}{'targets':>11}{'seconds':>9}")
     for name, row in rows.items():

@@ -1,0 +1,180 @@
+"""Laws of the public face: `import golfcore as gc` is quick, offers what it names, and agrees with the files."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_run import make_run
+from tiny import RUNTIME, tables
+
+import golfcore as gc
+from golfcore import api
+from golfcore.analysis import runs
+from golfcore.base.errors import UserError
+from golfcore.config import Config
+from golfcore.evals.audit import ProtocolScorer
+from golfcore.evals.evaluation import Subject
+from golfcore.model import params
+from golfcore.model.weights import flat
+from golfcore.plots import index
+from golfcore.plots.figures import draw_run
+from golfcore.quant.artifact import code_bytes
+from golfcore.runs.folder import open_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of every command here: one cache, one thread, so that bits repeat."""
+    place = str(tmp_path_factory.mktemp("cache"))
+    return {**os.environ, "GOLFCORE_CACHE": place, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def made(cache: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    """A run of the smallest preset, by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "made"
+    golfcore(["golfcore", "run", "smoke", "--out", str(folder)], cache)
+    return gc.open_run(folder)
+
+
+@pytest.fixture(autouse=True)
+def same_cache(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOLFCORE_CACHE", cache["GOLFCORE_CACHE"])
+
+
+def golfcore(argv: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *argv], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# -- importing
+
+
+@pytest.mark.parametrize(
+    "code", ["import golfcore as gc", "import golfcore as gc; gc.load('exp101', {'run.seed': 1}).hash; dir(gc)"]
+)
+def test_importing_is_light(code: str) -> None:
+    heavy = "torch numpy pandas scipy matplotlib sentencepiece".split()
+    check = f"{code}; import sys; sys.exit(', '.join(set({heavy}) & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert all(callable(getattr(gc, name)) for name in gc.__all__) and set(gc.__all__) <= set(dir(gc))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gc.nothing
+
+
+# -- runs
+
+
+def test_a_run_is_its_frames(made: api.Run) -> None:
+    report = runs.report(made.folder)
+    scores = made.scores.set_index("measure")["bpb"]
+    assert all(scores[name] == row["bpb"] for name, row in report["measures"].items())
+    targets = made.targets
+    bits = targets[list(report["measures"])].sum() / np.log(2) / targets["bytes"].sum()
+    assert bits.to_dict() == pytest.approx({name: row["bpb"] for name, row in report["measures"].items()})
+    assert list(targets["before"][1:]) == list(targets["token"][:-1])
+    assert made.metrics["kind"].value_counts()["train"] == made.config.schedule.iterations
+    assert made.bytes["bytes"].iloc[-1] == report["artifact"]["total"]
+    assert set(made.coverage["feature"]) == set(made.folder.coverage())
+    assert all(isinstance(f, pd.DataFrame) for f in (made.scores, made.metrics, targets, made.bytes, made.coverage))
+
+
+def test_a_run_shows_its_numbers_legality_bytes_and_curve(made: api.Run) -> None:
+    report, shown = runs.report(made.folder), repr(made)
+    assert all(f"{row['bpb']:.4f}" in shown and row["legality"] in shown for row in report["measures"].values())
+    assert f"{report['artifact']['total']:,} of 16,000,000" in shown and "█" in shown and made.id in shown
+    order = [shown.index(mark) for mark in ("(a)", "(b)", "(c)")]
+    assert order == sorted(order) and len(shown) < 2000 and made._repr_html_().startswith("<pre>run made")
+
+
+def test_a_run_that_has_not_finished_says_so(tmp_path: Path) -> None:
+    run = api.Run(open_run(tmp_path / "fresh", gc.load("smoke"), "d" * 64, {}))
+    assert repr(run) == "run fresh: smoke, not finished"
+    with pytest.raises(UserError, match=r"results.json: expected the results of a finished run"):
+        _ = run.scores
+
+
+def test_running_again_reuses_what_is_done(made: api.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    again = gc.run(gc.load("smoke"), made.path)
+    assert again == made and "train: reused" in capsys.readouterr().out
+
+
+# -- weights and artifacts
+
+
+def test_weights_and_artifact_are_those_of_the_run(made: api.Run, tmp_path: Path) -> None:
+    assert flat(made.weights).keys() == {entry.name for entry in params.table(made.config.model)}
+    alone = gc.open_artifact(shutil.copy(made.path / "artifact.golf", tmp_path / "alone.golf"))
+    assert isinstance(alone.config, Config) and alone.config.hash == made.config.hash
+    assert "alone.golf: smoke" in repr(alone) and alone.bytes.iloc[-1]["limit"] == 16_000_000
+    assert alone.bytes.iloc[-1]["bytes"] == alone.path.stat().st_size + code_bytes()
+    difference = (alone.weights.banks.qo - made.weights.banks.qo).abs().max()
+    assert 0 < difference < 0.5  # rounded
+    with pytest.raises(UserError, match="gone.golf: expected an artifact, found no such file"):
+        gc.open_artifact(tmp_path / "gone.golf")
+
+
+def test_a_run_its_folder_and_its_artifact_score_alike(made: api.Run) -> None:
+    wanted = runs.report(made.folder)["measures"]["ttt"]["bpb"]
+    for target in (made, made.path, str(made.path), made.artifact):
+        found = gc.evaluate(target, "ttt")
+        assert found.bpb == wanted and found.legality == "score-first"
+    assert gc.evaluate(made, "ttt", {"ttt.epochs": 0}).legality == "static"
+    with pytest.raises(UserError, match="unknown protocol 'tttt'"):
+        gc.evaluate(made, "tttt")
+
+
+# -- questions
+
+
+def test_a_scorer_is_audited_as_a_run_is(made: api.Run) -> None:
+    cfg = gc.load("smoke", {"data.seq_len": 16, "eval.stride": 8, "ttt.chunk_tokens": 32, "ttt.batch_seqs": 1})
+    text = np.random.default_rng(0).integers(0, 1024, 137).astype(np.uint16)
+    subject = Subject(made.weights, text, tables(cfg), RUNTIME)
+    scorer = ProtocolScorer("static", cfg, subject)
+    report = gc.audit(scorer, text, vocab_size=1024, chunk=32)
+    assert report.passed, str(report)
+    with pytest.raises(UserError, match="expected the tokens that the scorer is to score"):
+        gc.audit(scorer)
+
+
+def test_buckets_of_a_run_and_of_tokens(made: api.Run) -> None:
+    whole = gc.buckets(made)
+    assert whole.equals(gc.buckets(made.path)) and (whole["kind"] == "summary").sum() == 4
+    with pytest.raises(UserError, match="expected tables of the tokenizer and at least 2 rows"):
+        gc.buckets(np.arange(10))
+
+
+def test_runs_are_compared(tmp_path: Path) -> None:
+    found = gc.compare([api.Run(make_run(tmp_path / "a")[0]), tmp_path / "a"][:1])
+    assert set(found["arm"]) == {"smoke"} and isinstance(found, pd.DataFrame)
+
+
+# -- figures from nothing
+
+
+def test_a_figure_is_made_again_from_nothing_by_its_recorded_commands(
+    made: api.Run, cache: dict[str, str], tmp_path: Path
+) -> None:
+    """In another folder, with nothing of the first run left to reuse, every file is equal to the byte."""
+    first, second = tmp_path / "figures", tmp_path / "again"
+    drawn = draw_run(made.folder, first)
+    for argv in index.recorded(first, "waterfall", second):
+        golfcore(argv, cache)
+    for name in drawn:
+        for suffix in ("csv", "svg", "png"):
+            file = f"{name}.{suffix}"
+            assert (first / file).read_bytes() == (second / "figures" / file).read_bytes(), file
+    a, b = index.read_index(first)["waterfall"], index.read_index(second / "figures")["waterfall"]
+    assert (a["train"], a["draw"], a["files"]) == (b["train"], b["draw"], b["files"])
