@@ -216,6 +216,8 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     if getattr(args, "seed", None) is not None:
         pairs["run.seed"] = args.seed
     if getattr(args, "data", None) is not None:
+        if not args.data:
+            raise UserError("--data: expected a folder, found an empty name")
         pairs["data.path"] = args.data
     return pairs
 

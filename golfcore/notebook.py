@@ -28,6 +28,7 @@ MARKER = "done.json"
 MARKER_SCHEMA = {"notebook": str, "parameters": dict, "seconds": float, "sha256": str}
 CELL_SCHEMA = {"cell_type": str, "source": (str, [str]), "metadata": {"tags?": [str]}}
 NOTEBOOK_SCHEMA = {"cells": [CELL_SCHEMA]}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}  # of parameters
 NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
@@ -114,8 +115,11 @@ def parameters_of(notebook: Path) -> list[Parameter]:
         if not (isinstance(line, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and line.value):
             raise ValueError(f"{notebook}: expected assignments in the parameters cell, found {ast.unparse(line)}")
         default = ast.literal_eval(line.value)
-        if isinstance(line, ast.AnnAssign) and ast.unparse(line.annotation) != type(default).__name__:
-            raise ValueError(f"{notebook}: expected the type of its default in {ast.unparse(line)}")
+        if isinstance(line, ast.AnnAssign):
+            hint = TYPES.get(ast.unparse(line.annotation))
+            default = float(default) if hint is float and type(default) is int else default
+            if type(default) is not hint:
+                raise ValueError(f"{notebook}: expected a value of its type, one of {list(TYPES)}: {ast.unparse(line)}")
         found.append(Parameter(target.id, default, comments.get(line.end_lineno or 0, "")))
     return found
 

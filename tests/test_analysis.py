@@ -17,7 +17,6 @@ from synthetic_run import CHUNK, CODE_BYTES, log_training, make_result, make_run
 
 from golfcore.analysis import buckets, frames, runs, scores, sizes
 from golfcore.analysis.frames import frame, one, only
-from golfcore.analysis.table import Table
 from golfcore.analysis.text import Text
 from golfcore.base import files
 from golfcore.base.errors import UserError
@@ -106,12 +105,12 @@ def test_only_and_one_select_rows_without_what_they_do_not_use() -> None:
 def test_curves_are_what_was_logged_with_a_mean_over_neighbours(made: Made) -> None:
     run, _ = made
     table = runs.curves(run)
-    assert [len(table.only(kind=kind)) for kind in ("train", "val", "event")] == [20, 3, 2]
-    train = table.only(kind="train")
-    steps, bpb = train.numbers("step"), train.numbers("bpb")
+    assert [len(frames.only(table, kind=kind)) for kind in ("train", "val", "event")] == [20, 3, 2]
+    train = frames.only(table, kind="train")
+    steps, bpb = list(train["step"]), list(train["bpb"])
     half = max(1.0, steps[-1] / runs.SMOOTHING)
     plain = [np.mean([b for s, b in zip(steps, bpb, strict=True) if abs(s - at) <= half]) for at in steps]
-    assert train.numbers("bpb_smooth") == pytest.approx(plain)
+    assert list(train["bpb_smooth"]) == pytest.approx(plain)
 
 
 def test_curves_need_training(tmp_path: Path) -> None:
@@ -127,18 +126,15 @@ def test_the_table_of_runs_says_what_each_is_and_how_far_it_got(tmp_path: Path, 
     files.write_json(tmp_path / "e-old" / "config.json", {"config": {"name": "old", "gone": {}}, "data_hash": "d"})
     (tmp_path / "notebooks").mkdir()
     table = runs.runs_table(tmp_path)
-    assert [(row["run"], row["done"]) for row in table] == [
-        ("b-done", True),
-        ("c-training", False),
-        ("d-fresh", False),
-        ("e-old", False),
-    ]
-    assert [row["stage"] for row in table[:3]] == ["done", "train, step 100", "not started"]
-    assert str(table[3]["stage"]).startswith("unreadable: ") and table[1]["seed"] == 7
-    done, report = table[0], runs.report(RunFolder(tmp_path / "b-done"))
+    assert list(table["run"]) == ["b-done", "c-training", "d-fresh", "e-old"]
+    assert list(table["done"]) == [True, False, False, False]
+    assert list(table["stage"][:3]) == ["done", "train, step 100", "not started"]
+    assert table["stage"][3].startswith("damaged: ") and table["seed"][1] == 7
+    done, report = table.loc[0], runs.report(RunFolder(tmp_path / "b-done"))
     assert done["ttt"] == report["measures"]["ttt"]["bpb"] and done["legality"] == "score-first"
     assert done["bytes"] == report["artifact"]["total"] and done["config"] == load("smoke").hash
-    assert len(runs.as_text(table).splitlines()) == 5 and runs.as_text(Table()) == "no runs"
+    assert len(runs.as_text(table).splitlines()) == 5 and runs.as_text(table[:0]) == "no runs"
+    assert runs.as_rows(table)[3].keys() == {"run", "done", "stage"}
 
 
 def test_listing_runs_needs_no_torch() -> None:

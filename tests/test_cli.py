@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from sentencepiece import SentencePieceTrainer
 from small_text import WORDS, dataset
 
 from golfcore import cli
+from golfcore.base import files
+from golfcore.base.errors import SYSTEM
 from golfcore.data.shards import write_shard
 
 
@@ -50,9 +53,11 @@ def test_counts_are_the_published_ones(capsys: pytest.CaptureFixture) -> None:
         assert found["groups"]["matrix"] == 25_952_256
 
 
-def test_start_up_needs_no_torch() -> None:
-    code = "import sys; from golfcore import cli; cli._parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_start_up_needs_nothing_heavy() -> None:
+    heavy = "{'torch', 'numpy', 'pandas', 'scipy', 'matplotlib', 'sentencepiece', 'tqdm', 'papermill'}"
+    code = f"import sys, golfcore; from golfcore import cli; cli._parser(); sys.exit(str({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stderr.strip() == "set()"
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
@@ -61,6 +66,110 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit) as e:
             golf(*words.split(), "--help")
         assert e.value.code == 0 and "usage: golfcore" in capsys.readouterr().out
+
+
+def test_help_says_defaults_and_names(capsys: pytest.CaptureFixture) -> None:
+    said = {}
+    for words in ("run", "eval", "data build"):
+        with pytest.raises(SystemExit):
+            golf(*words.split(), "--help")
+        said[words] = " ".join(capsys.readouterr().out.split())
+    assert "one of full, demo, smoke (default: full)" in said["run"] and "exp101" in said["run"]
+    assert "(default: static)" in said["eval"] and "(default: 1024)" in said["data build"]
+    assert not [words for words, text in said.items() if "None" in text or "[]" in text or "False" in text]
+
+
+def test_help_of_a_notebook_lists_its_parameters(tmp_path, capsys, monkeypatch) -> None:
+    source = 'seeds: str = "1, 2"  # of all arms\nsteps = 0\n'
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
+    files.write_json(tmp_path / "notebooks" / "05_x.ipynb", {"cells": [cell]})
+    files.write_text(tmp_path / "papermill_runs" / "README.md", "")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert golf("notebook", "05_x", "--help") == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert lines[-2][1:] == ["seeds: str = '1, 2'", "of all arms"] and lines[-1][1] == "steps: int = 0"
+    assert "seeds: expected different seeds" in refused(capsys, "notebook", "05_x", "-p", "seeds", "")
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.mark.parametrize("words", ["config exp101", "--help", "protocols", "params exp101 --json"])
+def test_a_pipe_that_closes_ends_a_command_quietly(words: str) -> None:
+    command = [sys.executable, "-m", "golfcore", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(("words", "code"), [("config smoke", 0), ("config nonsense", 2), ("nonsense", 2)])
+def test_streams_that_are_closed_change_nothing(words: str, code: int) -> None:
+    command = f'"{sys.executable}" -m golfcore {words} <&- >&- 2>&-'
+    assert subprocess.run(command, shell=True, env=ENVIRONMENT).returncode == code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run smoke --out file",
+        "run smoke --out file/below",
+        "run smoke --data file",
+        "run smoke --data=",
+        "run smoke --seed 4294967296",
+        "run smoke --seed many",
+        "run smoke --set average.decay=2",
+        "run smoke --set 'optim.matrix_lr=1' extra",
+        "config folder.toml",
+        "config file.toml",
+        "config file",
+        "sweep folder.toml",
+        "sweep file.toml",
+        "eval folder",
+        "eval file",
+        "audit nowhere",
+        "audit file",
+        "runs file",
+        "runs nowhere",
+        "compare file",
+        "compare folder nowhere",
+        "figures nowhere",
+        "figures --out folder",
+        "figures --out file",
+        "artifact info folder",
+        "artifact info file",
+        "data info file",
+        "data info folder",
+        "data build file --out x",
+        "data build folder --out x",
+        "data build folder --out x --vocab-size 0",
+        "notebook nowhere",
+        "notebook",
+        "nonsense",
+        "",
+    ],
+)
+def test_what_is_of_another_kind_is_one_sentence(words: str, tmp_path, capsys, monkeypatch) -> None:
+    """Files where folders are meant and the reverse, values that cannot be, words that are no command."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "folder.toml"):
+        Path(folder).mkdir()
+    for file in ("file", "file.toml"):
+        Path(file).write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert len(refused(capsys, *shlex.split(words))) < 600
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_errors_of_the_system_are_worded_once(monkeypatch, capsys) -> None:
+    for number in SYSTEM:
+        e = OSError(number, os.strerror(number), "some/file")
+        monkeypatch.setattr(cli, "show_params", lambda args, e=e: (_ for _ in ()).throw(e))
+        assert refused(capsys, "params", "smoke") == f"golfcore: some/file: {SYSTEM[number]}"
+    monkeypatch.setattr(cli, "show_params", lambda args: open(os.devnull).fileno() and os.close(-1))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        golf("params", "smoke")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def test_parameters_are_read_whatever_their_comments_hold(notebooks: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "cell", ["import os", "x = 1 + y", "x, y = 1, 2", "x: float = 1", "x: int", "x += 1", "x.y = 1"]
+    "cell",
+    ["import os", "x = 1 + y", "x, y = 1, 2", "x: int = 'a'", "x: list = []", "x: int", "x += 1", "x.y = 1"],
 )
 def test_a_parameters_cell_holds_nothing_but_names_set_to_literals(notebooks: Path, cell: str) -> None:
     with pytest.raises(ValueError):

@@ -139,7 +139,10 @@ def barrier() -> None:
 def cache_dir() -> Path:
     """Folder for what can be rebuilt: golfcore/ below GOLFCORE_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
     base = os.environ.get("GOLFCORE_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "golfcore"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "golfcore"
+    except RuntimeError:
+        raise UserError("GOLFCORE_CACHE: expected a folder for what can be rebuilt, found none and no home") from None
 
 
 @cache

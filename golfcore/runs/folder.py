@@ -8,7 +8,6 @@ from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import CONFIG, COVERAGE, ENVIRONMENT, METRICS, RunFolder
 from golfcore.config import Config, differences, from_dict, to_dict
-from golfcore.data.datasets import open_dataset
 
 RUNS = "papermill_runs"
 BEGUN = {ENVIRONMENT, METRICS, COVERAGE}  # what a start that was cut short may have left
@@ -41,7 +40,11 @@ def runs_dir() -> Path:
 
 def identity(cfg: Config) -> str:
     """16 hex digits that tell configurations and their data apart: the configuration's hash, and that of its data."""
-    return files.sha256_text(cfg.hash + open_dataset(cfg.data.path).data_hash)[:16] if cfg.data.path else cfg.hash
+    if not cfg.data.path:
+        return cfg.hash
+    from golfcore.data.datasets import open_dataset  # imports torch, which a list of runs does without
+
+    return files.sha256_text(cfg.hash + open_dataset(cfg.data.path).data_hash)[:16]
 
 
 def default_out(cfg: Config) -> Path:
@@ -84,8 +87,9 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
 
 def _check_free(path: Path) -> None:
     """UserError unless `path` can become a run folder: nothing there, or only what golfcore or an editor leaves."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: expected a run folder or none yet, found a file; choose another --out")
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
     others = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
     if others := sorted(set(others) - BEGUN):
         raise UserError(

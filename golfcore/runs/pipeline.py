@@ -162,7 +162,8 @@ class _Stages:
         hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
         bits = None
         if sensitivity.wanted(c.quant):
-            found = files.read_json(self.run.file(sensitivity.FILE), "the gradients that guide bit widths")
+            schema = {"mean_square": {"*": float}}
+            found = files.read_json(self.run.file(sensitivity.FILE), "the gradients that guide bit widths", schema)
             bits = guided_bits(c.quant, found["mean_square"])
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
