@@ -61,7 +61,10 @@ def test_start_up_needs_nothing_heavy() -> None:
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
-    commands = "run; eval; params; config; runs; compare; audit; artifact info; data build; data download; data info; data check; notebook"
+    commands = (
+        "run; eval; params; config; runs; compare; audit; artifact info; data build; data download; data info; "
+        "data check; notebook"
+    )
     for words in (*commands.split("; "), "figures", ""):
         with pytest.raises(SystemExit) as e:
             golf(*words.split(), "--help")
@@ -226,7 +229,7 @@ def large_token(path: Path) -> None:
         ("train*.bin", cut, "train_000000.bin: expected"),
         ("train*.bin", wrong_magic, "train_000000.bin: expected"),
         ("val*.bin", large_token, "found 999"),
-        ("*.model", wrong_tokenizer, "expected a tokenizer of 320 pieces, found 290"),
+        ("*.model", wrong_tokenizer, "expected token ids below 290, found 319"),
         ("*.model", lambda p: p.write_bytes(b"no model"), "expected a SentencePiece model, found a file that is none"),
     ],
     ids=["missing shard", "truncated shard", "wrong magic", "token >= vocab", "wrong tokenizer", "no tokenizer"],

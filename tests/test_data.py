@@ -4,6 +4,7 @@ import io
 import os
 import random
 import shutil
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from golfcore.data.tokens import (
     target_bytes,
     token_classes,
 )
+from golfcore.evals.bigram import fit_bigram
 
 VOCAB = 320
 WORDS = "a cat sat on the mat while naïve bats ate 37 cafés and ½ of 日本 said no".split()
@@ -616,6 +618,23 @@ def test_shared_documents_are_those_of_a_plain_comparison(tmp_path, train, val, 
         "train": sum(bool(c) for _, c in split_at_ones(train)),
         "val": sum(bool(c) for _, c in split_at_ones(val)),
     }
+
+
+def test_no_more_than_a_piece_of_the_training_text_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "PIECE_TOKENS", 1 << 14)
+    monkeypatch.setattr(streams_module, "PIECE_TOKENS", 1 << 14)
+    text = np.random.default_rng(0).integers(0, 100, 2_000_000).astype(np.uint16)  # 4 MB; 16 MB as int64
+    paths = make_shards(tmp_path, text, [700_000, 700_001])
+    train, val = TokenStream(paths, VOCAB), TokenStream(paths[:1], VOCAB)
+    del text
+    tracemalloc.start()
+    try:
+        assert find_overlap(train, val, 200)[0].documents == 0  # nothing separates: one document of 2M tokens
+        fit_bigram(train.pieces(), 100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @pytest.mark.parametrize(("length", "shared"), [(MIN_TOKENS, True), (MIN_TOKENS - 1, False)])

@@ -16,6 +16,7 @@ from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
 from golfcore.evals import protocols, result, saved
 from golfcore.evals.adapt import Diverged
+from golfcore.evals.bigram import fit_bigram
 from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.ledger import Ledger, Legality, NotFinite
 from golfcore.evals.protocols import begin, evaluate
@@ -423,3 +424,19 @@ def test_results_survive_the_disk(tmp_path) -> None:
     result.save(found, tmp_path / "ttt.json")
     back = result.load(tmp_path / "ttt.json")
     assert back == found and np.array_equal(back.per_target, found.per_target)
+
+
+# --- the bigram baseline
+
+
+@given(tokens=st.lists(st.integers(0, 4), min_size=2, max_size=40), cuts=st.lists(st.integers(1, 39), max_size=4))
+def test_a_bigram_model_of_pieces_is_that_of_the_whole_text(tokens, cuts):
+    text = np.array(tokens, np.uint16)
+    pieces = [piece for piece in np.split(text, sorted(cuts)) if len(piece)]
+    found, counts = fit_bigram(pieces, 5).log_prob, np.zeros((5, 5))
+    for a, b in zip(tokens, tokens[1:], strict=False):
+        counts[a, b] += 1
+    unigram = (np.bincount(text, minlength=5) + 1) / (len(text) + 5)
+    for a in range(5):
+        k = max((counts[a] > 0).sum(), 1)
+        np.testing.assert_allclose(np.exp(found[a]), (counts[a] + k * unigram) / (counts[a].sum() + k), rtol=1e-12)

@@ -41,7 +41,9 @@ def open_dataset(path: str | Path, again: bool = False) -> Dataset:
 
     `data_hash` comes from our manifest; without one it is a hash of the contents of the tokenizer and of all shards in
     order. Contents are hashed, and what follows from them proven, once: later calls only look at the files' states.
-    `again` hashes everything and proves it on the whole text, not on its beginning.
+    `again` hashes everything and proves it on the whole text, not on its beginning. Documents of fewer than 64 tokens
+    are not compared. What `golfcore data download` fetched is the competition's own split and is taken as it is: its
+    overlap is counted in `facts`, not refused.
     UserError: no such folder; no shards of a split, shards of other names or of several datasets; no tokenizer or
     several; a damaged shard; contents that differ from our manifest; text that training and validation share; a
     tokenizer whose bytes cannot be counted.
