@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic_run import make_run
-from tiny import RUNTIME, tables
 
 import golfcore as gc
 from golfcore import api
 from golfcore.analysis import runs
 from golfcore.base.errors import UserError
 from golfcore.config import Config
-from golfcore.evals.audit import ProtocolScorer
-from golfcore.evals.evaluation import Subject
+from golfcore.evals.audit import Condition, Scores, Verdict
 from golfcore.model import params
 from golfcore.model.weights import flat
 from golfcore.plots import index
@@ -138,15 +136,23 @@ def test_a_run_its_folder_and_its_artifact_score_alike(made: api.Run) -> None:
 # -- questions
 
 
-def test_a_scorer_is_audited_as_a_run_is(made: api.Run) -> None:
-    cfg = gc.load("smoke", {"data.seq_len": 16, "eval.stride": 8, "ttt.chunk_tokens": 32, "ttt.batch_seqs": 1})
-    text = np.random.default_rng(0).integers(0, 1024, 137).astype(np.uint16)
-    subject = Subject(made.weights, text, tables(cfg), RUNTIME)
-    scorer = ProtocolScorer("static", cfg, subject)
-    report = gc.audit(scorer, text, vocab_size=1024, chunk=32)
-    assert report.passed, str(report)
+class Uniform:
+    """The scorer that knows nothing: every one of 16 tokens is as likely as any other."""
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        n = len(tokens) - 1
+        return Scores(np.arange(n), np.full(n, np.log(16)))
+
+    def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return np.full((len(positions), 16), -np.log(16))
+
+
+def test_a_scorer_is_audited_on_its_tokens() -> None:
+    tokens = np.random.default_rng(0).integers(0, 16, 137).astype(np.uint16)
+    report = gc.audit(Uniform(), tokens, vocab_size=16, chunk=32)
+    assert report.verdicts[Condition.CAUSALITY] == Verdict.PASS and not report.failed_tests
     with pytest.raises(UserError, match="expected the tokens that the scorer is to score"):
-        gc.audit(scorer)
+        gc.audit(Uniform())
 
 
 def test_buckets_of_a_run_and_of_tokens(made: api.Run) -> None:

@@ -20,6 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 FIGURES = {"10_ablation_suite": 1}  # at least; of the others 6
+MOST = 30_000  # characters that one output holds: more is read by nobody
 
 
 @cache
@@ -62,6 +63,8 @@ def test_a_notebook_runs_on_the_smallest_preset(
     outputs = [o for cell in cells for o in cell.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+    texts = [(kind, part) for o in outputs for kind, part in [("text", o.get("text", "")), *o.get("data", {}).items()]]
+    assert max(len("".join(part)) for kind, part in texts if kind != "image/png") < MOST
     figures = index.read_index(out / "figures")
     shown = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     assert len(shown) == len(set(shown)) == len(figures) >= FIGURES.get(path.stem, 6)

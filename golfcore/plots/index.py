@@ -74,17 +74,24 @@ def _run(run: RunFolder) -> dict[str, object]:
 
 
 def by_run(cfg: Config) -> str:
-    """`golfcore run` with every value of `cfg` that its preset does not have, into OUT/NAME."""
-    preset = cfg.name if cfg.name in config.preset_names() else "smoke"
-    theirs, ours = config.to_dict(config.load(preset)), config.to_dict(cfg)
-    argv = ["golfcore", "run", preset]
-    for section, values in ours.items():
-        if section != "name":
-            changed = {k: v for k, v in values.items() if v != theirs[section][k] and (section, k) != ("data", "path")}
-            argv += [part for k, v in changed.items() for part in ("--set", f"{section}.{k}={_spell(v)}")]
-    if cfg.data.path:
-        argv += ["--data", DATA]
-    return shlex.join([*argv, "--out", f"{OUT}/{cfg.name}"])
+    """`golfcore run` into OUT/NAME: the nearest preset, and every value of `cfg` that it does not have."""
+    changes = {name: _changes(config.load(name), cfg) for name in config.preset_names()}
+    preset = min(changes, key=lambda name: (len(changes[name]), name != cfg.name))
+    options = [part for change in changes[preset] for part in ("--set", change)]
+    data = ["--data", DATA] if cfg.data.path else []
+    return shlex.join(["golfcore", "run", preset, *options, *data, "--out", f"{OUT}/{cfg.name}"])
+
+
+def _changes(preset: Config, cfg: Config) -> list[str]:
+    """ "section.key=value" for each value of `cfg` that the preset does not have, but for the folder of the data."""
+    theirs, ours = config.to_dict(preset), config.to_dict(cfg)
+    return [
+        f"{section}.{key}={_spell(value)}"
+        for section, values in ours.items()
+        if section != "name"
+        for key, value in values.items()
+        if value != theirs[section][key] and (section, key) != ("data", "path")
+    ]
 
 
 def _spell(value: object) -> str:
