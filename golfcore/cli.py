@@ -128,13 +128,11 @@ def _model_commands(commands: Commands) -> None:
     p.add_argument("--seed", type=int, metavar="N", help="same as --set run.seed=N")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/PRESET-HASH")
 
-    text = "run every arm and seed of a sweep file, and hold them against its publication"
-    p = _add(commands, "sweep", run_sweep, text)
+    p = _add(commands, "sweep", run_sweep, "run every arm and seed of a sweep file, held against its publication")
     p.add_argument("file", metavar="SWEEP", help="the name of a sweep that comes with golfcore, or a .toml file")
     _size(p)
     p.add_argument("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's")
-    arms = "only these, and what they are compared to; default: all"
-    p.add_argument("--arm", action="append", default=[], metavar="NAME", help=arms)
+    p.add_argument("--arm", action="append", default=[], metavar="NAME", help="only these and their references")
     _changes(p, "a value that no arm sets")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/SWEEP-SIZE-HASH")
 
@@ -173,19 +171,19 @@ def _data_commands(commands: Commands) -> None:
     p.add_argument("folder", type=Path, metavar="FOLDER")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset; new or empty")
     p.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="pieces of the tokenizer to train")
-    text = "use this SentencePiece model instead of training one"
-    p.add_argument("--tokenizer", type=Path, metavar="FILE", help=text)
+    p.add_argument("--tokenizer", type=Path, metavar="FILE", help="a SentencePiece model to use, none is trained")
 
     p = _add(data, "download", data_download, "the competition's FineWeb export, resumable, hashes checked")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset")
     p.add_argument("--train-shards", type=int, default=80, metavar="N", help="100M tokens each; default all 80")
     p.add_argument("--endpoint", metavar="URL", help="another hub")
 
-    for name, command, text in (
-        ("info", data_info, "splits, tokens, documents, bytes, tokenizer and hash of a dataset"),
-        ("check", data_check, "the same, with every file read again and the whole text held against its tokenizer"),
+    for name, text in (
+        ("info", "splits, tokens, documents, bytes, tokenizer and hash of a dataset"),
+        ("check", "the same, with every file read again and the whole text held against its tokenizer"),
     ):
-        p = _add(data, name, command, text)
+        p = _add(data, name, data_info, text)
+        p.set_defaults(again=name == "check")
         p.add_argument("folder", nargs="?", metavar="FOLDER", help="default: the embedded corpus of the default preset")
 
 
@@ -195,9 +193,8 @@ def _notebook_commands(commands: Commands) -> None:
     p.set_defaults(command=run_notebook, parser=p)
     p.add_argument("name", nargs="?", metavar="NAME", help="a notebook of the project, or one that comes with golfcore")
     p.add_argument("-h", "--help", action="store_true", help="show this, or the parameters of NAME")
-    p.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="parameters", help="repeatable"
-    )
+    pair = ("KEY", "VALUE")
+    p.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, dest="parameters", help="repeatable")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: the project's papermill_runs")
 
     p = _add(commands, "figures", figures, "draw a run's figures beside their tables")
@@ -233,13 +230,7 @@ def show_params(args: argparse.Namespace) -> None:
     from golfcore.model import params
 
     summary = params.summary(configured(args).model)
-    if args.json:
-        print(json.dumps(summary))
-        return
-    for name, value in summary.items():
-        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}:")
-        for key, part in value.items() if isinstance(value, dict) else ():
-            print(f"  {key:18} {part}")
+    print(json.dumps(summary) if args.json else params.as_text(summary))
 
 
 def show_config(args: argparse.Namespace) -> None:
@@ -279,8 +270,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def list_protocols(args: argparse.Namespace) -> None:
     from golfcore.evals import protocols
 
-    for name, protocol in protocols.PROTOCOLS.items():
-        print(f"{name:20}{protocol.text}")
+    print("\n".join(f"{name:20}{protocol.text}" for name, protocol in protocols.PROTOCOLS.items()))
 
 
 def audit(args: argparse.Namespace) -> int:
@@ -318,7 +308,7 @@ def data_build(args: argparse.Namespace) -> None:
     from golfcore.data import text
 
     text.build_folder(args.folder, args.out, args.vocab_size, args.tokenizer)
-    data_info(argparse.Namespace(folder=str(args.out)))
+    data_info(argparse.Namespace(folder=str(args.out), again=False))
 
 
 def data_download(args: argparse.Namespace) -> None:
@@ -331,17 +321,10 @@ def data_info(args: argparse.Namespace) -> None:
     from golfcore import config
     from golfcore.data import datasets, prepare
 
-    dataset = datasets.open_dataset(args.folder) if args.folder else prepare.prepare_data(config.Config(), print)
-    print(datasets.description(dataset))
-
-
-def data_check(args: argparse.Namespace) -> None:
-    from golfcore import config
-    from golfcore.data import datasets, prepare
-
     folder = args.folder or prepare.prepare_data(config.Config(), print).path
-    print(datasets.description(datasets.open_dataset(folder, again=True)))
-    print("  intact: every file was read, and the bytes are those of the decoded text")
+    print(datasets.description(datasets.open_dataset(folder, again=args.again)))
+    if args.again:
+        print("  intact: every file was read, and the bytes are those of the decoded text")
 
 
 def run_notebook(args: argparse.Namespace) -> None:

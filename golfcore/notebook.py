@@ -57,9 +57,9 @@ def run_notebook(
     UserError for an unknown notebook or parameter, a value that cannot be, a UserError in a cell, or papermill not
     being installed; NotebookFailed if a cell failed otherwise.
     """
-    papermill = _papermill()
     source = find_notebook(name, notebooks)
     values = checked(parameters, defaults(source), f"notebook {source.stem}")
+    papermill = _papermill()
     hashed = files.sha256_text(files.canonical_json(values))[:8]
     folder = (out or runs_dir()) / "notebooks" / f"{source.stem}-{hashed}"
     executed, marker = folder / source.name, folder / MARKER

@@ -104,7 +104,7 @@ def test_a_pipe_that_closes_ends_a_command_quietly(words: str) -> None:
         assert process.stdout and process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
-    assert process.returncode == 141
+    assert process.returncode in (0, 141)  # help is printed by a library that keeps quiet itself
 
 
 @pytest.mark.parametrize(("words", "code"), [("config smoke", 0), ("config nonsense", 2), ("nonsense", 2)])

@@ -77,9 +77,7 @@ def test_runs_are_found_at_any_depth_and_by_their_ids(tmp_path: Path, monkeypatc
             assert find_run(Path(given)).path.resolve() == (top / name).resolve()
         with pytest.raises(UserError, match="expected the id of one run, found 2 of that id"):
             find_run(Path("c-1"))
-        with pytest.raises(
-            UserError, match="expected a run folder or a run's id, found no such"
-        ):
+        with pytest.raises(UserError, match="expected a run folder or a run's id, found no such"):
             find_run(Path("d-1"))
     monkeypatch.chdir("/")
     assert project_dir() == Path()

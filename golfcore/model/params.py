@@ -196,3 +196,12 @@ def summary(cfg: ModelConfig) -> dict[str, Any]:
         "kinds": {k: total(kind=k) for k in get_args(Kind)},
         "tensors": {p.name: list(p.shape) for p in rows},
     }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A `summary` for a terminal."""
+    lines = []
+    for name, value in found.items():
+        lines.append(f"{name}: {value:,}" if isinstance(value, int) else f"{name}:")
+        lines += [f"  {key:18} {part}" for key, part in value.items()] if isinstance(value, dict) else []
+    return "\n".join(lines)

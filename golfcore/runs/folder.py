@@ -130,7 +130,7 @@ def run_folders(folder: Path) -> list[RunFolder]:
     """The run folders at any depth below `folder`, by path; nothing is looked for inside of one."""
     found = []
     for here, below, names in os.walk(folder):
-        if CONFIG in names:
+        if CONFIG in names or CONFIG in below:
             found.append(RunFolder(Path(here)))
             below.clear()
         below[:] = sorted(name for name in below if not name.startswith("."))
