@@ -140,6 +140,8 @@ def test_a_build_never_writes_into_a_used_folder(tmp_path):
     (tmp_path / "note").touch()
     with pytest.raises(UserError, match="expected a folder that is new or empty"):
         build(make_documents(), tmp_path, VOCAB, {})
+    with pytest.raises(UserError, match="expected a place for a new folder, found the file .*note above it"):
+        build(make_documents(), tmp_path / "note" / "d", VOCAB, {})
     assert [p.name for p in tmp_path.iterdir()] == ["note"]
 
 

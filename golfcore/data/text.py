@@ -96,6 +96,8 @@ def build(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: expected a folder that is new or empty, found something there")
+    if blocked := [parent for parent in out.parents if parent.exists() and not parent.is_dir()]:
+        raise UserError(f"{out}: expected a place for a new folder, found the file {blocked[0]} above it")
     train, val = split_documents(documents, str(out))
     proto = _existing_tokenizer(tokenizer, vocab_size) if tokenizer else train_tokenizer(train, vocab_size)
     out.parent.mkdir(parents=True, exist_ok=True)
