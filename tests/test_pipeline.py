@@ -94,7 +94,9 @@ def test_a_second_run_reuses_every_stage_and_says_so(environment, whole) -> None
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")}
     printed = golf(environment, "run", "smoke", *SETTINGS, "--out", run.path)
     assert printed.count(": reused") == 1 + len(run.stages()) and "corpus: reused" in printed
-    assert before == {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")
+    }
 
 
 def trained_some(run: RunFolder) -> bool:
