@@ -142,7 +142,8 @@ class Selective(ProtocolScorer):
         adapt, known = walk.adapt, everything.ledger if self.future else walk.ledger
 
         def adapt_if_hard(adapter: ttt.Adapter) -> None:
-            losses = [known.nats[i : i + CHUNK].mean() for i in range(0, known.total, CHUNK)]
+            nats = known.first_scores()
+            losses = [nats[i : i + CHUNK].mean() for i in range(0, known.total, CHUNK)]
             if losses[walk.chunk] >= np.nanmedian(losses):
                 adapt(adapter)
 

@@ -266,7 +266,7 @@ def test_answers_of_the_wrong_shape_are_refused() -> None:
         def run(self, tokens: np.ndarray) -> Scores:
             return Scores(np.arange(3), np.zeros(2))
 
-    with pytest.raises(ValueError, match=r"log_probs: expected shape \(1, 64\), found \(1, 63\)"):
+    with pytest.raises(ValueError, match=r"log_probs: expected shape \(\d+, 64\), found \(\d+, 63\)"):
         audit(Short(), text(200), VOCAB, chunk=32)
     with pytest.raises(ValueError, match=r"run: expected positions and nats of shape \(n,\)"):
         audit(Ragged(), text(200), VOCAB, chunk=32)

@@ -91,10 +91,12 @@ def test_everything_switched_on_reports_what_it_touched(whole: tuple[RunFolder, 
 
 def test_a_second_run_reuses_every_stage_and_says_so(environment, whole) -> None:
     run, _ = whole
-    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name != "results.json"}
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")}
     printed = golf(environment, "run", "smoke", *SETTINGS, "--out", run.path)
     assert printed.count(": reused") == 1 + len(run.stages()) and "corpus: reused" in printed
-    assert before == {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name != "results.json"}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")
+    }
 
 
 def trained_some(run: RunFolder) -> bool:
