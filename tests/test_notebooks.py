@@ -10,7 +10,7 @@ import pytest
 from golfcore.analysis import runs
 from golfcore.base.records import RunFolder
 from golfcore.notebook import defaults, is_complete, run_notebook
-from golfcore.plots import style
+from golfcore.plots import index
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -53,7 +53,7 @@ def test_a_notebook_runs_on_the_smallest_preset(
     outputs = [o for cell in cells for o in cell.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
-    figures = style.read_index(out / "figures")
+    figures = index.read_index(out / "figures")
     shown = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     assert len(shown) == len(set(shown)) == len(figures) >= FIGURES.get(path.stem, 6)
     screen, reports = capsys.readouterr().out, list(out.rglob(runs.RESULTS))

@@ -1,11 +1,12 @@
-"""Who shares a row of the n-gram table: split hashing keeps word starts and the rest apart. Does that relieve it?"""
+"""Which pairs of tokens share a row of the n-gram table, under shared hashing and under split hashing."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
-from golfcore.analysis.table import Row, Table
+from golfcore.analysis.frames import frame
 from golfcore.data.tokens import Tables
 from golfcore.model.hashing import bigram_rows
 
@@ -33,7 +34,7 @@ def count_pairs(tokens: np.ndarray, word_start: np.ndarray, n_rows: int) -> Pair
     return Pairs(code // v, code % v, count, word_start[code % v], frequent)
 
 
-def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> Table:
+def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> pd.DataFrame:
     """Occupancy of the bigram table under shared and split hashing of the same text, `tokens` (N,) ids.
 
     Rows of kind "summary", one for each part of the table (all; the two halves of a split one):
@@ -49,19 +50,19 @@ def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> Table:
         raise ValueError("tables without word_start do not tell the classes apart")
     pairs = count_pairs(np.asarray(tokens), tables.word_start.numpy(), n_rows)
     both = torch.from_numpy(np.stack((pairs.previous, pairs.current), axis=1))
-    half, rows = (n_rows - 1) // 2, Table()
+    half, rows = (n_rows - 1) // 2, list[dict[str, Any]]()
     parts = {"shared": {"all": (0, n_rows - 1)}, "split": {"all": (0, 2 * half)}}
     parts["split"] |= {"word start": (0, half), "within word": (half, 2 * half)}
     for hashing, spans in parts.items():
         where = bigram_rows(both, tables.word_start, n_rows, split=hashing == "split")[:, 1].numpy()
         for part, span in spans.items():
-            label: Row = {"hashing": hashing, "part": part}
+            label = {"hashing": hashing, "part": part}
             rows.append({"kind": "summary"} | label | _summary(pairs, where, span))
             rows += [{"kind": "row"} | label | row for row in _profile(pairs, where, span)]
-    return rows
+    return frame(rows)
 
 
-def _summary(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> Row:
+def _summary(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> dict[str, Any]:
     here = (where >= span[0]) & (where < span[1])
     row, count, start = where[here], pairs.times[here], pairs.word_start[here]
     n = span[1] if len(row) else 0
@@ -83,7 +84,7 @@ def _summary(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> Row:
     }
 
 
-def _profile(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> list[Row]:
+def _profile(pairs: Pairs, where: np.ndarray, span: tuple[int, int]) -> list[dict[str, Any]]:
     occurrences = np.bincount(where, weights=pairs.times, minlength=span[1])[slice(*span)]
     falling = np.sort(occurrences)[::-1].astype(np.int64)
     ranks = np.unique(np.geomspace(1, len(falling), CURVE_POINTS).round().astype(int))

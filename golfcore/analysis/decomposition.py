@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from golfcore.analysis.frames import only
 from golfcore.analysis.scores import interval, paired, running_gain
 from golfcore.analysis.stats import MIN_CHUNKS, block_length, paired_bootstrap
 from golfcore.analysis.table import Row, Table, show, to_text
@@ -32,7 +33,7 @@ def _row(m: Measured, reference: EvalResult | None) -> Row:
         return row | {"note": m.note}
     row |= {"bpb": float(r.bpb), "reference": cell.reference or None}
     if reference is not None:
-        row |= {"difference": _less(r, reference)} | interval(paired(reference, r), _seed(r))
+        row |= {"difference": _less(r, reference)} | interval(paired(reference, r))
     row |= {"seconds": r.seconds, "tokens_per_second": r.tokens / max(r.seconds, 1e-9), "legality": str(r.legality)}
     row |= {"steps": r.coverage.get("ttt_steps", 0), "adapted": r.coverage.get("ttt_adapted", 0)}
     row |= {"targets": r.tokens, "repeats": r.repeats}
@@ -100,13 +101,13 @@ def gains(measured: Sequence[Measured]) -> Table:
         row: Row = {"kind": "gain", "gain": name, "is": f"{of} - {less}", "value": _less(r[of], r[less])}
         if name in ("context", "adaptation") and "both" in here and r["c"].bpb != r["a"].bpb:
             row["share"] = _less(r[of], r[less]) / _less(r["c"], r["a"])
-        rows.append(row | interval(by_chunk, _seed(r[of])))
+        rows.append(row | interval(by_chunk))
     for name, (one, other) in CONTRASTS.items():
         if one in here and other in here and len(here[one][0]) == len(here[other][0]):
             (x, weights), (y, _) = here[one], here[other]
             values = {g: _less(*(r[label] for label in GAINS[g])) for g in (one, other)}
             row = {"kind": "contrast", "gain": name, "is": f"({one}) - ({other})", "value": values[one] - values[other]}
-            rows.append(row | interval((x - y, weights), _seed(r["b"])))
+            rows.append(row | interval((x - y, weights)))
     return rows
 
 
@@ -155,7 +156,7 @@ def along(measured: Sequence[Measured]) -> Table:
     labels = [label for label in labels if same[results[label].nats] == label]
     for label in labels[:LINES] if "b" in results else []:
         b, r = results["b"], results[label]
-        chunks = running_gain(b, r, _seed(r)).only(kind="chunk")
+        chunks = Table(only(running_gain(b, r), kind="chunk").to_dict("records"))
         values, weights = paired(b, r)
         whole = len(values) == len(chunks) >= MIN_CHUNKS
         banded = {round(n) for n in np.linspace(MIN_CHUNKS, len(chunks), BANDS)} if whole else set()

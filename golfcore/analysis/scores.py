@@ -1,16 +1,20 @@
 """Where bits per byte come from: rounding, longer context, adaptation, and kinds of token."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from golfcore import config
+from golfcore.analysis.frames import frame
 from golfcore.analysis.runs import report
-from golfcore.analysis.stats import MIN_CHUNKS, block_length, paired_bootstrap
-from golfcore.analysis.table import Row, Table, number
+from golfcore.analysis.stats import MIN_CHUNKS, estimate
 from golfcore.analysis.text import Text
 from golfcore.base.records import RunFolder
+from golfcore.config import Config
 from golfcore.data.tokens import TokenClass
+from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
@@ -28,48 +32,53 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
     return results.load(run.file(f"eval/{measure}.json"))
 
 
-def waterfall(run: RunFolder) -> Table:
+def waterfall(run: RunFolder) -> pd.DataFrame:
     """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
 
-    Other protocols that the run measured follow, each with its difference to the sliding window. The interval is of the
-    paired difference over chunks of text; it is missing where there are fewer than MIN_CHUNKS, or where a protocol has
-    chunks of its own. The last row is the bigram baseline. UserError: a run that has not ended.
+    Other protocols that the run measured follow, each with its difference to the protocol that does not adapt and
+    scores the same windows. Differences are of first scores, bits per byte; `bpb` counts repeated scores, too. The
+    interval is missing where there are fewer than MIN_CHUNKS chunks of text, or where a protocol has chunks of its own.
+    The last row is the bigram baseline. UserError: a run that has not ended.
     """
-    final, rows = report(run), Table()
+    final, cfg = report(run), config.of_run(run)
     before = {b: a for a, b in pairwise(MEASURES)}
+    rows: list[dict[str, Any]] = []
     for name in [*MEASURES, *(other for other in final["measures"] if other not in MEASURES)]:
         m = final["measures"][name]
-        row: Row = {"measure": name}
-        row |= {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats", "seconds")}
+        row = {"measure": name} | {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats")}
         if rows:
-            a, b = evaluation(run, before.get(name, "sliding")), evaluation(run, name)
-            row["difference"] = b.bpb - a.bpb
-            row |= interval(paired(a, b), config.of_run(run).run.seed) if _spans(a) == _spans(b) else {}
+            a, b = evaluation(run, before.get(name) or still(name, cfg)), evaluation(run, name)
+            row["difference"] = float(_running_bpb(b)[-1] - _running_bpb(a)[-1])
+            row |= interval(paired(a, b)) if _spans(a) == _spans(b) else {}
         rows.append(row)
-    return Table([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
+    return frame([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
 
 
-def ttt_gain(run: RunFolder) -> Table:
+def still(protocol: str, cfg: Config) -> str:
+    """The protocol that does not adapt and scores the same windows."""
+    return "static" if protocols.configure(protocol, cfg).eval.stride == cfg.data.seq_len else "sliding"
+
+
+def ttt_gain(run: RunFolder) -> pd.DataFrame:
     """What adaptation does as a run's validation text goes on: `running_gain` from its score (b) to its score (c)."""
-    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"), config.of_run(run).run.seed)
+    return running_gain(evaluation(run, "sliding"), evaluation(run, "ttt"))
 
 
-def running_gain(a: EvalResult, b: EvalResult, seed: int) -> Table:
+def running_gain(a: EvalResult, b: EvalResult) -> pd.DataFrame:
     """From sliding `a` to adapted `b` as the text goes on: a row for each chunk (kind "chunk"), and "total".
 
     `sliding`, `ttt` and `difference` are over all chunks so far, `here` is the difference on the chunk alone, all in
     bits per byte; `stop` counts targets. The total has an interval if there are at least MIN_CHUNKS chunks.
     """
-    here, weights = paired(a, b)
-    running = {name: _running_bpb(r) for name, r in (("sliding", a), ("ttt", b))}
-    rows = Table()
-    for i, chunk in enumerate(b.chunks):
-        row: Row = {"kind": "chunk", "chunk": i, **{k: chunk[k] for k in ("start", "stop", "bytes")}}
-        row |= {name: float(curve[i]) for name, curve in running.items()}
-        rows.append(row | {"difference": float(running["ttt"][i] - running["sliding"][i]), "here": float(here[i])})
-    total: Row = {"kind": "total", "stop": b.chunks[-1]["stop"], "bytes": int(weights.sum())}
-    total |= {k: rows[-1][k] for k in ("sliding", "ttt", "difference")}
-    return Table([*rows, total | interval((here, weights), seed)])
+    pairs = paired(a, b)
+    spans = ("start", "stop", "bytes")
+    found = frame({"kind": "chunk", "chunk": i} | {k: c[k] for k in spans} for i, c in enumerate(b.chunks))
+    found = found.assign(sliding=_running_bpb(a), ttt=_running_bpb(b))
+    found["difference"] = found["ttt"] - found["sliding"]
+    found["here"] = pairs[0]
+    total = {"kind": "total", "stop": b.chunks[-1]["stop"], "bytes": int(pairs[1].sum())}
+    total |= found.iloc[-1][["sliding", "ttt", "difference"]].to_dict()
+    return frame([*found.to_dict("records"), total | interval(pairs)])
 
 
 def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
@@ -90,46 +99,45 @@ def _running_bpb(r: EvalResult) -> np.ndarray:
     return nats / (np.log(2) * n_bytes)
 
 
-def interval(differences: tuple[np.ndarray, np.ndarray], seed: int) -> Row:
-    """`chunks`, and if they are at least MIN_CHUNKS the ends `low` and `high` of what `paired` returned."""
+def interval(differences: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """`chunks`, and if they are at least MIN_CHUNKS the 95 % interval `low` to `high` of what `paired` returned."""
     values, weights = differences
-    n = len(values)
-    if n < MIN_CHUNKS:
-        return {"chunks": n}
-    found = paired_bootstrap(values, weights, block_length(n), seed)
-    return {"chunks": n, "low": found.low, "high": found.high}
+    if len(values) < MIN_CHUNKS:
+        return {"chunks": len(values)}
+    found = estimate(values[None, :], weights)
+    return {"chunks": len(values), "low": found.low, "high": found.high}
 
 
-def loss_by_class(run: RunFolder, text: Text) -> Table:
+def loss_by_class(run: RunFolder, text: Text) -> pd.DataFrame:
     """A row for each class of target and protocol: how many targets, how hard, and their part of the bits per byte.
 
     `share` is of targets, `share_of_loss` of all nats; the `bpb` of a protocol's classes sum to its score (of first
     scores), and `change` is from the protocol before. Classes that do not occur are left out. ValueError if the text
     is not the one that was scored.
     """
-    rows, before = Table(), dict[str, float]()
+    rows, before = list[dict[str, Any]](), dict[str, float]()
     for name in ("static", "sliding", "ttt"):
         found = by_class(evaluation(run, name), text)
-        for row in found:
-            label, bpb = str(row["class"]), number(row, "bpb")
+        for row in found.to_dict("records"):
+            label, bpb = str(row["class"]), float(row["bpb"])
             rows.append({"measure": name} | row | ({"change": bpb - before[label]} if label in before else {}))
             before[label] = bpb
-    return rows
+    return frame(rows)
 
 
-def by_class(r: EvalResult, text: Text) -> Table:
+def by_class(r: EvalResult, text: Text) -> pd.DataFrame:
     """The classes of one evaluation; columns and errors as `loss_by_class`."""
     previous, target = text.val[:-1], text.val[1:]
     if r.per_target is None or r.per_target.shape != target.shape:
         raise ValueError(f"{r.protocol}: expected scores of {len(target)} targets")
     scored, nats = ~np.isnan(r.per_target), r.per_target.astype(np.float64)
     n, total, n_bytes = scored.sum(), nats[scored].sum(), bytes_of(text.tables, previous, target)[scored].sum()
-    rows = Table()
+    rows = list[dict[str, Any]]()
     for token_class, label in CLASS_NAMES.items():
         here = scored & (text.classes[target] == token_class)
         if targets := int(here.sum()):
             loss = float(nats[here].sum())
-            row: Row = {"class": label, "targets": targets, "share": float(targets / n)}
+            row: dict[str, Any] = {"class": label, "targets": targets, "share": float(targets / n)}
             row |= {"bits_per_target": float(loss / np.log(2) / targets), "share_of_loss": float(loss / total)}
             rows.append(row | {"bpb": float(bits_per_byte(loss, float(n_bytes)))})
-    return rows
+    return frame(rows)

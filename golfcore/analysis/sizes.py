@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
+from golfcore.analysis.frames import frame
 from golfcore.analysis.runs import report
-from golfcore.analysis.table import Row, Table
 from golfcore.base.records import RunFolder
 from golfcore.model.weights import ROLES
 from golfcore.quant.artifact import info
@@ -29,7 +31,7 @@ LABELS = {
 GROUPS = {"matrices": ("qo", "kv", "up", "down"), "tables": ("tok_emb", "bigram", "ve"), "code": ("code",)}
 
 
-def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_bytes: int) -> Table:
+def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_bytes: int) -> pd.DataFrame:
     """Rows of kind "component", the largest first, then one of kind "total".
 
     `artifact_info` is what `artifact.info` says. A component is a bank, a table, or what the file needs besides;
@@ -44,12 +46,12 @@ def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_by
         raise ValueError(f"components of {sum(sizes.values())} bytes in a file of {artifact_info['bytes']}")
     sizes["code"] = code_bytes
     total = sum(sizes.values())
-    rows = Table()
+    rows = []
     for name, n_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
         group = next((group for group, names in GROUPS.items() if name in names), "the rest of the file")
-        row: Row = {"kind": "component", "component": name, "label": LABELS.get(name, name), "group": group}
+        row = {"kind": "component", "component": name, "label": LABELS.get(name, name), "group": group}
         rows.append(row | {"bytes": n_bytes, "share": n_bytes / total, "of_limit": n_bytes / max_bytes})
-    return Table([*rows, {"kind": "total", "bytes": total, "of_limit": total / max_bytes, "limit": max_bytes}])
+    return frame([*rows, {"kind": "total", "bytes": total, "of_limit": total / max_bytes, "limit": max_bytes}])
 
 
 def _component(stream: str) -> str:
@@ -58,7 +60,7 @@ def _component(stream: str) -> str:
     return ROLES[second][0] if second in ROLES else first
 
 
-def run_bytes(run: RunFolder) -> Table:
+def run_bytes(run: RunFolder) -> pd.DataFrame:
     """`bytes_by_component` of a finished run, with the code bytes and the limit that its results state."""
     stated = report(run)["artifact"]
     return bytes_by_component(info(run.file(ARTIFACT)), stated["code_bytes"], stated["max_bytes"])

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from golfcore import config
-from golfcore.analysis import runs
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.data.datasets import train_stream, val_tokens
@@ -33,9 +32,10 @@ def text_of(run: RunFolder) -> Text:
         raise UserError(
             f"{dataset.path}: expected data {run.data_hash()[:12]} of {run.path}, found {dataset.data_hash[:12]}"
         )
-    vocab, rows = cfg.model.vocab_size, runs.curves(run).only(kind="train")
+    vocab, trained = cfg.model.vocab_size, max((row["tokens"] for row in run.metrics("train")), default=0)
+    if not trained:
+        raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
     stream = train_stream(dataset, vocab, cfg.data.reserve_tokens)
-    trained = int(max(rows.numbers("tokens")))
     return Text(
         val=val_tokens(dataset, vocab, cfg.data.val_tokens),
         train=stream.read(0, min(trained, stream.length, TRAIN_TOKENS)).astype(np.int64),

@@ -102,7 +102,7 @@ def classes(result: EvalResult, text: Text) -> Table:
     scored = ~np.isnan(nats)
     names = {name: token_class for token_class, name in CLASS_NAMES.items()}
     rows = Table()
-    for row in by_class(result, text):
+    for row in by_class(result, text).to_dict("records"):
         here = nats[scored & (text.classes[target] == names[str(row["class"])])]
         found: Row = {name: float(np.quantile(here, q)) for name, q in QUANTILES.items()}
         found |= {f"above_{threshold:g}": float((here > threshold).mean()) for threshold in THRESHOLDS}

@@ -1,94 +1,70 @@
-"""All figures of a run into a folder, with an index that says where each comes from; and the same again from tables."""
+"""Frames become figures in a folder, with an index that says where each comes from; and the same again from tables."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from golfcore import config
-from golfcore.analysis import (
-    ablation_readings,
-    buckets,
-    depth_readings,
-    readings,
-    runs,
-    scores,
-    sizes,
-    study_readings,
-    suite,
-    token_readings,
-)
-from golfcore.analysis.readings import Reading
-from golfcore.analysis.table import Table, read_csv
+from golfcore.analysis import buckets, frames, runs, scores, sizes
 from golfcore.analysis.text import Text, text_of
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
-from golfcore.plots import ablation, depth, protocols, style, tokens
-from golfcore.plots import run as plots
-from golfcore.plots import suite as suite_plots
+from golfcore.plots import index, legacy, style
+from golfcore.plots import run as run_plots
 
-PLOTS: dict[str, Callable[[Table], Figure]] = {
-    "curves": plots.curves,
-    "waterfall": plots.waterfall,
-    "ttt": plots.ttt,
-    "buckets": plots.buckets,
-    "losses": plots.losses,
-    "sizes": plots.sizes,
-    "ablation-curves": ablation.curves,
-    "ablation-differences": ablation.differences,
-    "ablation-gains": ablation.gains,
-    "ablation-chunks": ablation.chunks,
-    "ablation-meta-sgd": ablation.meta_sgd,
-    "ablation-interventions": ablation.interventions,
-    "ablation-costs": ablation.costs,
-    "ablation-suite": suite_plots.suite,
-    "protocols-waterfall": protocols.waterfall,
-    "protocols-scores": protocols.scores,
-    "protocols-controls": protocols.controls,
-    "protocols-strides": protocols.strides,
-    "protocols-positions": protocols.positions,
-    "protocols-stream": protocols.stream,
-    "tokens-histogram": tokens.histogram,
-    "tokens-exceedance": tokens.exceedance,
-    "tokens-concentration": tokens.concentration,
-    "tokens-classes": tokens.classes,
-    "tokens-frequency": tokens.frequency,
-    "tokens-pieces": tokens.pieces,
-    "depth-sizes": depth.sizes,
-    "depth-tradeoff": depth.tradeoff,
-    "depth-differences": depth.differences,
-    "depth-curves": depth.curves,
-    "depth-scales": depth.scales,
-    "depth-specialisation": depth.specialisation,
-}
-ABLATION, DEPTH = "ablation-", "depth-"
-GROUPS = {  # not of one run
-    ABLATION: ablation_readings,
-    DEPTH: depth_readings,
-    "protocols-": study_readings,
-    "tokens-": token_readings,
-}
+Draw = Callable[[pd.DataFrame], Figure]
+Say = Callable[[pd.DataFrame], str]
+SUBJECTS = (run_plots, legacy)
+FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
+
+
+class Caption(str):
+    """Text that a notebook shows as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return self
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure on disk (what a notebook shows of it), its table, and what the table says."""
+    """A figure on disk (what a notebook shows of it), the frame it draws, and the sentence that this says."""
 
     name: str
-    table: Table
-    reading: Reading
+    table: pd.DataFrame
+    caption: Caption
     paths: tuple[Path, ...]  # SVG, PNG, CSV
 
     def _repr_png_(self) -> bytes:
         return next(path for path in self.paths if path.suffix == ".png").read_bytes()
 
 
-def tables_of(run: RunFolder, text: Text) -> dict[str, Table]:
-    """The table of each figure of a finished run by the figure's name; "buckets" only if it has an n-gram table."""
+def draw_figures(
+    tables: Mapping[str, pd.DataFrame], folder: Path, about: Mapping[str, object], plot: str = ""
+) -> dict[str, Drawn]:
+    """Draw each frame, by the name of its figure, into `folder`: NAME.svg, NAME.png, NAME.csv, and index.json.
+
+    The index holds `about` (`index.origin`) for each. A frame without rows is left out. `plot` names another figure
+    as which they are drawn, if their names are not in FIGURES.
+    """
+    drawn = {}
+    for name, table in tables.items():
+        if len(table):
+            table = table if isinstance(table, pd.DataFrame) else frames.frame(table)
+            say = FIGURES[plot or name][1]
+            drawn[name] = Drawn(name, table, Caption(say(table)), _draw(name, plot or name, table, folder))
+    more = {"plot": plot} if plot else {}
+    index.write_index(folder, {n: {**about, **more, "files": _hashes(found.paths)} for n, found in drawn.items()})
+    return drawn
+
+
+def tables_of(run: RunFolder, text: Text) -> dict[str, pd.DataFrame]:
+    """The frame of each figure of a finished run by the figure's name; "buckets" only if it has an n-gram table."""
     tables = {
-        "curves": runs.curves(run),
+        "curves": frames.frame(runs.curves(run)).drop(columns="elapsed"),  # figures hang on no machine's speed
         "waterfall": scores.waterfall(run),
         "ttt": scores.ttt_gain(run),
         "losses": scores.loss_by_class(run, text),
@@ -96,79 +72,69 @@ def tables_of(run: RunFolder, text: Text) -> dict[str, Table]:
     }
     if n_rows := config.of_run(run).model.bigram_rows:
         tables["buckets"] = buckets.bucket_occupancy(text.train, text.tables, n_rows)
-    return {name: tables[name] for name in PLOTS if name in tables}
+    return {name: tables[name] for name in run_plots.FIGURES if name in tables}
 
 
-def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str, Drawn]:
+def draw_run(
+    run: RunFolder, folder: Path, text: Text | None = None, about: Mapping[str, object] | None = None
+) -> dict[str, Drawn]:
     """Draw a finished run into `folder`: for each figure name.svg, name.png and name.csv, and index.json.
 
-    `text` is what `text_of(run)` reads if it is not given. UserError: the run has not finished, or its data are gone.
+    `text` is what `text_of(run)` reads if it is not given; `about` what the index says if another command than
+    `golfcore run` and `golfcore figures` makes them. UserError: the run has not finished, or its data are gone.
     """
     if not run.file(RESULTS).exists():
         raise UserError(f"{run.path}: expected a finished run, found no {RESULTS}; its command would go on")
-    found = tables_of(run, text or text_of(run))
-    command = f"golfcore figures {_spell(run.path)} --out {_spell(folder)}"
-    texts = {name: getattr(readings, name)(table) for name, table in found.items()}
-    return draw_tables(found, texts, folder, runs.provenance(run) | {"command": command})
+    if about is None:
+        cfg = config.of_run(run)
+        drawing = f"golfcore figures {index.OUT}/{cfg.name} --out {index.OUT}/figures"
+        about = index.origin([run], index.by_run(cfg), drawing)
+    return draw_figures(tables_of(run, text or text_of(run)), folder, about)
 
 
-def draw_ablation(tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
-    """`draw_group` of an ablation's tables."""
-    return draw_group(ABLATION, tables, folder, about)
-
-
-def draw_group(prefix: str, tables: Mapping[str, Table], folder: Path, about: Mapping[str, object]) -> dict[str, Drawn]:
-    """Draw the tables of one of GROUPS, named as their plots without `prefix`; one without rows is left out."""
-    found = {prefix + name: table for name, table in tables.items() if table}
-    said = {n: getattr(GROUPS[prefix], n.removeprefix(prefix).replace("-", "_"))(table) for n, table in found.items()}
-    drawn = draw_tables(found, said, folder, about)
+def draw_group(
+    prefix: str, tables: Mapping[str, pd.DataFrame], folder: Path, about: Mapping[str, object]
+) -> dict[str, Drawn]:
+    """`draw_figures` of tables that are named without the prefix of their figures, as are the results."""
+    drawn = draw_figures({prefix + name: table for name, table in tables.items()}, folder, about)
     return {name.removeprefix(prefix): figure for name, figure in drawn.items()}
 
 
-def draw_suite(table: Table, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
+def draw_suite(table: pd.DataFrame, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
     """Draw the table of a sweep as suite-SWEEP: a folder may hold those of several."""
     name = f"suite-{sweep}"
-    return draw_tables({name: table}, {name: suite.reading(table)}, folder, {**about, "plot": "ablation-suite"})[name]
-
-
-def draw_tables(
-    tables: Mapping[str, Table], texts: Mapping[str, Reading], folder: Path, about: Mapping[str, object]
-) -> dict[str, Drawn]:
-    """Draw each table into `folder`; the index says `about` of each, and its files' hashes.
-
-    The plot is the one of the table's name, unless `about` names another as "plot".
-    """
-    drawn = {
-        n: Drawn(n, table, texts[n], tuple(_draw(n, table, folder, str(about.get("plot", n)))))
-        for n, table in tables.items()
-    }
-    style.write_index(folder, {n: {**about, "files": _hashes(figure.paths)} for n, figure in drawn.items()})
-    return drawn
+    return draw_figures({name: table}, folder, about, "ablation-suite")[name]
 
 
 def redraw(folder: Path) -> list[Path]:
     """Draw every figure in the index of `folder` again from its CSV (UserError: no index, or no such plot)."""
-    index, paths = style.read_index(folder), []
-    if not index:
+    found, where = index.read_index(folder), folder / "index.json"
+    if not found:
         raise UserError(f"{folder}: expected an index.json of figures, found none; golfcore figures RUN makes one")
-    for name, entry in index.items():
-        plot = entry.get("plot", name)
-        if plot not in PLOTS:
-            raise UserError(f"{folder / 'index.json'}: expected figures among {', '.join(PLOTS)}, found {plot!r}")
-        paths += _draw(name, read_csv(folder / f"{name}.csv"), folder, plot)
-    return paths
+    plots = {name: str(entry.get("plot", name)) for name, entry in found.items()}
+    for plot in plots.values():
+        if plot not in FIGURES:
+            raise UserError(f"{where}: expected figures among {', '.join(FIGURES)}, found {plot!r}")
+    tables = {name: frames.read_csv(folder / f"{name}.csv") for name in plots}
+    return [path for name, plot in plots.items() for path in _draw(name, plot, tables[name], folder)]
 
 
-def _draw(name: str, table: Table, folder: Path, plot: str) -> list[Path]:
+def save_figure(fig: Figure, table: pd.DataFrame, folder: Path, name: str) -> tuple[Path, ...]:
+    """`name`.svg and `name`.png beside `name`.csv, the table that they draw. Equal tables give equal files."""
+    index.checked_name(name, str(folder))
+    out = tuple(folder / f"{name}{suffix}" for suffix in (".svg", ".png", ".csv"))
     with style.drawing():
-        return style.save_figure(PLOTS[plot](table), table, folder, name)
+        for path, metadata in ((out[0], {"Date": None}), (out[1], {"Software": None})):
+            with files.atomic_path(path) as part:
+                fig.savefig(part, format=path.suffix[1:], metadata=metadata)
+    frames.write_csv(out[2], table)
+    return out
 
 
-def _hashes(paths: tuple[Path, ...]) -> Mapping[str, str]:
+def _draw(name: str, plot: str, table: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
+    with style.drawing():
+        return save_figure(FIGURES[plot][0](table), table, folder, name)
+
+
+def _hashes(paths: tuple[Path, ...]) -> dict[str, str]:
     return {path.name: files.sha256_file(path) for path in paths}
-
-
-def _spell(path: Path) -> str:
-    """The path as seen from the current folder, if it is below it."""
-    absolute, here = path.resolve(), Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)

@@ -1,94 +1,100 @@
-"""The figures of one run, each from its table: golfcore.analysis makes the tables and says what their columns mean."""
+"""The figures of one run and what each says: golfcore.analysis makes the frames and says what their columns mean."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from golfcore.analysis.table import Row, Table, number
-from golfcore.plots import style
-from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, RED
+from golfcore.analysis.frames import one, only
+from golfcore.plots import parts, style
+from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, RED, has
+
+Row = dict[str, Any]
+EVENTS = {"qat": "QAT on", "warmdown": "warmdown", "cap": "time is up"}
 
 
-def curves(table: Table) -> Figure:
-    """Loss, validation, schedule and gradient norm over the steps, events marked. Table: `analysis.runs.curves`."""
-    train, val, events = (table.only(kind=kind) for kind in ("train", "val", "event"))
-    fig = style.figure(4.4)
+def curves(table: pd.DataFrame) -> Figure:
+    """Loss, validation, schedule and gradient norm over the steps, events marked. Frame: `analysis.runs.curves`."""
+    train, val, events = (only(table, kind=kind) for kind in ("train", "val", "event"))
+    fig = style.figure(4.6)
     style.title(fig, "How did training go?")
     top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=[5, 2, 2])
-    steps = train.numbers("step")
-    top.plot(steps, train.numbers("bpb"), color=PALE, lw=0.8, label="training batches")
-    top.plot(steps, train.numbers("bpb_smooth"), color=BLUE, label="smoothed")
-    if val:
-        at = val.numbers("step")
-        top.plot(at, val.numbers("bpb"), "o-", color=RED, ms=3, lw=1, label="validation, current weights")
+    steps = train["step"]
+    top.plot(steps, train["bpb"], color=PALE, lw=0.8, label="training batches")
+    top.plot(steps, train["bpb_smooth"], color=BLUE, label="smoothed")
+    if len(val):
+        top.plot(val["step"], val["bpb"], "o-", color=RED, ms=3, lw=1, label="validation, current weights")
     top.set_ylabel("bits per byte")
-    top.set_ylim(*_settled(table, steps[-1]))
-    top.legend(loc="upper right")
-    middle.plot(steps, train.numbers("scale"), color=GREEN, label="LR multiplier")
-    middle.plot(steps, train.numbers("momentum"), color=ORANGE, label="momentum")
+    top.set_ylim(*parts.settled(table[table["kind"] != "event"]))
+    middle.plot(steps, train["scale"], color=GREEN, label="LR multiplier")
+    middle.plot(steps, train["momentum"], color=ORANGE, label="momentum")
     middle.set_ylabel("schedule")
     middle.set_ylim(-0.06, 1.1)
-    middle.legend(loc="lower left")
-    bottom.plot(steps, train.numbers("grad_norm"), color=GREY, lw=1)
+    bottom.plot(steps, train["grad_norm"], color=GREY, lw=1)
     bottom.set_ylabel("gradient norm")
     bottom.yaxis.set_major_locator(MaxNLocator(4))
     bottom.set_xlabel("step")
-    bottom.set_xlim(0, steps[-1] * 1.01)
+    bottom.set_xlim(0, steps.iloc[-1] * 1.01)
     _mark_events((top, middle, bottom), events)
+    parts.legend_below(fig, (top, middle))
     fig.align_ylabels()
     return fig
 
 
-def _settled(table: Table, last: float) -> tuple[float, float]:
-    """Limits that show all but the first twentieth of the run, where the loss falls from far above."""
-    values = [number(r, "bpb") for r in table if r["kind"] != "event" and number(r, "step") >= 0.05 * last]
-    margin = 0.06 * (max(values) - min(values)) or 0.01
-    return min(values) - margin, max(values) + margin
-
-
-def _mark_events(axes: Sequence[Axes], events: Table) -> None:
+def _mark_events(axes: Sequence[Axes], events: pd.DataFrame) -> None:
     """A line through all panels for each event, its name above the first; names that are close are set higher."""
     last, lift = -1.0, 2
-    for row in events:
-        step, name = number(row, "step"), str(row["event"])
+    for row in events.to_dict("records"):
+        step, name = float(row["step"]), str(row["event"])
         for ax in axes:
             ax.axvline(step, color=BLACK, lw=0.8, ls=(0, (3, 2)))
         close = last >= 0 and step - last < 0.12 * axes[0].get_xlim()[1]
         last, lift = step, lift + 9 if close else 2
         above = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 7}
-        style.note(axes[0], style.EVENTS.get(name, name), (step, 1), (0, lift), **above)
+        style.note(axes[0], EVENTS.get(name, name), (step, 1), (0, lift), **above)
 
 
-def waterfall(table: Table) -> Figure:
-    """What each step from float weights to adapted score changes. Table: `analysis.scores.waterfall`."""
-    rows, bigram = [row for row in table if row["measure"] != "bigram"], table.one(measure="bigram")
-    levels = [number(row, "bpb") for row in rows]
-    starts = [level - float(row.get("difference") or 0) for row, level in zip(rows, levels, strict=True)]
-    fig = style.figure(1.7 + 0.25 * len(rows))
+def say_curves(table: pd.DataFrame) -> str:
+    train, val, events = (only(table, kind=kind) for kind in ("train", "val", "event"))
+    first, last = train.iloc[0], train.iloc[-1]
+    text = (
+        f"In {last['step']:,.0f} steps the smoothed training score went from {first['bpb_smooth']:.3f} to "
+        f"{last['bpb_smooth']:.3f} bits per byte"
+    )
+    if len(val):
+        text += f", validation to {val['bpb'].iloc[-1]:.4f} (current weights, not the average that is exported)"
+    if len(events):
+        text += "; " + ", ".join(f"{row['event']} at step {row['step']:,.0f}" for _, row in events.iterrows())
+    return text + "."
+
+
+def waterfall(table: pd.DataFrame) -> Figure:
+    """What each step from float weights to adapted score changes. Frame: `analysis.scores.waterfall`."""
+    rows, bigram = table[table["measure"] != "bigram"].to_dict("records"), one(table, measure="bigram")
+    levels = [row["bpb"] for row in rows]
+    starts = [row["bpb"] - (row["difference"] if has(row, "difference") else 0.0) for row in rows]
+    fig = style.figure(1.7 + 0.32 * len(rows))
     style.title(fig, "What do rounding, longer context and adaptation change?")
     ax = fig.subplots()
     for y, (row, level) in enumerate(zip(rows, levels, strict=True)):
-        _, colour = style.measure(str(row["measure"]))
+        _, colour = style.measure(row["measure"])
         ax.barh(y, level - starts[y], left=starts[y], height=0.5, color=colour)
         if y + 1 == len(rows) or math.isclose(starts[y + 1], level):
             ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
         ax.plot([level], [y], "D", color=colour, ms=5)
-    margin = 0.08 * (max(levels) - min(levels)) or 0.001
-    ax.set_xlim(min(levels) - margin, max(levels) + margin)
-    _beyond(ax, len(rows), number(bigram, "bpb"))
-    legality = [f"  ({row['legality']})" for row in rows] + [""]
-    names = [style.measure(str(row["measure"]))[0] for row in (*rows, bigram)]
-    ax.set_yticks(range(len(rows) + 1), [name + text for name, text in zip(names, legality, strict=True)])
-    ax.set_ylim(len(rows) + 0.6, -0.6)
+    ax.set_xlim(*parts.padded(levels))
+    _beyond(ax, len(rows), bigram["bpb"])
+    names = [f"{style.measure(r['measure'])[0]}\n{style.LEGALITY[r['legality']][0]}" for r in rows]
+    parts.rows_axis(ax, [*names, style.MEASURES["bigram"][0]])
     ax.set_xlabel("bits per byte (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    _print(ax, 10, ["score", *(f"{number(row, 'bpb'):.4f}" for row in (*rows, bigram))], "bold")
-    intervals = any(row.get("low") is not None for row in rows)
-    _print(ax, 50, ["change [95 %]" if intervals else "change", *map(style.change, rows)], "normal")
-    style.no_grid(ax, "y")
+    head = "change [95 %]" if "low" in table else "change"
+    scores = [f"{row['bpb']:.4f}" for row in (*rows, bigram)]
+    parts.printed(ax, {"score": scores, head: [style.change(row) for row in rows]})
     return fig
 
 
@@ -98,74 +104,95 @@ def _beyond(ax: Axes, y: float, value: float) -> None:
     colour = style.MEASURES["bigram"][1]
     if low <= value <= high:
         ax.plot([value], [y], "D", color=colour, ms=5)
-        return
-    where = ax.get_yaxis_transform()
-    edge, way = (1.0, -1) if value > high else (0.0, 1)
-    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", (edge, y), (edge + 0.1 * way, y), xycoords=where, textcoords=where, arrowprops=arrow)
-    side = "right" if way < 0 else "left"
-    style.note(ax, "off the scale", (edge + 0.12 * way, y), (0, 0), xycoords=where, ha=side, color=GREY)
+    else:
+        parts.off_scale(ax, y, value > high, colour, "off the scale")
 
 
-def _print(ax: Axes, offset: float, cells: Sequence[str], weight: str) -> None:
-    """A printed column to the right of the axes: its head, then a cell for each row."""
-    where = ax.get_yaxis_transform()
-    style.note(ax, cells[0], (1, -0.75), (offset, 0), xycoords=where, color=GREY, annotation_clip=False)
-    for y, text in enumerate(cells[1:]):
-        style.note(ax, text, (1, y), (offset, 0), xycoords=where, color=BLACK, fontweight=weight)
+def say_waterfall(table: pd.DataFrame) -> str:
+    rounding, context, adaptation = (one(table, measure=name) for name in ("static", "sliding", "ttt"))
+    final, bigram = adaptation["bpb"], one(table, measure="bigram")["bpb"]
+    return (
+        f"Rounding {_change(rounding)}; longer context (b \u2212 a) {_change(context)}; adaptation (c \u2212 b) "
+        f"{_change(adaptation)}. The final {final:.4f} is {abs(final - bigram):.4f} "
+        f"{'below' if final < bigram else 'ABOVE'} an interpolated bigram model of the training text ({bigram:.4f})."
+    )
 
 
-def ttt(table: Table) -> Figure:
-    """Running score with and without adaptation, and their paired difference. Table: `analysis.scores.ttt_gain`."""
-    chunks, total = table.only(kind="chunk"), table.one(kind="total")
-    fig = style.figure(3.9)
+def ttt(table: pd.DataFrame) -> Figure:
+    """Running score with and without adaptation, and their paired difference. Frame: `analysis.scores.ttt_gain`."""
+    chunks, total = only(table, kind="chunk"), one(table, kind="total")
+    fig = style.figure(4.1)
     style.title(fig, "Does test-time training help, and when?")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    edges = [0.0, *(stop / 1000 for stop in chunks.numbers("stop"))]
-    at = edges[1:]
+    at = chunks["stop"] / 1000
     for name, width in (("sliding", 3.5), ("ttt", 1.2)):  # they all but coincide: the thin one over the wide one
         label, colour = style.MEASURES[name]
-        top.plot(at, chunks.numbers(name), color=colour, lw=width, label=label)
+        top.plot(at, chunks[name], "o-", color=colour, lw=width, ms=width, label=label)
     top.set_ylabel("bits per byte so far")
-    top.legend()
-    bottom.axhline(0, color=BLACK, lw=0.8)
-    bottom.stairs(chunks.numbers("here"), edges, fill=True, color=PALE, label="on the chunk alone")
-    bottom.plot(at, chunks.numbers("difference"), color=RED, lw=1.6, label="over all chunks so far")
-    _final_difference(bottom, at[-1], total)
-    bottom.legend()
+    parts.course(bottom, chunks, RED, "(c) \u2212 (b), all chunks so far", "(c) \u2212 (b), the chunk alone")
+    _final_difference(bottom, at.iloc[-1], total)
     bottom.set_ylabel("(c) \u2212 (b)\nbits per byte")
-    bottom.set_xlim(0, at[-1] * 1.16)
+    bottom.set_xlim(0, at.iloc[-1] * 1.16)
     bottom.set_xlabel("validation targets scored (thousands)")
+    parts.legend_below(fig, (top, bottom))
     fig.align_ylabels()
     return fig
 
 
 def _final_difference(ax: Axes, x: float, total: Row) -> None:
     """The last point of the running difference with its interval, if there is one, to the right of the curve."""
-    final, text = number(total, "difference"), style.signed(number(total, "difference"))
-    if total.get("low") is not None:
-        low, high = number(total, "low"), number(total, "high")
-        spread = [[final - low], [high - final]]
+    final = total["difference"]
+    text = style.signed(final)
+    if has(total, "low"):
+        low, high = total["low"], total["high"]
+        spread = [[max(final - low, 0.0)], [max(high - final, 0.0)]]
         ax.errorbar([x * 1.01], [final], yerr=spread, color=RED, capsize=3, lw=1.2, marker="o", ms=3)
         text += f"\n95 %: {style.signed(low)}\nto {style.signed(high)}"
     style.note(ax, text, (x * 1.01, final), (6, 0), fontsize=7, color=RED)
 
 
-def buckets(table: Table) -> Figure:
-    """Occupancy of the n-gram table's rows, shared and split. Table: `analysis.buckets.bucket_occupancy`."""
-    fig = style.figure(3.1)
+def say_ttt(table: pd.DataFrame) -> str:
+    chunks, total = only(table, kind="chunk"), one(table, kind="total")
+    after = chunks[chunks["chunk"] > 0]["here"]
+    if after.empty:
+        return "There is one chunk only: it is scored before any adaptation, so there is nothing to compare."
+    return (
+        f"Over all chunks adaptation {_change(total)}; it helped on {(after < 0).sum()} of the {len(after)} chunks "
+        f"that were scored after some adaptation."
+    )
+
+
+PARTS = {"all": ("shared", GREY), "word start": ("split: word starts", RED), "within word": ("split: the rest", BLUE)}
+HASHING = {"shared": ("shared", GREY), "split": ("split", GREEN)}
+CONTENTION = {
+    "contended": "whose row several\nfrequent pairs want",
+    "not_own": "that read another\npair's row",
+    "other_class": "that read a row of\nthe other class",
+}
+
+
+def buckets(table: pd.DataFrame) -> Figure:
+    """Occupancy of the n-gram table's rows, shared and split. Frame: `analysis.buckets.bucket_occupancy`."""
+    fig = style.figure(3.3)
     style.title(fig, "Does split hashing relieve the n-gram table?")
     left, right = fig.subplots(1, 2, width_ratios=[5, 4])
     for hashing, part in (("shared", "all"), ("split", "word start"), ("split", "within word")):
-        rows = table.only(kind="row", hashing=hashing, part=part)
-        label, colour = style.PARTS[part]
-        left.plot(rows.numbers("rank"), rows.numbers("occurrences"), color=colour, label=label)
+        rows = only(table, kind="row", hashing=hashing, part=part)
+        label, colour = PARTS[part]
+        left.plot(rows["rank"], rows["occurrences"], color=colour, label=label)
     _log_axes(left)
     left.set_xlabel("row, by falling occupancy")
     left.set_ylabel("occurrences of pairs in the row")
-    left.legend(loc="lower left")
     style.subtitle(left, "load of each row")
-    _contention(right, table)
+    for offset, (hashing, look) in zip((-0.2, 0.2), HASHING.items(), strict=True):
+        row = one(table, kind="summary", hashing=hashing, part="all")
+        values = [100 * row[column] for column in CONTENTION]
+        parts.bars(right, values, [f"{value:.1f}" for value in values], look[::-1], offset)
+    parts.rows_axis(right, list(CONTENTION.values()))
+    right.set_xlabel("share of occurrences (%)")
+    style.subtitle(right, "occurrences ...")
+    right.set_xlim(0, 1.2 * max(right.dataLim.x1, 1.0))
+    parts.legend_below(fig, (left, right))
     return fig
 
 
@@ -179,86 +206,107 @@ def _log_axes(ax: Axes) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-CONTENTION = {
-    "contended": "whose row several\nfrequent pairs want",
-    "not_own": "that read another\npair's row",
-    "other_class": "that read a row of\nthe other class",
-}
+def say_buckets(table: pd.DataFrame) -> str:
+    shared, split = (one(table, kind="summary", hashing=hashing, part="all") for hashing in HASHING)
+
+    def both(column: str) -> str:
+        return f"{100 * shared[column]:.1f} % shared, {100 * split[column]:.1f} % split"
+
+    return (
+        f"{shared['pairs']:,.0f} different pairs meet {shared['rows']:,.0f} rows; occurrences in a row that several "
+        f"frequent pairs want: {both('contended')}; that read another pair's row: {both('not_own')}; that read a row "
+        f"of the other class: {both('other_class')}."
+    )
 
 
-def _contention(ax: Axes, table: Table) -> None:
-    for offset, (hashing, (label, colour)) in zip((-0.2, 0.2), style.HASHING.items(), strict=True):
-        row = table.one(kind="summary", hashing=hashing, part="all")
-        values = [100 * number(row, column) for column in CONTENTION]
-        _bars(ax, offset, values, [f"{value:.1f}" for value in values], colour, label)
-    ax.set_yticks(range(len(CONTENTION)), list(CONTENTION.values()))
-    ax.invert_yaxis()
-    ax.set_xlabel("share of occurrences (%)")
-    style.subtitle(ax, "occurrences ...")
-    ax.set_xlim(0, 1.2 * ax.dataLim.x1)
-    ax.legend(loc="lower right")
-    style.no_grid(ax, "y")
-
-
-def losses(table: Table) -> Figure:
-    """Which kinds of token cost most, and whom context and adaptation help. Table: `analysis.scores.loss_by_class`."""
-    classes = [name for name in style.CLASSES if table.only(**{"class": name})]
-    fig = style.figure(1.5 + 0.4 * len(classes))
+def losses(table: pd.DataFrame) -> Figure:
+    """Which kinds of token cost most, and whom context and adaptation help. Frame: `analysis.scores.loss_by_class`."""
+    held = only(table, measure="sliding").set_index("class")
+    names = [name for name in style.CLASSES if name in held.index]
+    held = held.loc[names]
+    fig = style.figure(1.5 + 0.4 * len(names))
     style.title(fig, "Which tokens cost the bits, and which ones do context and adaptation help?")
     left, right = fig.subplots(1, 2, sharey=True)
-    one = {name: table.one(measure="sliding", **{"class": name}) for name in classes}
-    shares = (-0.2, "share", "of targets", PALE), (0.2, "share_of_loss", "of the loss", GREEN)
-    for offset, column, label, colour in shares:
-        values = [100 * number(one[name], column) for name in classes]
-        _bars(left, offset, values, [f"{value:.1f}" for value in values], colour, label)
-    left.set_yticks(range(len(classes)), [f"{c}\n{number(one[c], 'bits_per_target'):.2f} bits each" for c in classes])
-    left.set_ylim(len(classes) - 0.4, -0.6)
+    for offset, column, look in ((-0.2, "share", (PALE, "of targets")), (0.2, "share_of_loss", (GREEN, "of the loss"))):
+        values = 100 * held[column]
+        parts.bars(left, values, [f"{value:.1f}" for value in values], look, offset)
     left.set_xlabel("share (%), under (b)")
     left.set_xlim(0, 1.18 * left.dataLim.x1)
     gains = (-0.2, "sliding", "context: (b) \u2212 (a)"), (0.2, "ttt", "adaptation: (c) \u2212 (b)")
-    for offset, name, label in gains:
-        values = [number(table.one(measure=name, **{"class": c}), "change") for c in classes]
-        _bars(right, offset, values, [style.signed(value) for value in values], style.MEASURES[name][1], label)
+    for offset, measure, label in gains:
+        changes = only(table, measure=measure).set_index("class")["change"].loc[names]
+        look = (style.MEASURES[measure][1], label)
+        parts.bars(right, changes, [style.signed(value) for value in changes], look, offset)
+    parts.rows_axis(left, [f"{c}\n{held['bits_per_target'][c]:.2f} bits each" for c in names])
     right.axvline(0, color=BLACK, lw=0.8)
     right.set_xlabel("change of the score (bits per byte)")
     right.margins(x=0.3)
-    right.xaxis.set_major_locator(MaxNLocator(5))
+    right.xaxis.set_major_locator(MaxNLocator(4))
+    style.no_grid(right, "y")
     for ax in (left, right):
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
-        style.no_grid(ax, "y")
+        parts.legend_above(ax, 2)
     return fig
 
 
-def _bars(
-    ax: Axes, offset: float, values: Sequence[float], texts: Sequence[str], colour: str, label: str | None
-) -> None:
-    """One horizontal bar for each class, `offset` from its tick, with its number at its end."""
-    at = [y + offset for y in range(len(values))]
-    ax.barh(at, values, height=0.37, color=colour, label=label)
-    for y, value, text in zip(at, values, texts, strict=True):
-        side, gap = ("left", 3) if value >= 0 else ("right", -3)
-        style.note(ax, text, (value, y), (gap, 0), ha=side, fontsize=7)
+def say_losses(table: pd.DataFrame) -> str:
+    rows = [
+        f"{row['class']} {100 * row['share']:.1f} % of targets and {100 * row['share_of_loss']:.1f} % of the loss"
+        for row in only(table, measure="sliding").to_dict("records")
+    ]
+    adapted = only(table, measure="ttt")
+    most = adapted.loc[adapted["change"].abs().idxmax()]
+    return f"{'; '.join(rows)}. Adaptation moves most at {most['class']}: {most['change']:+.4f} of the score."
 
 
-def sizes(table: Table) -> Figure:
-    """What the bytes go to, and how much of the limit is used. Table: `analysis.sizes.bytes_by_component`."""
-    parts, total = table.only(kind="component"), table.one(kind="total")
-    fig = style.figure(1.1 + 0.22 * len(parts))
+GROUPS = {"matrices": BLUE, "tables": GREEN, "the rest of the file": ORANGE, "code": GREY}
+
+
+def sizes(table: pd.DataFrame) -> Figure:
+    """What the bytes go to, and how much of the limit is used. Frame: `analysis.sizes.bytes_by_component`."""
+    rows, total = only(table, kind="component"), one(table, kind="total")
+    fig = style.figure(1.4 + 0.22 * len(rows))
     style.title(fig, "What do the bytes go to?")
     ax = fig.subplots()
-    for group, colour in style.GROUPS.items():
-        at = [y for y, row in enumerate(parts) if row["group"] == group]
-        ax.barh(at, [number(parts[y], "bytes") / 1000 for y in at], height=0.7, color=colour, label=group)
-    for y, row in enumerate(parts):
-        text = f"{number(row, 'bytes'):,.0f}  ({100 * number(row, 'share'):.1f} %)"
-        style.note(ax, text, (number(row, "bytes") / 1000, y), (4, 0))
-    ax.set_yticks(range(len(parts)), [str(row["label"]) for row in parts])
-    ax.set_ylim(len(parts) - 0.4, -0.6)
+    for group, colour in GROUPS.items():
+        values = (rows["bytes"] / 1000).where(rows["group"] == group).astype(float)
+        ax.barh(range(len(rows)), values, height=0.7, color=colour, label=group)
+    for y, row in enumerate(rows.to_dict("records")):
+        style.note(ax, f"{row['bytes']:,.0f}  ({100 * row['share']:.1f} %)", (row["bytes"] / 1000, y), (4, 0))
+    parts.rows_axis(ax, list(rows["label"]))
     ax.set_xlabel("kilobytes")
     ax.set_xlim(0, 1.2 * ax.dataLim.x1)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.legend(loc="lower right")
-    used, limit = number(total, "bytes"), number(total, "limit")
+    used, limit = total["bytes"], total["limit"]
     style.subtitle(ax, f"{used:,.0f} of {limit:,.0f} bytes: {100 * used / limit:.1f} % of the limit")
-    style.no_grid(ax, "y")
+    parts.legend_below(fig, (ax,))
     return fig
+
+
+def say_sizes(table: pd.DataFrame) -> str:
+    rows, total = only(table, kind="component"), one(table, kind="total")
+    used, limit = total["bytes"], total["limit"]
+    largest = ", ".join(f"{row['label']} {100 * row['share']:.1f} %" for row in rows[:3].to_dict("records"))
+    left = f"{limit - used:,.0f} bytes are free" if used <= limit else f"{used - limit:,.0f} bytes TOO MANY"
+    return f"{used:,.0f} of {limit:,.0f} bytes, {left}; the largest parts: {largest}."
+
+
+def _change(row: Row) -> str:
+    """ "lowers the score by 0.0101 (95 % interval -0.0122 to -0.0080)"."""
+    difference = row["difference"]
+    verb = "lowers" if difference < 0 else "raises" if difference > 0 else "changes"
+    text = f"{verb} the score by {abs(difference):.4f}"
+    if not has(row, "low"):
+        return f"{text} (too few chunks for an interval)"
+    low, high = row["low"], row["high"]
+    doubt = ", which includes no change" if low <= 0 <= high else ""
+    return f"{text} (95 % interval {low:+.4f} to {high:+.4f}{doubt})"
+
+
+FIGURES = {
+    "curves": (curves, say_curves),
+    "waterfall": (waterfall, say_waterfall),
+    "ttt": (ttt, say_ttt),
+    "buckets": (buckets, say_buckets),
+    "losses": (losses, say_losses),
+    "sizes": (sizes, say_sizes),
+}

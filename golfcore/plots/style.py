@@ -1,38 +1,61 @@
-"""How figures look: names, colours and order of everything that is drawn, and files that come out the same each time.
+"""How figures look: one label, colour and order for everything that is drawn.
 
 Colours are Okabe and Ito's, which stay apart for colour-blind readers and in grey.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from golfcore.analysis.table import Row, Table, number, write_csv
-from golfcore.base import files
 
 WIDTH = 6.9  # inches: the text width of a paper
 
 BLACK, GREY, PALE = "#222222", "#767676", "#cfcfcf"
-BLUE, GREEN, ORANGE, RED, PINK = "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
+BLUE, GREEN, ORANGE, RED, PINK, YELLOW = "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#f0e442"
 
-MEASURES = {  # order, label and colour of the numbers of a run
+MEASURES = {  # label and colour of the numbers of a run, in the order of the pipeline
     "float": ("float weights", GREY),
-    "static": ("(a) quantized", BLUE),
+    "static": ("(a) no overlap", BLUE),
     "sliding": ("(b) sliding window", GREEN),
     "ttt": ("(c) sliding + TTT", RED),
     "bigram": ("interpolated bigram", PINK),
 }
-CLASSES = ["word start", "within word", "byte", "control"]
-HASHING = {"shared": ("shared", GREY), "split": ("split", BLUE)}
-PARTS = {"all": ("shared", GREY), "word start": ("split: word starts", RED), "within word": ("split: the rest", BLUE)}
-GROUPS = {"matrices": BLUE, "tables": GREEN, "the rest of the file": ORANGE, "code": GREY}
-EVENTS = {"qat": "QAT on", "warmdown": "warmdown", "cap": "time is up"}
+GAINS = {
+    "context_gain": "context gain b \u2212 a",
+    "ttt_gain": "adaptation gain c \u2212 b",
+    "total_gain": "both, c \u2212 a",
+}
+LEGALITY = {  # label, colour and marker of what the ledger saw; markers tell them apart in grey, too
+    "static": ("legal (static)", GREY, "o"),
+    "score-first": ("legal (score-first)", BLUE, "D"),
+    "train-first": ("not legal (train-first)", RED, "X"),
+}
+ARMS = {  # label and colour of arms of the studies that ship; others take the spare colours in turn
+    "meta-none": ("none", BLACK),
+    "meta-placebo": ("placebo", GREY),
+    "meta-exp101": ("exp101", BLUE),
+    "meta-exp106": ("exp106", RED),
+    "meta-next-chunk": ("next chunk", GREEN),
+    "meta-second-order": ("second order", ORANGE),
+    "meta-ttt": ("as TTT", PINK),
+    "shared": ("shared", RED),
+    "unique": ("unique", BLUE),
+    "shallow": ("shallow", GREEN),
+    "shallow-long": ("shallow-long", PINK),
+    "unique-narrow": ("unique-narrow", ORANGE),
+}
+SPARE = (YELLOW, PINK, ORANGE, GREEN, RED, BLUE)
+CLASSES = {"word start": BLUE, "within word": ORANGE, "byte": GREEN, "control": GREY}
+BANKS = {
+    "qo": ("query, output", BLUE),
+    "kv": ("key, value", ORANGE),
+    "up": ("MLP up", GREEN),
+    "down": ("MLP down", RED),
+}
 
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so text has the same width everywhere
@@ -76,8 +99,19 @@ def drawing() -> Iterator[None]:
 
 
 def measure(name: str) -> tuple[str, str]:
-    """Label and colour of a measure; other protocols than the three go by their own name."""
+    """Label and colour of a measure; other protocols than the run's own go by their name."""
     return MEASURES.get(name, (name, ORANGE))
+
+
+def arms(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Label and colour of each arm, in the order of first mention."""
+    found = dict.fromkeys(map(str, names))
+    return {name: ARMS.get(name, (name, SPARE[i % len(SPARE)])) for i, name in enumerate(found)}
+
+
+def legal(legality: str) -> str:
+    """The one word for an evaluation of this legality: "legal" or "not legal"."""
+    return LEGALITY[legality][0].partition(" (")[0]
 
 
 def figure(height: float) -> Figure:
@@ -99,6 +133,19 @@ def signed(value: float) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
+def has(row: Mapping[str, Any], column: str) -> bool:
+    """Whether the row has a value in this column."""
+    return not pd.isna(row.get(column))
+
+
+def change(row: Mapping[str, Any]) -> str:
+    """A row's `difference` with its interval `low` to `high`, if it has one; "" without a difference."""
+    if not has(row, "difference"):
+        return ""
+    text = signed(row["difference"])
+    return f"{text}  [{signed(row['low'])}, {signed(row['high'])}]" if has(row, "low") else text
+
+
 def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
     """Small print at a point, `offset` points (1/72 inch) away from it."""
     place: dict[str, Any] = {"fontsize": 7.5, "va": "center", **look}
@@ -107,37 +154,3 @@ def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, floa
 
 def no_grid(ax: Axes, axis: Literal["x", "y"]) -> None:
     ax.grid(False, axis=axis)
-
-
-def save_figure(fig: Figure, table: Table, folder: Path, name: str) -> list[Path]:
-    """`name`.svg and `name`.png beside `name`.csv, the table that they draw. Equal tables give equal files."""
-    out = [folder / f"{name}{suffix}" for suffix in (".svg", ".png", ".csv")]
-    with drawing():
-        for path, metadata in ((out[0], {"Date": None}), (out[1], {"Software": None})):
-            with files.atomic_path(path) as part:
-                fig.savefig(part, format=path.suffix[1:], metadata=metadata)
-    write_csv(out[2], table)
-    return out
-
-
-def read_index(folder: Path) -> dict[str, dict]:
-    """What is known of each figure in `folder` ({} if there is no index)."""
-    path = folder / "index.json"
-    return files.read_json(path, "an index of figures") if path.exists() else {}
-
-
-def write_index(folder: Path, entries: dict[str, dict]) -> Path:
-    """Add or replace entries of the folder's index, by name of figure."""
-    path = folder / "index.json"
-    files.write_json(path, json.loads(json.dumps(read_index(folder) | entries)))
-    return path
-
-
-def change(row: Row) -> str:
-    """A row's `difference` with its interval, if it has one; "" without a difference."""
-    if row.get("difference") is None:
-        return ""
-    text = signed(number(row, "difference"))
-    if row.get("low") is None:
-        return text
-    return f"{text}  [{signed(number(row, 'low'))}, {signed(number(row, 'high'))}]"

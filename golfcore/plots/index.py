@@ -1,0 +1,125 @@
+"""The index of a folder of figures: for each figure its runs, the commands that make it from nothing, and its files.
+
+    {"waterfall": {"runs": [{"run": ..., "config": {...}, "seed": ..., "data": ..., ...}],
+                   "train": "golfcore run smoke --seed 42 --out OUT/smoke", "draw": "golfcore figures OUT/smoke ...",
+                   "files": {"waterfall.csv": SHA-256, ...}}}
+
+Commands name no path of the machine that ran them: OUT stands for a folder that is made, DATA for the folder of the
+data whose hash the runs state. Runs on the embedded corpus need none.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from golfcore import config
+from golfcore.analysis.runs import report
+from golfcore.base import files
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
+from golfcore.config import Config
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+OUT, DATA = "OUT", "DATA"
+
+
+def read_index(folder: Path) -> dict[str, dict]:
+    """What is known of each figure in `folder` ({} if there is no index). UserError: an entry that is none."""
+    path = folder / "index.json"
+    index = files.read_json(path, "an index of figures") if path.exists() else {}
+    for name, entry in index.items():
+        checked_name(name, str(path))
+        if not isinstance(entry, dict) or not isinstance(entry.get("plot", ""), str):
+            raise UserError(f"{path}: expected {name!r} to be an object that describes a figure, found {entry!r:.60}")
+    return index
+
+
+def write_index(folder: Path, entries: Mapping[str, Mapping]) -> Path:
+    """Add or replace entries of the folder's index, by name of figure."""
+    path = folder / "index.json"
+    files.write_json(path, json.loads(json.dumps(read_index(folder) | dict(entries))))
+    return path
+
+
+def checked_name(name: str, where: str) -> str:
+    """The name, if it can only be a file right in its folder (UserError otherwise)."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{where}: expected names of letters, digits, '.', '_', '+' and '-', found {name!r}")
+    return name
+
+
+# -- where figures come from
+
+
+def origin(runs: Sequence[RunFolder], train: str, draw: str = "") -> dict[str, object]:
+    """An entry's `runs`, `train` and `draw`: every run whole, and commands as `by_run` and `by_notebook` spell them.
+
+    Without `draw`, `train` also draws. UserError: a run that has not finished.
+    """
+    return {"runs": [_run(run) for run in runs], "train": train, "draw": draw or train}
+
+
+def _run(run: RunFolder) -> dict[str, object]:
+    """What the run's results state of their source, its whole configuration, and the legality of each score.
+
+    The configuration is without the folder of its data: their hash identifies them wherever they lie.
+    """
+    found, cfg = report(run), config.of_run(run)
+    source = "another folder of shards and a tokenizer" if cfg.data.path else "embedded corpus"
+    whole = config.to_dict(cfg)
+    whole["data"] = {**whole["data"], "path": ""}
+    legality = {name: measure["legality"] for name, measure in found["measures"].items()}
+    return {**found["source"], "config_hash": cfg.hash, "config": whole, "data_source": source, "legality": legality}
+
+
+def by_run(cfg: Config) -> str:
+    """`golfcore run` with every value of `cfg` that its preset does not have, into OUT/NAME."""
+    preset = cfg.name if cfg.name in config.preset_names() else "smoke"
+    theirs, ours = config.to_dict(config.load(preset)), config.to_dict(cfg)
+    argv = ["golfcore", "run", preset]
+    for section, values in ours.items():
+        if section != "name":
+            changed = {k: v for k, v in values.items() if v != theirs[section][k] and (section, k) != ("data", "path")}
+            argv += [part for k, v in changed.items() for part in ("--set", f"{section}.{k}={_spell(v)}")]
+    if cfg.data.path:
+        argv += ["--data", DATA]
+    return shlex.join([*argv, "--out", f"{OUT}/{cfg.name}"])
+
+
+def _spell(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def by_notebook(name: str, parameters: Mapping[str, object]) -> str:
+    """`golfcore notebook NAME` with these parameters; those that are folders become OUT/runs, OUT/figures and DATA."""
+    folders = {"out": f"{OUT}/runs", "figures": f"{OUT}/figures"}
+    values = {k: v for k, v in parameters.items() if k not in (*folders, "data_path")} | folders
+    values |= {"data_path": DATA} if parameters.get("data_path") else {}
+    given = [part for k, v in values.items() for part in ("-p", k, str(v))]
+    return shlex.join(["golfcore", "notebook", name, *given, "--out", OUT])
+
+
+def recorded(folder: Path, name: str, out: Path, data: Path | None = None) -> list[list[str]]:
+    """The commands that make the figure `name` of the index in `folder` from nothing, as argv, all below `out`.
+
+    The figure then lies in out/figures. UserError: no such figure, an entry without commands, or one whose runs read
+    other text than the embedded corpus and no `data`.
+    """
+    index = read_index(folder)
+    config.keys([name], list(index), str(folder / "index.json"))
+    commands = list(dict.fromkeys(str(index[name].get(key, "")) for key in ("train", "draw")))
+    if not all(commands):
+        raise UserError(f"{folder / 'index.json'}: expected the commands 'train' and 'draw' of {name}, found none")
+    found = [shlex.split(command) for command in commands]
+    if data is None and any(DATA in argv for argv in found):
+        hashes = {run.get("data") for run in index[name].get("runs", [])}
+        raise UserError(f"{name}: expected the folder of data {', '.join(map(str, hashes))}, found none given")
+    return [[_placed(part, out, data) for part in argv] for argv in found]
+
+
+def _placed(part: str, out: Path, data: Path | None) -> str:
+    if part == OUT or part.startswith(f"{OUT}/"):
+        return str(out) + part.removeprefix(OUT)
+    return str(data) if part == DATA else part
