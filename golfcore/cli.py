@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from golfcore import __version__, config
 from golfcore.base.errors import UserError
-from golfcore.runs import sweepfile
+from golfcore.runs import sweep
 
 # torch, papermill and matplotlib are imported inside the commands that need them: `golfcore --help` is instant.
 
@@ -80,7 +80,7 @@ def _model_commands(commands: Commands) -> None:
     p = _add(
         commands, "sweep", run_sweep, "run every arm and seed of a sweep file, and hold them against its publication"
     )
-    p.add_argument("file", metavar="SWEEP", help=f"one of {', '.join(sweepfile.sweep_names())}, or a .toml file")
+    p.add_argument("file", metavar="SWEEP", help=f"one of {', '.join(sweep.sweep_names())}, or a .toml file")
     p.add_argument("--size", default="full", help=f"its size: {', '.join(config.size_names())}")
     p.add_argument("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's")
     p.add_argument(
@@ -200,15 +200,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> None:
-    from golfcore.analysis import compare, suite
-    from golfcore.runs import sweep
+    from golfcore.analysis import claims, compare
 
-    plan = sweepfile.load(args.file, args.size, overrides(args))
+    plan = sweep.load(args.file, args.size, overrides(args))
     out = args.out or sweep.default_out(plan)
     plan = plan.only(args.arm) if args.arm else plan
     runs = sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
-    table = suite.suite(plan, compare.arms_of([run.path for run in runs]))
-    print(f"\n{suite.as_text(plan, table)}\n\n{suite.reading(table)}")
+    table = claims.suite(plan, compare.arms_of([run.path for run in runs]))
+    print(f"\n{claims.as_text(plan, table)}\n\n{claims.summary(table)}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -248,8 +247,8 @@ def compare(args: argparse.Namespace) -> None:
     from golfcore.analysis import compare
 
     arms = compare.arms_of(args.runs)
-    rows = compare.compare(arms)
-    print(json.dumps(rows, indent=1) if args.json else compare.as_text(arms, rows))
+    table = compare.compare(arms)
+    print(table.to_json(orient="records", indent=1) if args.json else compare.as_text(arms, table))
 
 
 def artifact_info(args: argparse.Namespace) -> None:

@@ -96,7 +96,7 @@ def _is_float(cell: str) -> bool:
 
 def show(value: Any) -> str:
     """A value for people: four decimals or three digits, thousands apart, hashes cut short."""
-    if value is None or value != value or value is pd.NA:
+    if value is None or value is pd.NA or value != value:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"

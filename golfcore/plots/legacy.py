@@ -7,10 +7,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from golfcore.analysis import ablation_readings, depth_readings, study_readings, token_readings
-from golfcore.analysis import suite as suite_analysis
+from golfcore.analysis import study_readings, token_readings
 from golfcore.analysis.table import Table
-from golfcore.plots import ablation, depth, protocols, suite, tokens
+from golfcore.plots import protocols, tokens
 
 
 def _rows(frame: pd.DataFrame) -> Table:
@@ -30,13 +29,11 @@ def _call(function: Callable[[Table], Any], frame: pd.DataFrame) -> Any:
 
 
 _NAMES = {
-    (ablation, ablation_readings, "ablation"): "curves differences gains chunks meta_sgd interventions costs",
     (protocols, study_readings, "protocols"): "waterfall scores controls strides positions stream",
     (tokens, token_readings, "tokens"): "histogram exceedance concentration classes frequency pieces",
-    (depth, depth_readings, "depth"): "sizes tradeoff differences curves scales specialisation",
 }
 FIGURES = {
     f"{prefix}-{name.replace('_', '-')}": _both(getattr(plot, name), getattr(said, name))
     for (plot, said, prefix), names in _NAMES.items()
     for name in names.split()
-} | {"ablation-suite": _both(suite.suite, suite_analysis.reading)}
+}
