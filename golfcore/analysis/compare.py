@@ -220,7 +220,7 @@ def as_text(arms: Sequence[Arm], table: pd.DataFrame) -> str:
         parts = [f"{code} ({', '.join(ids)})" for code, ids in by_code.items()]
         lines.append(f"made by other versions of the code: {'; '.join(parts)}")
     notes = (
-        "low to high: 95 % interval, paired by seed where two seeds are shared, for what stands under over; detectable:\n"
+        "low to high: 95 % interval, paired by seed where two seeds are shared, for what over names; detectable:\n"
         f"the true difference found 4 times out of 5; there is no interval for fewer than {MIN_CHUNKS} chunks of text."
     )
     return "\n".join([*lines, "", to_text(signed(table, "difference", "low", "high")), "", notes])

@@ -35,8 +35,7 @@ def summary(arms: Sequence[Arm]) -> pd.DataFrame:
 
     `bytes`: of the artifact, without code, and `matrix_bytes` of it the blocks' matrices; `bits_per_parameter`: 8 bytes
     over exported parameters; `applied_per_byte`: weights that a token is multiplied with, over bytes;
-    `flops_per_token`: as the function; `flops`: of the whole training. Scores in bits per byte; `MEASURE_low`,
-    `MEASURE_high`: interval of the mean, for other seeds and text.
+    `flops_per_token`: as the function; `flops`: of the whole training. Scores in bits per byte.
     """
     rows = [_run_row(arm, run) for arm, run in meta.each(arms)]
     means = ("bytes", "matrix_bytes", "bits_per_parameter", "applied_per_byte", "flops", *EVALUATIONS)
@@ -44,9 +43,6 @@ def summary(arms: Sequence[Arm]) -> pd.DataFrame:
         of_runs = [row for row in rows if row["kind"] == "run" and row["arm"] == arm.label]
         row = {"kind": "arm", "arm": arm.label, **source(arm), **_shape(arm.config)}
         row |= {name: float(np.mean([r[name] for r in of_runs])) for name in means}
-        for name in EVALUATIONS:
-            found = compare.mean(arm, MEASURES[name])
-            row |= {f"{name}_low": found["low"], f"{name}_high": found["high"]}
         rows.append(row)
     return frame(rows)
 
@@ -74,7 +70,9 @@ def sizes(arms: Sequence[Arm]) -> pd.DataFrame:
     for arm in arms:
         counted = params.summary(arm.config.model)
         train_only = counted["total"] - exported(arm.config.model)
-        components = [run_bytes(run.run).query("kind == 'component'").groupby("group")["bytes"].sum() for run in arm.runs]
+        components = [
+            run_bytes(run.run).query("kind == 'component'").groupby("group")["bytes"].sum() for run in arm.runs
+        ]
         for part, names in PARTS.items():
             held = sum(counted["kinds"][kind] for kind in names) - (train_only if "control" in names else 0)
             group = part if part in ("matrices", "tables") else "the rest of the file"

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from golfcore.analysis.frames import one, only
 from golfcore.plots import parts, style
-from golfcore.plots.style import BLACK, GREY, YELLOW, has
+from golfcore.plots.style import BLACK, YELLOW, has
 
 MEASURES = {name: style.MEASURES[name][0] for name in ("static", "sliding", "ttt")} | style.GAINS
 
@@ -31,7 +31,7 @@ def curves(table: pd.DataFrame) -> Figure:
         axes[1].set_ylim(*parts.settled(rows, "difference", 0.1))
         axes[1].xaxis.set_major_locator(MaxNLocator(5))
         axes[1].set_ylabel("difference (bits per byte)")
-        style.subtitle(axes[1], f"smoothed training loss, less {reference} (same seed and step)")
+        style.subtitle(axes[1], f"smoothed training loss, less {reference}'s")
     for ax in axes:
         ax.set_xlabel("step")
     parts.legend_below(fig, axes[:1])
@@ -85,9 +85,11 @@ def chunks(table: pd.DataFrame) -> Figure:
         style.subtitle(ax, label)
     for ax in axes[len(looks) :]:
         ax.remove()
+    for ax in axes[: len(looks)][-2:]:
+        ax.set_xlabel("validation targets scored (thousands)")
+        ax.tick_params(labelbottom=True)
     axes[0].plot([], [], color=BLACK, label="all chunks so far, band: 95 % interval")
     fig.supylabel("(c) less the reference's (bits per byte)", fontsize=8)
-    fig.supxlabel("validation targets scored (thousands)", fontsize=8)
     parts.legend_below(fig, axes[:1])
     return fig
 

@@ -42,7 +42,9 @@ def suite(table: pd.DataFrame) -> Figure:
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
         style.note(axes[1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
         style.note(axes[1], ratio, (1, y), (6, -4), color=GREY, **place)
-    fig.supxlabel("difference to the arm in brackets (bits per byte); to scale within 0.001, decades beyond", fontsize=8)
+    fig.supxlabel(
+        "difference to the arm in brackets (bits per byte); to scale within 0.001, decades beyond", fontsize=8
+    )
     parts.legend_below(fig, axes)
     return fig
 
