@@ -20,7 +20,7 @@ setup: $(STAMP) ## create or update the environment in .venv
 	@echo "environment up to date: $$($(BIN)/python --version) in .venv, $$(cat $(STAMP))"
 
 demo: setup ## train, quantize, pack and score a small model on real text, and draw its figures
-	$(BIN)/golfcore notebook 00_quickstart
+	$(BIN)/golfcore notebook 01_one_run
 
 test: setup ## run every test; those marked gpu are skipped where there is no CUDA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -30,13 +30,21 @@ check: setup ## lint, check the formatting, check the types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-notebooks: setup ## execute every notebook on the smallest preset
-	@set -e; for name in $(NOTEBOOKS); do echo "notebook $$name"; \
-	  case $$name in 10_*) key=size;; *) key=preset;; esac; \
-	  $(BIN)/golfcore notebook $$name -p $$key smoke; done
+# Parameters that make a notebook quick; tests/test_notebooks.py executes these very commands.
+SMALL := -p preset smoke
+SMALL_02_fomaml_ablation := -p preset smoke -p seeds 1
+SMALL_07_ttt_protocols := -p preset smoke -p cells "abc,float,order,stride,epochs 0,error-guided,ppm"
+SMALL_09_depth_recurrence := -p preset smoke -p size smoke -p seeds 1 -p repeats 2 -p arms shared,unique
+SMALL_10_ablation_suite := -p size smoke -p seeds 1 -p arms tight-swa,ppm
 
-figures: setup ## draw every figure under figures/ again from its table
-	$(BIN)/golfcore figures
+notebooks: setup $(NOTEBOOKS:%=notebook-%) ## execute every notebook on the smallest preset
+
+notebook-%: setup
+	$(BIN)/golfcore notebook $* $(or $(SMALL_$*),$(SMALL))
+
+figures: setup ## make every figure under figures/ from nothing: train what is not there, score, draw
+	$(BIN)/golfcore notebook 01_one_run -p figures figures
+	$(BIN)/golfcore notebook 07_ttt_protocols -p cells abc,float,order,reset,stride -p figures figures
 
 bench: setup ## run every program under benchmarks/
 	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file; done

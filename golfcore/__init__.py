@@ -1,3 +1,20 @@
-"""golfcore: the laboratory for Parameter Golf. See README.md for a map."""
+"""golfcore: the laboratory for Parameter Golf. `golfcore.api` is what `import golfcore as gc` offers.
+
+What the names below need (torch, pandas, ...) is imported when one of them is first used.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["audit", "buckets", "compare", "evaluate", "load", "open_artifact", "open_run", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'golfcore' has no attribute {name!r}")
+    return getattr(import_module("golfcore.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

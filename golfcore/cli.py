@@ -211,14 +211,11 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from golfcore.runs import reopen as packed
+    from golfcore import api
+    from golfcore.evals import result
 
-    found = packed.evaluate_again(args.target, args.protocol, overrides(args))
-    if args.json:
-        print(json.dumps(found))
-        return
-    print(f"{found['protocol']}: {found['bpb']:.4f} bpb, {found['tokens']:,} targets, {found['bytes']:,} bytes")
-    print(f"legality {found['legality']}, {found['repeats']} repeated scores, {found['seconds']:.1f} s")
+    found = api.evaluate(args.target, args.protocol, overrides(args))
+    print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
 def list_protocols(args: argparse.Namespace) -> None:
@@ -229,9 +226,9 @@ def list_protocols(args: argparse.Namespace) -> None:
 
 
 def audit(args: argparse.Namespace) -> int:
-    from golfcore.runs import auditing
+    from golfcore import api
 
-    report = auditing.audit_packed(args.target, args.protocol, overrides(args))
+    report = api.audit(args.target, protocol=args.protocol, changes=overrides(args))
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
 

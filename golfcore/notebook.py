@@ -91,9 +91,11 @@ def defaults(notebook: Path) -> dict[str, Any]:
         raise ValueError(f"{notebook}: expected one cell tagged parameters, found {len(tagged)}")
     found = {}
     for statement in ast.parse("".join(tagged[0]["source"])).body:
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        value = getattr(statement, "value", None)
+        if not (isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and value):
             raise ValueError(f"{notebook}: expected assignments in the parameters cell, found {ast.unparse(statement)}")
-        found[statement.targets[0].id] = ast.literal_eval(statement.value)
+        found[target.id] = ast.literal_eval(value)
     return found
 
 

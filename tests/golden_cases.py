@@ -27,6 +27,7 @@ from golfcore.config import (
     load,
 )
 from golfcore.data.tokens import Tables
+from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate
 from golfcore.evals.result import EvalResult
 from golfcore.interop import from_reference, matrix_names, reference_config, to_reference
@@ -408,7 +409,7 @@ def case_f(meta: dict, arrays: Arrays) -> Outcome:
     )
 
     def compare(key: str, protocol: str, used: Weights, at: np.ndarray = tokens) -> EvalResult:
-        result = evaluate(protocol, whole, used, at, tables)
+        result = evaluate(protocol, whole, Subject(used, at, tables))
         names = [name for name in (f"out/{key}_loss_bpb", f"out/{key}_val_loss_bpb", f"out/{key}") if name in arrays]
         for name in names:
             want = arrays[name]

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
+from golfcore.evals.audit.accounting import trained_too_early
 from small_text import dataset
 
 from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
-from golfcore.evals.audit.accounting import trained_too_early
 from golfcore.evals.ledger import Ledger
 from golfcore.evals.windows import windows
 
@@ -140,8 +140,9 @@ def test_the_table_of_cheaters(validation_file: Path) -> None:
 
 def test_selection_by_future_losses_is_caught_on_any_text() -> None:
     """The choice is discrete, so a change of the future may leave it as it is: no luck with one text."""
-    from golfcore.evals.audit.bench import Bench
     from golfcore.evals.audit.causality import future_perturbation
+
+    from golfcore.evals.audit.bench import Bench
 
     for seed in (1, 2):
         places = layout(TOTAL, CHUNK, STRIDE)

@@ -74,7 +74,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture) -> None:
         (["run", "smoke", "--data", "absent"], "absent: expected a dataset folder, found no such folder"),
         (["eval", "absent"], "absent: expected a golfcore artifact"),
         (["artifact", "info", "absent"], "absent: expected a golfcore artifact"),
-        (["notebook", "00_quikstart"], "00_quickstart"),
+        (["notebook", "01_one_rum"], "01_one_run"),
     ],
 )
 def test_what_is_not_there_is_refused(args: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:

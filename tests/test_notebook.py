@@ -13,9 +13,9 @@ from golfcore import cli, config, notebook
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.notebook import NotebookFailed, checked, defaults, find_notebook, is_complete, run_notebook
-from golfcore.plots.figures import PLOTS
+from golfcore.plots.run import FIGURES
 
-PARAMETERS = 'text = "a"  # a = b, as "k=v"\ncount = 1\nrate = 0.5\nflag = False\nfolder = ""'
+PARAMETERS = 'text: str = "a"  # a = b, as "k=v"\ncount = 1\nrate = 0.5\nflag = False\nfolder = ""'
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_parameters_are_read_whatever_their_comments_hold(notebooks: Path) -> No
     assert found == {"text": "a", "count": 1, "rate": 0.5, "flag": False, "folder": ""}
 
 
-@pytest.mark.parametrize("cell", ["import os", "x = 1 + y", "x, y = 1, 2", "x: int = 1", "x.y = 1"])
+@pytest.mark.parametrize("cell", ["import os", "x = 1 + y", "x, y = 1, 2", "x: int", "x += 1", "x.y = 1"])
 def test_a_parameters_cell_holds_nothing_but_names_set_to_literals(notebooks: Path, cell: str) -> None:
     with pytest.raises(ValueError):
         defaults(write(notebooks, "a", parameters=cell))
@@ -80,16 +80,16 @@ def test_wrong_parameters_are_refused_before_anything_is_written(notebooks: Path
 
 
 def test_an_unknown_notebook_is_refused_with_a_suggestion(notebooks: Path) -> None:
-    write(notebooks, "00_quickstart")
-    with pytest.raises(UserError, match="unknown key '00_quikstart'; did you mean '00_quickstart'"):
-        run_notebook("00_quikstart", {}, notebooks.parent / "out", notebooks)
+    write(notebooks, "01_one_run")
+    with pytest.raises(UserError, match="unknown key '01_one_rum'; did you mean '01_one_run'"):
+        run_notebook("01_one_rum", {}, notebooks.parent / "out", notebooks)
     with pytest.raises(UserError, match="nowhere: expected a folder of notebooks"):
-        find_notebook("00_quickstart", notebooks / "nowhere")
+        find_notebook("01_one_run", notebooks / "nowhere")
 
 
 def test_notebooks_are_found_here_and_beside_the_package(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(notebooks)
-    assert find_notebook("00_quickstart").is_file()
+    assert find_notebook("01_one_run").is_file()
     mine = write(notebooks, "mine")
     monkeypatch.chdir(notebooks.parent)
     assert find_notebook("mine.ipynb").resolve() == mine
@@ -204,16 +204,16 @@ def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
 ) -> None:
     made = {name: make_run(tmp_path / notebook.RUNS / name) for name in ("one", "two")}
     monkeypatch.setattr("golfcore.plots.figures.text_of", lambda run: made[run.id][1])
-    monkeypatch.setattr("golfcore.plots.figures.PLOTS", {name: PLOTS[name] for name in ("curves", "ttt")})
+    monkeypatch.setattr("golfcore.plots.run.FIGURES", {name: FIGURES[name] for name in ("curves", "ttt")})
     monkeypatch.chdir(tmp_path)
     alone = notebook.draw_runs([notebook.RUNS / "two"], Path("alone"))
     assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3 * 2
-    assert json.loads(Path("alone/index.json").read_text())["curves"]["run"] == "two"
+    assert json.loads(Path("alone/index.json").read_text())["curves"]["runs"][0]["run"] == "two"
     before = {path: path.read_bytes() for path in alone}
     assert notebook.draw_runs([], Path("alone")) == alone and before == {path: path.read_bytes() for path in alone}
     several = notebook.draw_runs([notebook.RUNS / name for name in made], Path("all"))
     assert {path.parent for path in several} == {Path("all/one"), Path("all/two")}
     index = json.loads(Path("all/one/index.json").read_text())
-    assert index["ttt"]["command"] == "golfcore figures papermill_runs/one --out all/one"
+    assert index["ttt"]["draw"] == "golfcore figures OUT/smoke --out OUT/figures"
     with pytest.raises(UserError, match="gone: expected a run folder"):
         notebook.draw_runs([Path("gone")], Path("all"))

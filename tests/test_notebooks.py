@@ -3,6 +3,9 @@
 import ast
 import json
 import re
+import shlex
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,17 +19,23 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-SMALL = {  # parameters that make a notebook quick, where it has them
-    "preset": "smoke",
-    "size": "smoke",
-    "seeds": "1",
-    "cells": "abc,float,order,stride,epochs 0,error-guided,ppm",
-}
-OWN = {  # and those of one notebook
-    "09_depth_recurrence": {"repeats": 2, "arms": "shared,unique"},
-    "10_ablation_suite": {"arms": "tight-swa,ppm"},
-}
 FIGURES = {"10_ablation_suite": 1}  # at least; of the others 6
+
+
+@cache
+def commands() -> dict[str, dict[str, str]]:
+    """The parameters with which `make notebooks` executes each notebook."""
+    printed = subprocess.run(["make", "-n", "notebooks"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = [shlex.split(line) for line in printed.splitlines() if "golfcore notebook " in line]
+    return {argv[2]: {key: value for _, key, value in batched(argv[3:])} for argv in found}
+
+
+def batched(parts: list[str]) -> list[tuple[str, str, str]]:
+    return list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
+
+
+def test_make_notebooks_executes_every_notebook() -> None:
+    assert sorted(commands()) == [path.stem for path in NOTEBOOKS]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,7 @@ def test_a_notebook_runs_on_the_smallest_preset(
     monkeypatch.setenv("GOLFCORE_CACHE", str(place / "cache"))
     monkeypatch.chdir(ROOT)
     before, out = tree(), place / path.stem
-    given = {k: v for k, v in {**SMALL, **OWN.get(path.stem, {}), "out": str(out)}.items() if k in defaults(path)}
+    given = commands()[path.stem] | ({"out": str(out)} if "out" in defaults(path) else {})
     executed = run_notebook(path.stem, given, place)
     assert is_complete(executed.parent) and tree() == before
     cells = json.loads(executed.read_text())["cells"]

@@ -1,5 +1,6 @@
 """Laws of the figures: drawn from their table alone, the same bytes each time, legible, and with a known origin."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import pytest
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,20 +18,24 @@ from matplotlib.transforms import Bbox
 from synthetic_run import make_run, make_text
 
 from golfcore import config
-from golfcore.analysis import readings, scores, sizes
+from golfcore.analysis import frames, scores, sizes
 from golfcore.analysis.buckets import bucket_occupancy
-from golfcore.analysis.table import Table, number, read_csv
+from golfcore.analysis.frames import frame
 from golfcore.analysis.text import Text
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import load
-from golfcore.plots import style
-from golfcore.plots.figures import GROUPS, PLOTS, Drawn, draw_run, redraw, tables_of
+from golfcore.evals.ledger import Legality
+from golfcore.plots import figures, index, parts, style
+from golfcore.plots import run as run_plots
+from golfcore.plots.figures import FIGURES, Drawn, draw_run, redraw, tables_of
+from golfcore.quant.artifact import info
 from golfcore.runs.folder import open_run
 from golfcore.runs.pipeline import MEASURES
 
-RUN = [name for name in PLOTS if not name.startswith(tuple(GROUPS))]  # the figures of one run
+RUN = list(run_plots.FIGURES)  # the figures of one run
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +49,9 @@ def drawn(made: tuple[RunFolder, Text], tmp_path_factory: pytest.TempPathFactory
     return draw_run(run, tmp_path_factory.mktemp("figures"), text)
 
 
-def draw(name: str, table: Table) -> Figure:
+def draw(name: str, table: pd.DataFrame) -> Figure:
     with style.drawing():
-        return PLOTS[name](table)
+        return FIGURES[name][0](table)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,9 +66,8 @@ def test_every_figure_lies_beside_its_table(drawn: dict[str, Drawn]) -> None:
     for name, figure in drawn.items():
         svg, png, csv = figure.paths
         assert svg.read_text().startswith("<?xml") and png.read_bytes().startswith(b"\x89PNG")
-        full = [{c: row.get(c) for c in figure.table.columns} for row in figure.table]
-        assert read_csv(csv) == full and csv.stem == name
-        assert figure.reading and figure._repr_png_() == png.read_bytes()
+        pd.testing.assert_frame_equal(frames.read_csv(csv), figure.table)
+        assert csv.stem == name and figure.caption and figure._repr_png_() == png.read_bytes()
 
 
 def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[str, Drawn]) -> None:
@@ -73,21 +78,86 @@ def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[
     assert contents(folder) == before and len(paths) == 3 * len(RUN)
 
 
+def test_figures_hang_on_no_clock_and_no_folder(made: tuple[RunFolder, Text], tmp_path: Path) -> None:
+    """The same run on a slower machine, in a folder of another name, gives the same files."""
+    run, text = made
+    slow = RunFolder(tmp_path / "elsewhere")
+    shutil.copytree(run.path, slow.path)
+    files.write_text(
+        slow.file("metrics.jsonl"),
+        "".join(files.canonical_json({**row, "elapsed": row["elapsed"] * 3}) + "\n" for row in run.metrics()),
+    )
+    report = files.read_json(run.file("results.json"), "results")
+    report["source"]["run"] = "elsewhere"
+    for measure in report["measures"].values():
+        measure["seconds"] *= 3
+    files.write_json(slow.file("results.json"), report)
+    draw_run(run, tmp_path / "a", text)
+    draw_run(slow, tmp_path / "b", text)
+    a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert a.keys() == b.keys() and all(a[name] == b[name] for name in a if name != "index.json")
+
+
 def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text], drawn: dict[str, Drawn]) -> None:
     run, folder = made[0], drawn["curves"].paths[0].parent
-    index = style.read_index(folder)
-    assert list(index) == sorted(RUN)
-    for name, entry in index.items():
-        assert (entry["run"], entry["config"], entry["seed"]) == (run.id, config.of_run(run).hash, 42)
-        assert (entry["data"], entry["preset"]) == (run.data_hash(), "smoke")
-        assert entry["command"] == f"golfcore figures {run.path} --out {folder}"
+    found = index.read_index(folder)
+    assert list(found) == sorted(RUN)
+    for name, entry in found.items():
+        (source,) = entry["runs"]
+        assert (source["run"], source["config_hash"], source["seed"]) == (run.id, config.of_run(run).hash, 42)
+        assert (source["data"], source["data_source"]) == (run.data_hash(), "embedded corpus")
+        assert config.from_dict(source["config"], name) == config.of_run(run)
+        assert source["legality"]["ttt"] == "score-first"
+        assert entry["train"] == "golfcore run smoke --out OUT/smoke"
+        assert entry["draw"] == "golfcore figures OUT/smoke --out OUT/figures"
         assert entry["files"] == {path.name: files.sha256_file(path) for path in drawn[name].paths}
+    assert str(ROOT) not in (folder / "index.json").read_text()
+
+
+def test_recorded_commands_hold_every_value_and_no_folder_of_this_machine(tmp_path: Path) -> None:
+    changes = {"run.seed": 7, "quant.clip_quantiles": [0.99, 1.0], "model.bigram_split": False, "data.path": "/d"}
+    run, text = make_run(tmp_path / "run", config=load("smoke", changes))
+    draw_run(run, tmp_path / "figures", text)
+    train, drawing = index.recorded(tmp_path / "figures", "curves", tmp_path / "new", tmp_path / "data")
+    assert train[:3] == ["golfcore", "run", "smoke"] and drawing[2] == str(tmp_path / "new/smoke") == train[-1]
+    pairs = dict(part.split("=", 1) for flag, part in zip(train, train[1:], strict=False) if flag == "--set")
+    again = load("smoke", {**pairs, "data.path": train[train.index("--data") + 1]})
+    assert replace(again, data=config.of_run(run).data) == config.of_run(run)
+    with pytest.raises(UserError, match=f"curves: expected the folder of data {run.data_hash()}"):
+        index.recorded(tmp_path / "figures", "curves", tmp_path / "new")
+    with pytest.raises(UserError, match="unknown key 'curve'; did you mean 'curves'"):
+        index.recorded(tmp_path / "figures", "curve", tmp_path / "new")
 
 
 def test_the_index_keeps_the_figures_of_others(tmp_path: Path) -> None:
-    style.write_index(tmp_path, {"a": {"run": "x"}, "b": {"run": "x"}})
-    style.write_index(tmp_path, {"b": {"run": "y"}})
-    assert style.read_index(tmp_path) == {"a": {"run": "x"}, "b": {"run": "y"}}
+    index.write_index(tmp_path, {"a": {"run": "x"}, "b": {"run": "x"}})
+    index.write_index(tmp_path, {"b": {"run": "y"}})
+    assert index.read_index(tmp_path) == {"a": {"run": "x"}, "b": {"run": "y"}}
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", "..", "", ".hidden", "a\nb"])
+def test_a_name_from_a_file_stays_in_its_folder(tmp_path: Path, drawn: dict[str, Drawn], name: str) -> None:
+    folder = tmp_path / "inside"
+    shutil.copytree(drawn["curves"].paths[0].parent, folder)
+    before = contents(folder)
+    shutil.copy(folder / "curves.csv", tmp_path / "outside.csv")
+    known = files.read_json(folder / "index.json", "an index")
+    files.write_json(folder / "index.json", known | {name: known["curves"] | {"plot": "curves"}})
+    with pytest.raises(UserError, match=r"index.json: expected names of letters, digits.*found"):
+        redraw(folder)
+    with pytest.raises(UserError, match="expected names of letters, digits"):
+        figures.draw_figures({name: drawn["curves"].table}, folder, {}, "curves")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["inside", "outside.csv"]
+    assert {n: b for n, b in contents(folder).items() if n != "index.json"} == {
+        n: b for n, b in before.items() if n != "index.json"
+    }
+
+
+@pytest.mark.parametrize("entry", [[], "curves", None, {"plot": 3}])
+def test_an_index_that_describes_no_figure_is_said(tmp_path: Path, entry: object) -> None:
+    files.write_json(tmp_path / "index.json", {"curves": entry})
+    with pytest.raises(UserError, match="index.json: expected 'curves' to be an object that describes a figure"):
+        redraw(tmp_path)
 
 
 def test_a_figure_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path, drawn: dict[str, Drawn]) -> None:
@@ -97,7 +167,7 @@ def test_a_figure_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path, drawn:
 
     (tmp_path / "curves.svg").write_text("old")
     with pytest.raises(OSError):
-        style.save_figure(Broken(), drawn["curves"].table, tmp_path, "curves")
+        figures.save_figure(Broken(), drawn["curves"].table, tmp_path, "curves")
     assert contents(tmp_path) == {"curves.svg": b"old"}
 
 
@@ -107,7 +177,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
         draw_run(run, tmp_path / "out")
     with pytest.raises(UserError, match="expected an index.json of figures, found none"):
         redraw(tmp_path / "out")
-    style.write_index(tmp_path / "out", {"strange": {}})
+    index.write_index(tmp_path / "out", {"strange": {}})
     with pytest.raises(UserError, match="index.json: expected figures among curves.*found 'strange'"):
         redraw(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.svg"))
@@ -117,6 +187,50 @@ def test_a_model_without_a_bigram_table_has_no_figure_of_it(tmp_path: Path) -> N
     base = load("smoke")
     run, text = make_run(tmp_path / "plain", config=replace(base, model=replace(base.model, bigram_rows=0)))
     assert list(tables_of(run, text)) == [name for name in RUN if name != "buckets"]
+
+
+def test_a_long_log_is_drawn_whole(made: tuple[RunFolder, Text]) -> None:
+    """Every one of 20,000 logged rows is in the frame and in the figure."""
+    table = tables_of(*made)["curves"]
+    row = frames.only(table, kind="train").iloc[-1].to_dict()
+    long = frame([*table.to_dict("records"), *({**row, "step": row["step"] + i} for i in range(1, 20_001))])
+    lines = draw("curves", long).axes[0].lines
+    assert max(len(line.get_xdata()) for line in lines) == 20_020
+
+
+# -- captions
+
+
+def caption(name: str, table: pd.DataFrame) -> str:
+    return FIGURES[name][1](table)
+
+
+@pytest.mark.parametrize(("ttt", "verb"), [(-0.3, "lowers"), (0.3, "raises")])
+def test_captions_follow_the_numbers(tmp_path: Path, ttt: float, verb: str) -> None:
+    run, text = make_run(tmp_path / "run", ttt=ttt)
+    tables = tables_of(run, text)
+    gain = frames.one(tables["ttt"], kind="total")["difference"]
+    said = {name: caption(name, table) for name, table in tables.items()}
+    assert f"adaptation (c \u2212 b) {verb} the score by {abs(gain):.4f}" in said["waterfall"]
+    assert f"helped on {11 if ttt < 0 else 0} of the 11 chunks" in said["ttt"]
+    assert "below an interpolated bigram" in said["waterfall"]
+    assert said["curves"].endswith("; warmdown at step 60, qat at step 65.")
+    assert f"{run.file('artifact.golf').stat().st_size + 5000:,} of 16,000,000" in said["sizes"]
+
+
+def test_captions_doubt_what_an_interval_does_not_exclude(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path / "none", ttt=0.0)
+    assert "which includes no change" in caption("ttt", scores.ttt_gain(run))
+    short, _ = make_run(tmp_path / "short", n_chunks=2)
+    assert "too few chunks for an interval" in caption("ttt", scores.ttt_gain(short))
+    single, _ = make_run(tmp_path / "single", n_chunks=1)
+    assert "nothing to compare" in caption("ttt", scores.ttt_gain(single))
+
+
+def test_captions_warn_of_bytes_over_the_limit(made: tuple[RunFolder, Text]) -> None:
+    found = info(made[0].file("artifact.golf"))
+    table = sizes.bytes_by_component(found, 5000, max_bytes=1000)
+    assert f"{found['bytes'] + 4000:,} bytes TOO MANY" in caption("sizes", table)
 
 
 # -- legibility
@@ -166,13 +280,14 @@ def test_score_figures_stay_legible_for_other_numbers(tmp_path: Path, ttt: float
 def test_the_waterfall_stays_legible_with_other_protocols(made: tuple[RunFolder, Text]) -> None:
     """Each by its own name, its bar from the level of (b); one has no interval."""
     table = scores.waterfall(made[0])
-    b = number(table.one(measure="sliding"), "bpb")
+    b = frames.one(table, measure="sliding")["bpb"]
     changes = {"error-guided-legal": -0.3, "ppm": 0.01, "train-then-score": 0.2}
     others = [
         {"measure": name, "bpb": b + d, "difference": d, "legality": "train-first"} for name, d in changes.items()
     ]
     others[0] |= {"low": -0.31, "high": -0.29}
-    fig = draw("waterfall", Table([*table[:-1], *others, table[-1]]))
+    rows = table.to_dict("records")
+    fig = draw("waterfall", frame([*rows[:-1], *others, rows[-1]]))
     check_legible(fig)
     texts = [text for text, _ in prints(fig)]
     assert all(f"{b + d:.4f}" in texts and any(name in t for t in texts) for name, d in changes.items())
@@ -189,13 +304,42 @@ def test_the_figure_of_buckets_stays_legible_for_other_sizes(n_rows: int) -> Non
 def test_the_bigram_is_marked_where_it_is(made: tuple[RunFolder, Text]) -> None:
     """Beyond either end of the scale by an arrow, within it by a point; its number is printed in each case."""
     table = scores.waterfall(made[0])
-    middle = sum(table.only(legality="static").numbers("bpb")) / 3
+    middle = frames.only(table, legality="static")["bpb"].mean()
     for bpb, off in ((0.5, True), (9.0, True), (middle, False)):
-        moved = Table([*table[:-1], {"measure": "bigram", "bpb": bpb}])
+        moved = frame([*table.to_dict("records")[:-1], {"measure": "bigram", "bpb": bpb}])
         fig = draw("waterfall", moved)
         check_legible(fig)
         texts = [text for text, _ in prints(fig)]
         assert ("off the scale" in texts) == off and f"{bpb:.4f}" in texts
+
+
+# -- parts
+
+
+def forest(values: list[float | None]) -> Figure:
+    rows = frame([{"difference": v, "low": v and v - 0.01, "high": v and v + 0.01} for v in values])
+    with style.drawing():
+        fig = style.figure(2.5)
+        ax = fig.subplots()
+        parts.forest(ax, rows, [parts.Mark(style.BLUE, "o", "legal")] * len(values))
+        parts.rows_axis(ax, [f"row {i}" for i in range(len(values))])
+        parts.printed(
+            ax, {"score": ["1.2345"] * len(values), "change": list(map(style.change, rows.to_dict("records")))}
+        )
+        parts.legend_above(ax)
+    return fig
+
+
+def test_one_outlier_does_not_flatten_a_forest() -> None:
+    fig = forest([-0.02, 0.03, None, 5.0])
+    check_legible(fig)
+    assert fig.axes[0].get_xlim()[1] < 0.1 and "+5.0000, off the scale" in [text for text, _ in prints(fig)]
+
+
+def test_a_forest_without_outlier_shows_every_interval() -> None:
+    fig = forest([-0.02, 0.03, 0.08])
+    low, high = fig.axes[0].get_xlim()
+    assert low < -0.03 and high > 0.09 and not [t for t, _ in prints(fig) if "off the scale" in t]
 
 
 # -- names
@@ -203,9 +347,10 @@ def test_the_bigram_is_marked_where_it_is(made: tuple[RunFolder, Text]) -> None:
 
 def test_what_is_drawn_is_what_is_analysed() -> None:
     assert list(style.MEASURES) == [*MEASURES, "bigram"]
-    assert style.CLASSES == list(scores.CLASS_NAMES.values())
-    assert set(style.GROUPS) == {*sizes.GROUPS, "the rest of the file"}
-    assert all(hasattr(readings, name) for name in RUN)
+    assert list(style.CLASSES) == list(scores.CLASS_NAMES.values())
+    assert set(run_plots.GROUPS) == {*sizes.GROUPS, "the rest of the file"}
+    assert {style.legal(str(kind)) for kind in (Legality.STATIC, Legality.SCORE_FIRST)} == {"legal"}
+    assert set(style.LEGALITY) == set(Legality) and style.legal(str(Legality.TRAIN_FIRST)) == "not legal"
 
 
 def test_plots_need_no_torch() -> None:

@@ -58,7 +58,7 @@ def test_a_system_trains_packs_and_scores_as_its_preset_says(
     stored, _ = artifact.read(run.file("artifact.golf"))
     assert stored == cfg
     again = evaluate_again(run.file("artifact.golf"), "sliding", {})
-    assert again["bpb"] == measures["sliding"]["bpb"]
+    assert again.bpb == measures["sliding"]["bpb"]
 
 
 def test_what_pr294_never_trained_says_so(cache: Path, tmp_path: Path, monkeypatch) -> None:

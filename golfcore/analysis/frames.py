@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from golfcore.base import files
@@ -16,19 +17,26 @@ HASH = re.compile(r"[0-9a-f]{16,64}")
 INT = re.compile(r"-?(0|[1-9]\d*)")
 
 
-def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A frame of rows, columns in the order of first use; whole numbers stay whole beside missing values."""
+    if isinstance(rows, pd.DataFrame):
+        return rows
     listed = [dict(row) for row in rows]
     columns = list(dict.fromkeys(name for row in listed for name in row))
-    found = pd.DataFrame({c: pd.Series([row.get(c) for row in listed], dtype=object) for c in columns})
-    return _typed(found)
+    return _typed(pd.DataFrame({c: pd.Series([_plain(row.get(c)) for row in listed], dtype=object) for c in columns}))
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars as Python's, any missing value as None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if value is pd.NA or value != value else value
 
 
 def _typed(found: pd.DataFrame) -> pd.DataFrame:
     """Columns of objects as Int64, float64 or bool where all their values are such; text and mixtures stay objects."""
     out = {}
     for name, column in found.items():
-        kinds = {type(v) for v in column if v is not None and v == v}
+        kinds = {type(v) for v in column if v is not None}
         if kinds == {bool} and column.notna().all():
             out[name] = column.astype(bool)
         elif kinds and all(issubclass(k, int) and k is not bool for k in kinds):
@@ -57,7 +65,7 @@ def one(found: pd.DataFrame, **wanted: object) -> dict[str, Any]:
 
 def write_csv(path: Path, found: pd.DataFrame) -> None:
     """Floats with every digit, booleans as true and false, nothing for a missing value."""
-    spelled = found.map(lambda v: str(v).lower() if isinstance(v, bool) else v)
+    spelled = found.map(lambda v: str(v).lower() if isinstance(v, bool | np.bool_) else v)
     files.write_text(path, spelled.to_csv(index=False, lineterminator="\n"))
 
 
@@ -96,7 +104,8 @@ def _is_float(cell: str) -> bool:
 
 def show(value: Any) -> str:
     """A value for people: four decimals or three digits, thousands apart, hashes cut short."""
-    if value is None or value is pd.NA or value != value:
+    value = _plain(value)
+    if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -1,5 +1,6 @@
 """Where bits per byte come from: rounding, longer context, adaptation, and kinds of token."""
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -10,15 +11,14 @@ from golfcore import config
 from golfcore.analysis.frames import frame
 from golfcore.analysis.runs import report
 from golfcore.analysis.stats import MIN_CHUNKS, estimate
-from golfcore.analysis.text import Text
+from golfcore.analysis.text import Text, pieces_of, text_of
 from golfcore.base.records import RunFolder
-from golfcore.config import Config
 from golfcore.data.tokens import TokenClass
 from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import bits_per_byte, bytes_of
-from golfcore.runs.results import MEASURES
+from golfcore.runs.results import MEASURES, measured
 
 CLASS_NAMES = {
     TokenClass.WORD_START: "word start",
@@ -43,20 +43,15 @@ def waterfall(run: RunFolder) -> pd.DataFrame:
     final, cfg = report(run), config.of_run(run)
     before = {b: a for a, b in pairwise(MEASURES)}
     rows: list[dict[str, Any]] = []
-    for name in [*MEASURES, *(other for other in final["measures"] if other not in MEASURES)]:
+    for name in measured(final):
         m = final["measures"][name]
         row = {"measure": name} | {k: m[k] for k in ("bpb", "legality", "tokens", "bytes", "repeats")}
         if rows:
-            a, b = evaluation(run, before.get(name) or still(name, cfg)), evaluation(run, name)
-            row["difference"] = float(_running_bpb(b)[-1] - _running_bpb(a)[-1])
+            a, b = evaluation(run, before.get(name) or protocols.reference_of(name, cfg)), evaluation(run, name)
+            row["difference"] = b.bpb_first - a.bpb_first
             row |= interval(paired(a, b)) if _spans(a) == _spans(b) else {}
         rows.append(row)
     return frame([*rows, {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
-
-
-def still(protocol: str, cfg: Config) -> str:
-    """The protocol that does not adapt and scores the same windows."""
-    return "static" if protocols.configure(protocol, cfg).eval.stride == cfg.data.seq_len else "sliding"
 
 
 def ttt_gain(run: RunFolder) -> pd.DataFrame:
@@ -141,3 +136,27 @@ def by_class(r: EvalResult, text: Text) -> pd.DataFrame:
             row |= {"bits_per_target": float(loss / np.log(2) / targets), "share_of_loss": float(loss / total)}
             rows.append(row | {"bpb": float(bits_per_byte(loss, float(n_bytes)))})
     return frame(rows)
+
+
+def targets(run: RunFolder) -> pd.DataFrame:
+    """One row a validation target of a run, in the order of the text.
+
+    `token`, the token `before` it, its `piece`, `class` and `bytes`, and for each measure the nats of its first score
+    (missing where it was not scored). UserError: a run that has not ended, or whose data are gone.
+    """
+    text = text_of(run)
+    before, token = text.val[:-1], text.val[1:]
+    found = {
+        "token": token,
+        "before": before,
+        "piece": pd.Categorical.from_codes(token, _distinct(pieces_of(run))),
+        "class": pd.Categorical.from_codes(text.classes[token], [CLASS_NAMES[kind] for kind in sorted(CLASS_NAMES)]),
+        "bytes": np.asarray(bytes_of(text.tables, before, token)),
+    }
+    return pd.DataFrame(found | {name: evaluation(run, name).per_target for name in measured(report(run))})
+
+
+def _distinct(pieces: list[str]) -> list[str]:
+    """The pieces, with its id added to one that another token has, too: a space in front is no part of a piece."""
+    count = Counter(pieces)
+    return [piece if count[piece] == 1 else f"{piece} ({i})" for i, piece in enumerate(pieces)]

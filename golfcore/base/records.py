@@ -10,6 +10,7 @@ results.json   the numbers of the tables, each with its source
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from golfcore.base import files
@@ -74,10 +75,20 @@ class RunFolder:
         past = files.read_json(marker, "a stage record")
         return past["inputs"] == _key(inputs) and all(self._whole(n, sha) for n, sha in past["outputs"].items())
 
-    def finish(self, stage: str, inputs: Mapping[str, object], outputs: list[str], seconds: float) -> None:
-        """Declare the stage done. `outputs` are names of files within the folder."""
+    def finish(
+        self,
+        stage: str,
+        inputs: Mapping[str, object],
+        outputs: list[str],
+        seconds: float,
+        made: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        """Declare the stage done. `outputs` are names of files within the folder, `made` says by which code and where.
+
+        What it was `made` by is recorded and no part of the inputs: results of another version are reused and named.
+        """
         shas = {name: files.sha256_file(self.file(name)) for name in outputs}
-        record = {"inputs": _key(inputs), "outputs": shas, "seconds": seconds}
+        record = {"inputs": _key(inputs), "outputs": shas, "seconds": seconds, "made": dict(made)}
         record |= {"metrics": len(self.metrics()), "coverage": self.coverage()}
         files.write_json(self.file(f"stages/{stage}.json"), record)
 

@@ -3,8 +3,11 @@
 import os
 import platform
 import random
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -129,10 +132,29 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "golfcore"
 
 
+@cache
+def code_version() -> str:
+    """The release of this code, with the commit if it runs from a checkout: "0.1.0+2aabab5"."""
+    root = Path(__file__).resolve().parents[2]
+    commit = ""
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        try:
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout it does not trust
+            commit = "unknown"
+    try:
+        release = metadata.version("golfcore")
+    except metadata.PackageNotFoundError:
+        release = "unreleased"
+    return f"{release}+{commit}" if commit else release
+
+
 def describe() -> dict[str, object]:
     """What a run record says about the machine; plain JSON values."""
     cuda = torch.cuda.is_available()
     return {
+        "golfcore": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,

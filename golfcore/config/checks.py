@@ -83,7 +83,14 @@ def _contradictory(c: Config) -> Iterable[str]:
             f"optim.batch_tokens {c.optim.batch_tokens} is not a multiple of grad_accum x data.seq_len "
             f"({c.optim.grad_accum} x {s})",
         ),
-        (s % c.eval.stride != 0, f"data.seq_len {s} is not a multiple of eval.stride {c.eval.stride}"),
+        (
+            c.eval.stride > (c.eval.seq_len or s),
+            f"eval.stride {c.eval.stride} is more than the window of {c.eval.seq_len or s}: it would leave out targets",
+        ),
+        (
+            m.memory_tokens >= (c.eval.seq_len or s),
+            f"model.memory_tokens {m.memory_tokens} leaves no input of a window of {c.eval.seq_len or s}",
+        ),
         (
             c.schedule.clock == "wall" and c.schedule.max_seconds <= 0,
             "schedule.clock wall needs schedule.max_seconds > 0",
@@ -144,12 +151,7 @@ def _ttt_checks(c: Config) -> list[tuple[bool, str]]:
     t, trains_first = c.ttt, c.ttt.order == "train-first"
     return [
         (
-            t.chunk_tokens % c.eval.stride != 0,
-            f"ttt.chunk_tokens {t.chunk_tokens} is not a multiple of eval.stride {c.eval.stride}: "
-            "a scored span would straddle two chunks",
-        ),
-        (
-            t.chunk_tokens < c.data.seq_len,
+            not trains_first and t.epochs > 0 and t.chunk_tokens < c.data.seq_len,
             f"ttt.chunk_tokens {t.chunk_tokens} is less than data.seq_len {c.data.seq_len}: nothing to adapt on",
         ),
         (

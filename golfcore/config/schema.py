@@ -201,6 +201,7 @@ class QuantConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    seq_len: int = 0  # positions of a window; 0 = data.seq_len. Rows to adapt on have data.seq_len in any case
     stride: int = 64
     batch_seqs: int = 128
     tail: Literal["exact", "exp101", "pr398"] = "exact"  # quirk: both re-score the last stride in every short window

@@ -2,6 +2,9 @@
 
 What adapts is a set of tensors, or low-rank adapters that travel with the weights; all else is never copied. Optimizers
 as published: exp101, pr294 in its script and pr398 SGD, pr294's error-guided adapters Adam.
+
+Low-rank adapters (Hu et al. 2021): y <- y + (x A^T) B^T is x (W + B A)^T, so an adapted model is another `Weights` for
+the one forward. Shapes: U blocks, r rank; "ROLE.a" (U, r, columns), "ROLE.b" (U, rows, r).
 """
 
 import math
@@ -12,16 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config, ModelConfig, TTTConfig
-from golfcore.evals import lora
 from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
-from golfcore.model.weights import Weights, detach, flat, unflat
+from golfcore.model.weights import ROLES, Banks, Weights, detach, flat, matrix, unflat
 from golfcore.optim.inner import adam, clipped, open_gradient, velocity
 from golfcore.quant.grid import fake_quant, projection_grid
 
 BLOCK_KINDS = ("slot", "block", "layer")
+LORA_SEED = 0  # of the adapters' start: part of the protocol, not of the run
+
+
+class Diverged(UserError):
+    """Adaptation led to losses or scores that are not finite: its rate is too high."""
 
 
 class Scope(NamedTuple):
@@ -46,7 +54,7 @@ def scope(cfg: Config) -> Scope:
     t, rows = cfg.ttt, [p for p in params.table(cfg.model) if p.exported]
     if t.adapted == "lora":
         held = torch.arange(cfg.model.n_blocks) < t.freeze_blocks
-        chosen = tuple(lora.names(t.lora_roles))
+        chosen = tuple(lora_names(t.lora_roles))
         return Scope(chosen, {name: held for name in chosen} if t.freeze_blocks else {})
     wanted = {
         "all": lambda p: True,
@@ -73,15 +81,50 @@ class Adapter:
     def folded(self) -> Weights:
         """The weights to score with; shares what did not adapt."""
         with torch.no_grad():
-            return lora.fold(self.weights)
+            return fold(self.weights)
 
 
 def start(cfg: Config, weights: Weights) -> Adapter:
     """Nothing adapted yet. `weights` are copied, never changed."""
     chosen, copy = scope(cfg), detach(weights)
     if cfg.ttt.adapted == "lora":
-        copy = copy._replace(rest={**copy.rest, **lora.start(cfg, copy)})
+        copy = copy._replace(rest={**copy.rest, **new_adapters(cfg, copy)})
     return Adapter(copy, chosen, {})
+
+
+def lora_names(roles: tuple[str, ...]) -> list[str]:
+    return [f"{role}.{part}" for role in roles for part in "ab"]
+
+
+def new_adapters(cfg: Config, weights: Weights) -> dict[str, Tensor]:
+    """A ~ N(0, 1 / columns) and B = 0 (pr294): at first the adapters do nothing."""
+    generator = torch.Generator().manual_seed(LORA_SEED)
+    found = {}
+    for role in cfg.ttt.lora_roles:
+        w = matrix(weights.banks, role, 0)
+        a = torch.randn(cfg.model.n_blocks, cfg.ttt.lora_rank, w.shape[1], generator=generator) * w.shape[1] ** -0.5
+        found[f"{role}.a"] = a.to(w.device)
+        found[f"{role}.b"] = torch.zeros(cfg.model.n_blocks, w.shape[0], cfg.ttt.lora_rank, device=w.device)
+    return found
+
+
+def fold(weights: Weights) -> Weights:
+    """`weights` with the adapters it holds, if any, added to their matrices; differentiable.
+
+    Banks and adapters may be stacks or tuples of slices (`golfcore.model.weights.unbound`).
+    """
+    roles = [role for role in ROLES if f"{role}.a" in weights.rest]
+    if not roles:
+        return weights
+    banks: dict[str, list[Tensor]] = {}
+    for role in roles:
+        bank, per_block, offset = ROLES[role]
+        slices = banks.setdefault(bank, list(getattr(weights.banks, bank)))
+        for u, (a, b) in enumerate(zip(weights.rest[f"{role}.a"], weights.rest[f"{role}.b"], strict=True)):
+            slices[per_block * u + offset] = slices[per_block * u + offset] + b @ a
+    stacks = {bank: torch.stack(slices) for bank, slices in banks.items()}
+    rest = {name: t for name, t in weights.rest.items() if name not in lora_names(tuple(roles))}
+    return Weights(Banks(**{**weights.banks._asdict(), **stacks}), rest)
 
 
 def chunk_lr(cfg: TTTConfig, chunk: int, n_chunks: int) -> float:
@@ -115,15 +158,19 @@ def batch_gradient(
     y: Tensor,
     runtime: Runtime,
 ) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss of a batch and its gradient by name; with several ranks each takes a share of the rows."""
+    """Mean loss of a batch and its gradient by name; with several ranks each takes a share of the rows.
+
+    RuntimeError: the ranks together did not see every row once.
+    """
     mine = slice(len(x) * runtime.rank // runtime.world, len(x) * (runtime.rank + 1) // runtime.world)
     total = torch.zeros((), device=x.device)
+    seen = torch.tensor(float(len(x[mine])), device=x.device)
 
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        seen = lora.fold(weights)
+        folded = fold(weights)
         if cfg.ttt.qat_projections:
-            seen = fake_quant_projections(cfg.model, seen)
-        found = nll(forward(net, seen, x), y).sum() / size
+            folded = fake_quant_projections(cfg.model, folded)
+        found = nll(forward(net, folded, x), y).sum() / size
         total.copy_(found.detach())
         return found
 
@@ -133,8 +180,10 @@ def batch_gradient(
     else:
         grads = {name: torch.zeros_like(t) for name, t in flat(adapter.weights).items() if name in names}
     if runtime.world > 1:
-        for tensor in (total, *grads.values()):
+        for tensor in (total, seen, *grads.values()):
             dist.all_reduce(tensor)
+    if int(seen) != len(x):
+        raise RuntimeError(f"{runtime.world} ranks trained on {int(seen)} of {len(x)} rows")
     return float(total), grads
 
 
@@ -169,10 +218,20 @@ def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:
 def restored(
     cfg: Config, weights: Weights, tensors: dict[str, Tensor], slots: dict[str, Tensor], steps: int
 ) -> Adapter:
-    """The adapter that was saved: what adapted by name, the optimizer's state, and its steps."""
+    """The adapter that was saved: what adapted by name, the optimizer's state, and its steps.
+
+    ValueError: tensors or state of another adapter, missing or not finite.
+    """
     fresh = start(cfg, weights)
-    device = weights.rest["tok_emb"].device
+    old, device = flat(fresh.weights), weights.rest["tok_emb"].device
+    kinds = ("momentum", "square") if cfg.ttt.optimizer == "adam" else ("momentum",)
+    wanted = {f"{kind}/{name}" for kind in kinds for name in fresh.scope.names} if steps else set()
+    if set(tensors) != set(fresh.scope.names) or set(slots) != wanted:
+        raise ValueError("tensors of another adapter")
+    for name, t in (*tensors.items(), *slots.items()):
+        like = old[name.partition("/")[2] or name]
+        if t.shape != like.shape or t.dtype != like.dtype or not t.isfinite().all():
+            raise ValueError(f"{name} {tuple(t.shape)} {t.dtype}, not all of it finite or not of the model's shape")
     moved = {name: t.to(device) for name, t in tensors.items()}
-    return Adapter(
-        unflat({**flat(fresh.weights), **moved}), fresh.scope, {k: t.to(device) for k, t in slots.items()}, steps
-    )
+    state = {name: t.to(device) for name, t in slots.items()}
+    return Adapter(unflat({**old, **moved}), fresh.scope, state, steps)

@@ -1,134 +1,156 @@
 """An evaluation in progress: train first if the protocol does, then score chunk by chunk, adapting in between."""
 
+import math
 import time
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore.base import tensors
+from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime, all_reduce_sum
 from golfcore.config import Config
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
-from golfcore.evals.ledger import Ledger
+from golfcore.evals import windows as spans
+from golfcore.evals.ledger import Ledger, NotFinite
 from golfcore.evals.ppm import Ppm
-from golfcore.evals.result import EvalResult
+from golfcore.evals.result import EvalResult, Touched
 from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
-from golfcore.evals.windows import by_chunk, chunk_edges, split, windows
-from golfcore.model.attention import Compute
+from golfcore.model import params
+from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat
 
-SAVE_EVERY_SECONDS = 20.0
+ALONE = Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
 
 
-class Walk:
+class Subject(NamedTuple):
+    """What is scored: weights on a text, and where it is done."""
+
+    weights: Weights  # never changed
+    tokens: np.ndarray  # (total + 1,) ids
+    tables: Tables
+    runtime: Runtime = ALONE
+
+
+class Evaluation:
     """The state between two steps of work: the ledger, what adapts, and how far it is.
 
-    `span`: tokens of a row of the result, the same for protocols of any chunk, so that they pair.
+    `span`: tokens of a row of the result's sums. It is that of the run's configuration, not the protocol's chunk, so
+    that the rows of any two protocols on one text pair. `look` sees every batch as it is scored.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        span: int,
-        ledger: Ledger,
-        weights: Weights,
-        tables: Tables,
-        runtime: Runtime,
-        compute: Compute,
-        resume: Path | None,
-        look: Look | None,
-    ) -> None:
-        self.cfg, self.span, self.ledger, self.tables = cfg, span, ledger, tables.to(runtime.device)
-        self.runtime, self.resume = runtime, resume
-        self.net = Net(cfg.model, self.tables, compute)
-        self.packed = weights
-        adapts = cfg.ttt.epochs + cfg.ttt.sweeps > 0
-        self.adapter = ttt.start(cfg, weights) if adapts else None
-        self.weights = self.adapter.folded() if self.adapter else weights
-        self._lay_out(adapts)
+    def __init__(self, name: str, cfg: Config, span: int, subject: Subject, look: Look | None = None) -> None:
+        self.name, self.cfg, self.span, self.subject = name, cfg, span, subject
+        self.runtime, self.tables = subject.runtime, subject.tables.to(subject.runtime.device)
+        self.net = Net(cfg.model, self.tables, choose_compute(self.runtime.device, self.runtime.dtype))
+        self.ledger = Ledger(subject.tokens, rescore=cfg.eval.tail != "exact")
+        self.window = spans.window_length(cfg)
+        self.plan = self._planned()
+        self.chunks, self.edges = self.plan.chunks, self.plan.edges
+        self.adapter = ttt.start(cfg, subject.weights) if spans.adapts(cfg) else None
+        self.weights = self.adapter.folded() if self.adapter else subject.weights
+        self.score_first = self.adapter is not None and cfg.ttt.order == "score-first"
+        selects = self.plan.selected < len(self.plan.rows)
+        self.batches = [] if selects else spans.batches(cfg, self.plan.rows)
         self.ppm, self.look = Ppm(cfg.model.vocab_size), look
         if look is not None and cfg.eval.ppm_weight:
-            self.look = _blended(look, cfg.eval.ppm_weight, Ppm(cfg.model.vocab_size), ledger)
-        self.trained = self.chunk = 0  # batches before the first score; chunks
+            self.look = _blended(look, cfg.eval.ppm_weight, Ppm(cfg.model.vocab_size), self.ledger)
+        self.trained = self.chunk = self.resets = 0  # batches before the first score; chunks; starts again
         self.seconds = 0.0
         self.losses: dict[int, list[float]] = {}  # of every adaptation step, by chunk; -1: before the first
-        self.row_nats: list[float] = []  # mean recorded loss of every row so far, where rows are selected by it
-        self._n_bytes = bytes_of(tables.to("cpu"), *ledger.pairs())
-        self._saved = time.perf_counter()
-        if resume is not None and resume.exists():
-            self._load(resume)
-        self.scored, self._nats, self._bytes = self._sums(0, ledger.total)  # first scores so far
+        self.row_nats: list[float] = []  # mean loss of every row so far, where rows are selected by it
+        self.selected = 0  # rows trained on, where rows are selected
+        self._n_bytes = bytes_of(subject.tables.to("cpu"), *self.ledger.pairs())
+        self.count()
 
-    def _lay_out(self, adapts: bool) -> None:
-        """Windows by chunk, and the batches that a train-first protocol begins with."""
+    def _planned(self) -> spans.Plan:
         c, total = self.cfg, self.ledger.total
-        rows = windows(total, c.data.seq_len, c.eval.stride, c.eval.tail)
-        self.batches, self.documents = list[np.ndarray](), np.empty(0, dtype=np.int64)
-        self.score_first = adapts and c.ttt.order == "score-first"
-        if self.score_first and c.ttt.reset == "document":
-            self.documents = self.ledger.documents(self.tables.boundary.cpu().numpy())
-            rows = split(rows, chunk_edges(total, c.ttt.chunk_tokens, self.documents))
-        self.edges = chunk_edges(total, c.ttt.chunk_tokens, self.documents)
-        self.chunks = by_chunk(rows, self.edges)
-        if adapts and not self.score_first:
-            self.batches = self._training()
-
-    def _training(self) -> list[np.ndarray]:
-        """Row starts of every batch of a train-first protocol: epochs over (selected) rows, then sweeps."""
-        c, t = self.cfg.ttt, self.cfg.data.seq_len
-        starts = t * np.arange(self.ledger.total // t)
-        if c.top_fraction < 1:
-            rows = np.stack((starts, starts + t, starts), axis=1)
-            losses = np.array([float(n.mean()) for n in self._scores(rows)])
-            best = np.argsort(-losses, kind="stable")[: max(1, int(c.top_fraction * len(starts)))]
-            starts = starts[np.sort(best)]
-        bounds = [len(starts) * k // c.shards for k in range(c.shards + 1)]
-        parts = [starts[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-        longest = max(map(len, parts), default=0)
-        epoch = [np.concatenate([p[at : at + c.batch_seqs] for p in parts]) for at in range(0, longest, c.batch_seqs)]
-        per_chunk = max(1, c.chunk_tokens // t)
-        sweep = [starts[at : at + per_chunk] for at in range(0, len(starts), per_chunk)]
-        self.first_sweep = c.epochs * len(epoch)
-        return c.epochs * epoch + c.sweeps * sweep
+        if total < 1:
+            raise UserError(f"protocol {self.name}: expected at least 2 validation tokens, found {total + 1}")
+        documents = self.ledger.documents(self.tables.boundary.cpu().numpy())
+        found = spans.plan(c, total, documents)
+        if c.ttt.reset == "document" and spans.adapts(c) and not len(documents):
+            raise UserError(f"protocol {self.name}: ttt.reset document, but no document begins in the text")
+        return found
 
     # -- progress
     @property
+    def selecting(self) -> bool:
+        """Whether the rows to train on first are still being chosen by their loss."""
+        return self.plan.selected < len(self.plan.rows) and len(self.row_nats) < len(self.plan.rows)
+
+    @property
     def work(self) -> int:
-        """Tokens to train on before the first score, and to score."""
-        return self.cfg.data.seq_len * sum(map(len, self.batches)) + self.ledger.total
+        """Tokens to choose among, to train on before the first score, and to score."""
+        t, p, c = self.cfg.data.seq_len, self.plan, self.cfg.ttt
+        choosing = len(p.rows) if p.selected < len(p.rows) else 0
+        return t * (choosing + (c.epochs + c.sweeps) * p.selected) + self.ledger.total - p.dropped
 
     @property
     def worked(self) -> int:
-        return self.cfg.data.seq_len * sum(map(len, self.batches[: self.trained])) + self.scored
+        rows = sum(map(len, self.batches[: self.trained]))
+        return self.cfg.data.seq_len * (rows + (0 if self.score_first else len(self.row_nats))) + self.scored
 
     @property
     def finished(self) -> bool:
         return self.chunk == len(self.chunks)
+
+    def count(self) -> None:
+        """Take the sums of first scores so far from the ledger."""
+        self.scored, self._nats, self._bytes = self._sums(0, self.ledger.total)
 
     def running_bpb(self) -> float:
         """Of the targets scored so far; NaN before the first."""
         return bits_per_byte(self._nats, self._bytes) if self._bytes else float("nan")
 
     def step(self) -> int:
-        """The next batch of training, or the next chunk scored and perhaps adapted on. Returns the tokens done."""
+        """The next rows chosen, batch trained on, or chunk scored and perhaps adapted on. Returns the tokens done.
+
+        ttt.Diverged: adaptation led to values that are not finite.
+        """
         began = time.perf_counter()
-        done = self._train_batch() if self.trained < len(self.batches) else self._chunk()
+        try:
+            if self.selecting:
+                done = self._read_ahead()
+            elif self.trained < len(self.batches):
+                done = self._train_batch()
+            else:
+                done = self._chunk()
+        except NotFinite as e:
+            if self.adapter is None or not self.adapter.steps:
+                raise
+            where = f"before chunk {self.chunk}" if self.trained < len(self.batches) else f"at chunk {self.chunk}"
+            raise ttt.Diverged(
+                f"protocol {self.name}: adaptation at rate {self.cfg.ttt.lr:g} diverged {where} of {len(self.chunks)} "
+                f"({e}); expected a rate that keeps scores finite, set a lower ttt.lr"
+            ) from None
         self.seconds += time.perf_counter() - began
-        stale = time.perf_counter() - self._saved > SAVE_EVERY_SECONDS
-        if self.resume is not None and not self.finished and stale:
-            self._save(self.resume)
         return done
 
+    def _read_ahead(self) -> int:
+        """Losses of the next rows that are chosen among."""
+        t, p, at = self.cfg.data.seq_len, self.plan, len(self.row_nats)
+        starts = p.rows[at : at + self.cfg.eval.batch_seqs * self.runtime.world]
+        rows = np.stack((starts, starts + t, starts), axis=1)
+        self.row_nats += [float(n.mean()) for n in self._scores(rows, t)]
+        if not self.selecting:
+            self.choose()
+        return len(starts) * t
+
+    def choose(self) -> None:
+        """Make the batches of the rows of highest loss."""
+        best = np.argsort(-np.array(self.row_nats), kind="stable")[: self.plan.selected]
+        self.batches, self.selected = spans.batches(self.cfg, self.plan.rows[np.sort(best)]), self.plan.selected
+
     def _train_batch(self) -> int:
-        adapter, batch = self.adapter, self.batches[self.trained]
+        adapter, batch, c = self.adapter, self.batches[self.trained], self.cfg.ttt
         assert adapter is not None
-        if self.trained == self.first_sweep:
+        if self.trained == self.plan.first_sweep:
             adapter.slots, adapter.steps = {}, 0
-        self._steps(adapter, [batch], self.cfg.ttt.lr, -1)
+        self._steps(adapter, [batch], c.lr, -1)
         self.trained += 1
         if self.trained == len(self.batches):
             self.weights = adapter.folded()
@@ -136,11 +158,11 @@ class Walk:
 
     def _chunk(self) -> int:
         rows = self.chunks[self.chunk]
-        span = (int(rows[0, 2]), int(rows[-1, 1])) if len(rows) else (0, 0)
+        span = (int(rows[0, 2]), int(rows[:, 1].max())) if len(rows) else (0, 0)
         old_tokens, old_nats, old_bytes = self._sums(*span)
-        nats = self._scores(rows, self.look)
+        nats = self._scores(rows, self.window, self.look)
         if self.cfg.eval.ppm_weight:
-            nats = [self._blend(row, n) for row, n in zip(rows, nats, strict=True)]
+            nats = [self.blend(row, n) for row, n in zip(rows, nats, strict=True)]
         self.ledger.record(rows, nats)
         tokens, total_nats, n_bytes = self._sums(*span)
         self.scored += tokens - old_tokens
@@ -151,46 +173,49 @@ class Walk:
         self.chunk += 1
         return tokens - old_tokens
 
-    def _blend(self, row: np.ndarray, nats: np.ndarray) -> np.ndarray:
+    def blend(self, row: np.ndarray, nats: np.ndarray) -> np.ndarray:
+        """The nats of a window mixed with the counts of the stream, which then count its targets."""
         previous, target = (ids[row[2] : row[1]] for ids in self.ledger.pairs())
         return self.ppm.blend(self.cfg.eval.ppm_weight, nats, previous, target)
 
     def _sums(self, start: int, stop: int) -> tuple[int, float, int]:
         """Targets, nats and bytes of the first scores among the positions [start, stop)."""
-        nats = self.ledger.nats[start:stop]
-        done = ~np.isnan(nats)
-        return int(done.sum()), float(nats[done].sum(dtype=np.float64)), int(self._n_bytes[start:stop][done].sum())
+        done = self.ledger.scored[start:stop]
+        nats = self.ledger.nats[start:stop][done]
+        return int(done.sum()), float(nats.sum(dtype=np.float64)), int(self._n_bytes[start:stop][done].sum())
 
-    def _scores(self, rows: np.ndarray, look: Look | None = None) -> list[np.ndarray]:
-        """Nats of every window; each rank scores a contiguous share and all learn all."""
+    def _scores(self, rows: np.ndarray, length: int, look: Look | None = None) -> list[np.ndarray]:
+        """Nats of every window of `length`; each rank scores a contiguous share and all learn all.
+
+        NotFinite: a score that is no number. RuntimeError: a score that no rank made, or several.
+        """
         c, r = self.cfg, self.runtime
         edges = [len(rows) * k // r.world for k in (r.rank, r.rank + 1)]
-        mine = score(
-            self.net,
-            self.weights,
-            self.ledger,
-            rows[slice(*edges)],
-            c.data.seq_len,
-            # where a document ends must not change the shape of a batch, and with it the rounding of what came before
-            1 if c.ttt.reset == "document" else c.eval.batch_seqs,
-            look,
-        )
-        if r.world == 1:
-            return mine
-        lengths = rows[:, 1] - rows[:, 2]
-        starts = np.concatenate(([0], np.cumsum(lengths)))
-        everyone = torch.zeros(int(starts[-1]), dtype=torch.float64, device=r.device)
-        if mine:
-            everyone[starts[edges[0]] : starts[edges[1]]] = torch.from_numpy(np.concatenate(mine)).to(everyone)
-        together = all_reduce_sum(everyone).to(torch.float32).cpu().numpy()
-        return np.split(together, starts[1:-1])
+        # where a document ends must not change the shape of a batch, and with it the rounding of what came before
+        batch = 1 if c.ttt.reset == "document" else c.eval.batch_seqs
+        found = score(self.net, self.weights, self.ledger, rows[slice(*edges)], length, batch, look)
+        if r.world > 1:
+            starts = np.concatenate(([0], np.cumsum(rows[:, 1] - rows[:, 2])))
+            shared = torch.zeros(2, int(starts[-1]), dtype=torch.float64, device=r.device)  # nats, ranks that made them
+            if found:
+                shared[0, starts[edges[0]] : starts[edges[1]]] = torch.from_numpy(np.concatenate(found)).to(shared)
+                shared[1, starts[edges[0]] : starts[edges[1]]] = 1
+            nats, made = all_reduce_sum(shared).cpu().numpy()
+            if (made != 1).any():
+                raise RuntimeError(f"{int((made != 1).sum())} scores were not made by one of {r.world} ranks")
+            found = np.split(nats.astype(np.float32), starts[1:-1])
+        for (_, _, first), nats in zip(rows, found, strict=True):
+            if len(bad := np.flatnonzero(~np.isfinite(nats))):
+                raise NotFinite(f"the score of position {first + bad[0]} is {nats[bad[0]]}")
+        return found
 
     # -- adaptation between chunks
     def between(self) -> None:
         """Reset or adapt, as the protocol has it, now that the present chunk is scored."""
-        new_document = self.edges[self.chunk + 1] in self.documents
+        new_document = self.edges[self.chunk + 1] in self.plan.documents
         if new_document or self.cfg.ttt.reset == "chunk":
-            self.adapter = ttt.start(self.cfg, self.packed)
+            self.adapter = ttt.start(self.cfg, self.subject.weights)
+            self.resets += 1
         assert self.adapter is not None
         if not new_document:
             self.adapt(self.adapter)
@@ -205,6 +230,7 @@ class Walk:
             losses = [float(self.ledger.nats[s : s + t].mean()) for s in starts]
             self.row_nats += losses
             starts = starts[np.array(losses) > np.quantile(self.row_nats, 1 - c.top_fraction)]
+            self.selected += len(starts)
         batches = [starts[at : at + c.batch_seqs] for at in range(0, len(starts), c.batch_seqs)]
         self._steps(adapter, c.epochs * batches, ttt.chunk_lr(c, self.chunk, len(self.chunks)), self.chunk)
 
@@ -212,30 +238,39 @@ class Walk:
         for starts in batches:
             x, y = (z.to(self.runtime.device) for z in self.ledger.train(starts, self.cfg.data.seq_len))
             loss = ttt.step(self.cfg, self.net, adapter, x, y, lr, self.runtime)
+            if not math.isfinite(loss):
+                raise NotFinite(f"the loss of step {adapter.steps} is {loss}")
             self.losses.setdefault(chunk, []).append(loss)
 
     # -- what comes of it
-    def result(self, name: str, source: dict) -> EvalResult:
+    def result(self, source: dict) -> EvalResult:
+        """RuntimeError: not every target was scored. UserError: something that is switched on touched nothing."""
         ledger, again = self.ledger, self.ledger.again
         tokens, nats, n_bytes = self._sums(0, ledger.total)
+        found = {"targets": tokens, "repeats": len(again), "targets counted": self.scored, "bytes": self._bytes}
+        want = {"targets": ledger.total - self.plan.dropped, "repeats": self.plan.repeats}
+        want |= {"targets counted": tokens, "bytes": n_bytes}
+        if wrong := [f"{found[k]:,} {k} instead of {want[k]:,}" for k in want if found[k] != want[k]]:
+            raise RuntimeError(f"protocol {self.name}: {', '.join(wrong)}")
         nats += sum(n for _, n in again)
         n_bytes += sum(int(self._n_bytes[p]) for p, _ in again)
-        if self.resume is not None:
-            self.resume.unlink(missing_ok=True)
+        if not n_bytes:
+            raise UserError(f"protocol {self.name}: expected text, found {tokens:,} targets that stand for no byte")
         return EvalResult(
-            protocol=name,
+            protocol=self.name,
             legality=ledger.legality,
             nats=nats,
             tokens=tokens + len(again),
             bytes=n_bytes,
             bpb=bits_per_byte(nats, n_bytes),
             repeats=len(again),
+            dropped=self.plan.dropped,
             seconds=self.seconds,
             chunks=self._rows(),
             adapt_losses=self.losses.get(-1, []),
             coverage=self._coverage(),
             source=source,
-            per_target=ledger.nats,
+            per_target=ledger.first_scores(),
             adapted=self.adapter.folded() if self.adapter else None,
         )
 
@@ -253,38 +288,33 @@ class Walk:
             )
         return rows
 
-    def _coverage(self) -> dict:
-        if self.adapter is None:
-            return {}
-        adapted, held = self.adapter.scope.sizes(self.adapter.weights)
-        steps = sum(map(len, self.losses.values()))
-        return {"ttt_adapted": adapted, "ttt_frozen": held, "ttt_steps": steps}
-
-    # -- what a killed evaluation needs
-    def _save(self, path: Path) -> None:
-        if self.runtime.rank == 0:
-            values = tensors.under("ledger", self.ledger.state())
-            plain = {"trained": self.trained, "chunk": self.chunk, "seconds": self.seconds, "losses": self.losses}
-            if a := self.adapter:
-                moved = {name: t for name, t in flat(a.weights).items() if name in a.scope.names}
-                values |= tensors.under("weights", moved) | tensors.under("slots", a.slots)
-                plain |= {"steps": a.steps, "row_nats": self.row_nats}
-            tensors.save(path, values, plain)
-        self._saved = time.perf_counter()
-
-    def _load(self, path: Path) -> None:
-        values, plain = tensors.load(path, "an evaluation in progress")
-        self.trained, self.chunk, self.seconds = plain["trained"], plain["chunk"], plain["seconds"]
-        self.losses = {int(chunk): losses for chunk, losses in plain["losses"].items()}
-        self.ledger.restore(tensors.part(values, "ledger"))
+    def _coverage(self) -> dict[str, Touched]:
+        """What is switched on, by feature, and what it touched. UserError: nothing of what it could."""
+        found: dict[str, tuple[int, int, str, str]] = {}
+        c, p = self.cfg.ttt, self.plan
         if self.adapter is not None:
-            moved, slots = tensors.part(values, "weights"), tensors.part(values, "slots")
-            self.adapter = ttt.restored(self.cfg, self.packed, moved, slots, plain["steps"])
-            self.row_nats = plain["row_nats"]
-            if self.trained == len(self.batches):
-                self.weights = self.adapter.folded()
+            moved, held = self.adapter.scope.sizes(self.adapter.weights)
+            everything = sum(t.numel() for t in flat(self.subject.weights).values())
+            found["ttt_adapted"] = moved, moved + held if c.adapted == "lora" else everything, "values", ""
+            quirk = "published: the freeze names no matrix" if c.freeze == "scalars" else ""
+            if c.freeze_blocks:
+                found["ttt_frozen"] = held, moved + held, "values", quirk
+            if c.top_fraction < 1:
+                found["ttt_rows"] = self.selected, len(p.rows) or p.adapted_rows, "rows", ""
+            if c.reset != "never":
+                found["ttt_resets"] = self.resets, len(self.chunks) - 1, "chunks", ""
+            if c.qat_projections:
+                names = [row.name for row in params.table(self.cfg.model) if row.kind == "projection"]
+                sizes = [self.subject.weights.rest[name].numel() for name in names]
+                found["ttt_projections"] = sum(sizes), sum(sizes), "values", ""
+            short = "" if p.steps else "the text is too short: no chunk is followed by another"
+            found["ttt_steps"] = sum(map(len, self.losses.values())), p.steps, "steps", short
         if self.cfg.eval.ppm_weight:
-            self._blend(np.array([0, self.edges[self.chunk], 0]), np.zeros(self.edges[self.chunk]))
+            found["ppm"] = int(self.ppm.all[0]), self.ledger.total, "targets", ""
+        for feature, (done, of, unit, note) in found.items():
+            if not done and not note and p.steps:
+                raise UserError(f"protocol {self.name}: {feature} is switched on but touched 0 of {of:,} {unit}")
+        return {f: Touched(done=done, of=of, unit=u, note=note) for f, (done, of, u, note) in found.items()}
 
 
 def _blended(look: Look, weight: float, ppm: Ppm, ledger: Ledger) -> Look:

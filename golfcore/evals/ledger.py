@@ -18,6 +18,10 @@ class Legality(StrEnum):
     TRAIN_FIRST = "train-first"  # some target was trained on before it was scored: not admissible
 
 
+class NotFinite(RuntimeError):
+    """A score that is NaN or infinite: it may neither be counted nor be left out."""
+
+
 class Event(NamedTuple):
     """The positions [start, stop) were scored, or trained on.
 
@@ -38,7 +42,8 @@ class Ledger:
     def __init__(self, tokens: np.ndarray, rescore: bool = False) -> None:
         self._tokens = np.asarray(tokens)
         self._rescore = rescore
-        self.nats = np.full(self.total, np.nan, dtype=np.float32)  # first score of each target
+        self.nats = np.zeros(self.total, dtype=np.float32)  # first score of each target that is `scored`
+        self.scored = np.zeros(self.total, dtype=bool)
         self._trained = np.zeros(self.total, dtype=bool)
         self.trained_unscored = 0  # targets trained on before they were scored
         self.again: list[tuple[int, float]] = []  # (position, nats) of scores beyond the first
@@ -64,22 +69,28 @@ class Ledger:
         return torch.from_numpy(x), torch.from_numpy(y)
 
     def record(self, rows: np.ndarray, nats: list[np.ndarray]) -> None:
-        """Enter the scores of windows: `nats[i]` for the positions [score_from, stop) of row i, final from now on."""
+        """Enter the scores of windows: `nats[i]` for the positions [score_from, stop) of row i, final from now on.
+
+        NotFinite: a score that is no number; RuntimeError: a second score, unless they are counted.
+        """
         for (_, stop, score_from), values in zip(rows, nats, strict=True):
             span = slice(score_from, stop)
-            fresh = np.isnan(self.nats[span])
+            if len(bad := np.flatnonzero(~np.isfinite(values))):
+                raise NotFinite(f"the score of position {score_from + bad[0]} is {values[bad[0]]}")
+            fresh = ~self.scored[span]
             if not fresh.all():
                 if not self._rescore:
                     raise RuntimeError(f"positions {score_from} to {stop}: some were already scored")
                 self.again += [(score_from + int(i), float(values[i])) for i in np.flatnonzero(~fresh)]
             self.nats[span] = np.where(fresh, values, self.nats[span])
+            self.scored[span] = True
             self._log("score", int(score_from), int(stop))
 
     def train(self, starts: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (n, seq_len) of the rows that begin at `starts`, to adapt on."""
         for start in starts.tolist():
             row = slice(start, start + seq_len)
-            fresh = ~self._trained[row] & np.isnan(self.nats[row])
+            fresh = ~self._trained[row] & ~self.scored[row]
             self.trained_unscored += int(fresh.sum())
             self._trained[row] = True
             self._log("train", start, start + seq_len)
@@ -95,6 +106,10 @@ class Ledger:
         if stop > start:
             self.events.append(Event(kind, start, stop))
 
+    def first_scores(self) -> np.ndarray:
+        """(total,) float32 nats; NaN where there is no score, which no score can be."""
+        return np.where(self.scored, self.nats, np.float32(np.nan))
+
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(previous, target) ids of every position, for byte accounting after scoring."""
         return self._tokens[:-1], self._tokens[1:]
@@ -105,6 +120,7 @@ class Ledger:
         events = [(e.kind == "train", e.start, e.stop) for e in self.events]
         return {
             "nats": torch.from_numpy(self.nats),
+            "scored": torch.from_numpy(self.scored),
             "trained": torch.from_numpy(self._trained),
             "trained_unscored": torch.tensor(self.trained_unscored),
             "again": torch.from_numpy(again),
@@ -112,7 +128,15 @@ class Ledger:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """ValueError: a state of another text, or with scores that no `record` would have taken."""
+        fresh = self.state()
+        for name in ("nats", "scored", "trained", "trained_unscored"):
+            if (state[name].shape, state[name].dtype) != (fresh[name].shape, fresh[name].dtype):
+                raise ValueError(f"{name} of {tuple(state[name].shape)} for {tuple(fresh[name].shape)}")
         self.nats = state["nats"].numpy().copy()
+        self.scored = state["scored"].numpy().copy()
+        if not np.isfinite(self.nats).all() or self.nats[~self.scored].any():
+            raise ValueError("scores that are not finite, or of targets that were not scored")
         self._trained = state["trained"].numpy().copy()
         self.trained_unscored = int(state["trained_unscored"])
         self.again = [(int(p), n) for p, n in state["again"].tolist()]

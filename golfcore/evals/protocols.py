@@ -4,27 +4,23 @@ All run one loop (`golfcore.evals.evaluation`): perhaps train first, then score 
 of them is legal is not said here: the ledger sees it.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
 from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
-from golfcore.base.runtime import Runtime
 from golfcore.config import Config
-from golfcore.data.tokens import Tables
-from golfcore.evals.evaluation import Walk
-from golfcore.evals.ledger import Ledger
+from golfcore.evals import saved
+from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.result import EvalResult
 from golfcore.evals.score import Look
-from golfcore.model.attention import Compute, choose_compute
-from golfcore.model.weights import Weights
+from golfcore.evals.windows import window_length
 
+SAVE_EVERY_SECONDS = 20.0
 Changes = Mapping[str, object]  # dotted keys of the eval and ttt sections
 
 
@@ -59,11 +55,7 @@ def _last_quarter(cfg: Config) -> dict[str, object]:
 PROTOCOLS = {
     "static": Named(
         "windows that do not overlap",
-        lambda c: {
-            **STILL,
-            "eval.stride": c.data.seq_len,
-            "ttt.chunk_tokens": -(-c.ttt.chunk_tokens // c.data.seq_len) * c.data.seq_len,  # whole windows
-        },
+        lambda c: {**STILL, "eval.stride": window_length(c)},
     ),
     "sliding": Named("a window every eval.stride tokens, each scores what none before it did", lambda c: STILL),
     "ttt": Named("sliding windows, adapting as the configuration says", lambda c: {}),
@@ -73,8 +65,8 @@ PROTOCOLS = {
         lambda c: {
             **SCORE_FIRST,
             **_last_quarter(c),
-            "eval.stride": c.data.seq_len,
-            "ttt.chunk_tokens": c.data.seq_len,
+            "eval.stride": window_length(c),
+            "ttt.chunk_tokens": max(window_length(c), c.data.seq_len),
             "ttt.epochs": 1,
             "ttt.optimizer": "sgd",
             "ttt.lr": 0.01,
@@ -133,7 +125,8 @@ def configure(name: str, cfg: Config, changes: Changes | None = None) -> Config:
     for dotted in changes:
         if dotted.partition(".")[0] not in ("eval", "ttt"):
             raise UserError(f"protocol {name}: expected changes of eval and ttt values, found {dotted!r}")
-    own = PROTOCOLS[name].changes(cfg)
+    length = {key: value for key, value in changes.items() if key == "eval.seq_len"}  # protocols count in windows
+    own = PROTOCOLS[name].changes(config.override(cfg, length, f"protocol {name}"))
     sections = {
         section: replace(
             getattr(cfg, section), **{k.partition(".")[2]: v for k, v in own.items() if k.startswith(f"{section}.")}
@@ -143,52 +136,55 @@ def configure(name: str, cfg: Config, changes: Changes | None = None) -> Config:
     return config.override(replace(cfg, **sections), changes, f"protocol {name}")
 
 
+def reference_of(name: str, cfg: Config) -> str:
+    """The protocol that scores the same windows as `name` under `cfg` and adapts nothing: what its gain is over."""
+    own = configure(name, cfg)
+    return "static" if own.eval.stride == window_length(own) else "sliding"
+
+
 def evaluate(
     name: str,
     cfg: Config,
-    weights: Weights,
-    tokens: np.ndarray,
-    tables: Tables,
+    subject: Subject,
     *,
     changes: Changes | None = None,
-    runtime: Runtime | None = None,
-    compute: Compute | None = None,
     resume: Path | None = None,
     source: dict | None = None,
     label: str = "",
 ) -> EvalResult:
-    """Score the stream `tokens` (total + 1,) ids under protocol `name`. The weights are not changed.
+    """Score the subject's text with its weights under protocol `name`. The weights are not changed.
 
     `changes`: dotted eval and ttt values over the protocol's own. `resume`: a file for the state between chunks; an
     evaluation killed at any moment goes on from it to the same result, and it is gone when done.
-    Raises UserError as `configure`, and for a chunk that windows would straddle.
+    Raises UserError as `configure`, for a part of another evaluation, and for adaptation that diverges or does nothing.
     """
-    walk = begin(name, cfg, weights, tokens, tables, changes=changes, runtime=runtime, compute=compute, resume=resume)
-    with bar(walk.work, label or name, "tok", walk.worked, walk.runtime.is_main) as progress:
-        while not walk.finished:
-            progress.update(walk.step())
-            if walk.scored:
-                progress.set_postfix_str(f"bpb {walk.running_bpb():.4f}", refresh=False)
-    return walk.result(name, source or {})
+    evaluation, main = begin(name, cfg, subject, changes=changes), subject.runtime.is_main
+    owner = saved.belongs(evaluation) if resume is not None else {}
+    if resume is not None and resume.exists():
+        saved.load(evaluation, resume, owner)
+    last = time.perf_counter()
+    with bar(evaluation.work, label or name, "tok", evaluation.worked, main) as progress:
+        while not evaluation.finished:
+            progress.update(evaluation.step())
+            if evaluation.scored:
+                progress.set_postfix_str(f"bpb {evaluation.running_bpb():.4f}", refresh=False)
+            stale = time.perf_counter() - last > SAVE_EVERY_SECONDS
+            if resume is not None and main and stale and not evaluation.finished:
+                saved.save(evaluation, resume, owner)
+                last = time.perf_counter()
+    found = evaluation.result(source or {})
+    if resume is not None:
+        resume.unlink(missing_ok=True)
+    return found
 
 
 def begin(
     name: str,
     cfg: Config,
-    weights: Weights,
-    tokens: np.ndarray,
-    tables: Tables,
+    subject: Subject,
     *,
     changes: Changes | None = None,
-    runtime: Runtime | None = None,
-    compute: Compute | None = None,
-    resume: Path | None = None,
     look: Look | None = None,
-) -> Walk:
-    """An evaluation that nothing was scored in yet (or what `resume` holds); arguments and errors as `evaluate`."""
-    runtime = runtime or Runtime(weights.rest["tok_emb"].device, 0, 1, 0, torch.float32)
-    compute = compute or choose_compute(runtime.device, runtime.dtype)
-    own, ledger = configure(name, cfg, changes), Ledger(tokens, rescore=cfg.eval.tail != "exact")
-    if ledger.total < 1:
-        raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(tokens)}")
-    return Walk(own, cfg.ttt.chunk_tokens, ledger, weights, tables, runtime, compute, resume, look)
+) -> Evaluation:
+    """An evaluation that nothing was scored in yet, to be stepped; arguments and errors as `evaluate`."""
+    return Evaluation(name, configure(name, cfg, changes), cfg.ttt.chunk_tokens, subject, look)

@@ -1,18 +1,34 @@
 """The typed result of an evaluation, and its place on disk."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from golfcore.base import files
+from golfcore.base.errors import UserError
 from golfcore.evals.ledger import Legality
+from golfcore.evals.score import bits_per_byte
 from golfcore.model.weights import Weights
+
+
+class Touched(TypedDict):
+    """What something that was switched on did of what it could."""
+
+    done: int
+    of: int
+    unit: str
+    note: str  # "", or why it did nothing: a declared quirk
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One protocol on one set of weights. bpb = nats / (ln 2 * bytes); repeated scores, if any, are included."""
+    """One protocol on one set of weights. bpb = nats / (ln 2 * bytes); repeated scores, if any, are included.
+
+    Differences between protocols take `bpb_first` and the sums of `chunks`, where every target counts once.
+    """
 
     protocol: str
     legality: Legality
@@ -24,9 +40,10 @@ class EvalResult:
     seconds: float
     chunks: list[dict] = field(repr=False)  # per chunk: start, stop, nats, bytes, first scores only
     adapt_losses: list[float] = field(default_factory=list, repr=False)  # of steps before the first score
-    coverage: dict = field(default_factory=dict)
+    coverage: dict[str, Touched] = field(default_factory=dict)  # of what was switched on
     source: dict = field(default_factory=dict)  # run id, configuration, seed, data hash, hash of the weights
-    per_target: np.ndarray | None = field(default=None, repr=False, compare=False)  # (total,) nats, first scores
+    dropped: int = 0  # targets that the published tail leaves out
+    per_target: np.ndarray | None = field(default=None, repr=False, compare=False)  # (total,) nats, NaN: dropped
     adapted: Weights | None = field(default=None, repr=False, compare=False)  # what TTT ended with; not saved
 
     @property
@@ -34,11 +51,31 @@ class EvalResult:
         """Nats a token."""
         return self.nats / self.tokens
 
+    @property
+    def bpb_first(self) -> float:
+        """Bits per byte of the first score of every target."""
+        if not self.repeats:
+            return self.bpb
+        return bits_per_byte(sum(c["nats"] for c in self.chunks), sum(c["bytes"] for c in self.chunks))
+
 
 def as_dict(result: EvalResult) -> dict:
     """Plain values, without the arrays."""
     arrays = ("per_target", "adapted")
-    return {k: v for k, v in result.__dict__.items() if k not in arrays}
+    return {k: v for k, v in result.__dict__.items() if k not in arrays} | {"bpb_first": result.bpb_first}
+
+
+def as_text(result: EvalResult) -> str:
+    """The score with what must be known of it: targets, bytes, data, legality, and what adaptation touched."""
+    r, data = result, str(result.source.get("data", ""))[:12] or "unknown"
+    counted = [f"{r.tokens:,} targets", f"{r.bytes:,} bytes"]
+    counted += [f"{r.repeats:,} scores are repeats: {r.bpb_first:.4f} without"] * (r.repeats > 0)
+    counted += [f"{r.dropped:,} targets dropped"] * (r.dropped > 0)
+    lines = [f"{r.protocol}: {r.bpb:.4f} bpb, {', '.join(counted)}", f"data {data}, legality {r.legality}"]
+    for feature, row in r.coverage.items():
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"{feature}: {row['done']:,} of {row['of']:,} {row['unit']}{note}")
+    return "\n".join([*lines, f"{r.seconds:.1f} s"])
 
 
 def save(result: EvalResult, path: Path) -> None:
@@ -50,7 +87,25 @@ def save(result: EvalResult, path: Path) -> None:
 
 
 def load(path: Path) -> EvalResult:
+    """What `save` wrote. UserError: not there, damaged, or with numbers that no evaluation gives."""
     values = files.read_json(path, "an evaluation result")
+    values.pop("bpb_first", None)
+    try:
+        found = EvalResult(**{**values, "legality": Legality(values["legality"])})
+        numbers = [found.nats, found.bpb, found.seconds, *(c["nats"] for c in found.chunks)]
+        whole = all(math.isfinite(x) for x in numbers) and found.tokens > 0 and found.bytes > 0
+    except (TypeError, ValueError, KeyError) as e:
+        raise UserError(f"{path}: expected an evaluation result, found another record ({e})") from None
+    if not whole:
+        raise UserError(f"{path}: expected an evaluation result, found numbers that are not finite")
     nats = path.with_suffix(".npy")
-    per_target = np.load(nats, allow_pickle=False) if nats.exists() else None
-    return EvalResult(**{**values, "legality": Legality(values["legality"]), "per_target": per_target})
+    if not nats.exists():
+        return found
+    try:
+        per_target = np.load(nats, allow_pickle=False)
+    except (ValueError, EOFError) as e:
+        raise UserError(f"{nats}: expected the nats of every target, found a file that does not read ({e})") from None
+    total = found.chunks[-1]["stop"] if found.chunks else 0
+    if per_target.shape != (total,) or np.isnan(per_target).sum() != found.dropped:
+        raise UserError(f"{nats}: expected the nats of {total - found.dropped} of {total} targets, found others")
+    return replace(found, per_target=per_target)

@@ -4,13 +4,20 @@ Position p (0 <= p < total) is an input whose target is token p + 1. A row (star
 the positions [start, stop) that scores [score_from, stop).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from golfcore.base.errors import UserError
+from golfcore.config import Config
+
+
+def window_length(cfg: Config) -> int:
+    """Positions of a window: `eval.seq_len`, or as many as a row of training has."""
+    return cfg.eval.seq_len or cfg.data.seq_len
 
 
 def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.ndarray:
-    """(n, 3) int64 rows for a stream of `total` targets; stride = seq_len does not overlap.
+    """(n, 3) int64 rows for a stream of `total` targets; stride = seq_len does not overlap, and is the most.
 
     tail "exact": the last window is cut at the end and scores what is left, so every target is scored once.
     tail "exp101": every start that leaves at least one stride makes a window, and all windows cut at the end score the
@@ -56,16 +63,68 @@ def split(rows: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def by_chunk(rows: np.ndarray, edges: np.ndarray) -> list[np.ndarray]:
     """The windows of each chunk: a window belongs to the chunk of the first position that it scores.
 
-    Raises UserError if a scored span would straddle two chunks (score-first adaptation would then train too early).
+    Where a stride does not divide a chunk, a window also scores the first positions of the next chunk: before that
+    chunk is trained on, as all others.
     """
     chunk = np.minimum(np.searchsorted(edges, rows[:, 2], "right") - 1, len(edges) - 2)
-    ends = edges[chunk + 1]
-    if (rows[:, 1] > ends).any():
-        bad = np.flatnonzero(rows[:, 1] > ends)[0]
-        size = ends[bad] - edges[chunk[bad]]
-        raise UserError(
-            f"a window scores positions {rows[bad, 2]} to {rows[bad, 1]}, across the end of a chunk of {size} tokens: "
-            "expected a chunk that is a multiple of the stride and of no less than a window"
-        )
     at = np.searchsorted(chunk, np.arange(len(edges)))
     return [rows[a:b] for a, b in zip(at[:-1], at[1:], strict=True)]
+
+
+class Plan(NamedTuple):
+    """What an evaluation of a text will do, known before anything is scored."""
+
+    edges: np.ndarray  # (chunks + 1,) positions where chunks begin, and the end
+    chunks: list[np.ndarray]  # of each chunk its windows, (n, 3)
+    documents: np.ndarray  # positions where adaptation starts again, if it does at every document
+    rows: np.ndarray  # starts of the rows that may be trained on before the first score
+    selected: int  # how many of them are
+    first_sweep: int  # steps before the sweeps, which begin with a fresh optimizer
+    steps: int  # optimizer steps, at most
+    adapted_rows: int  # rows that may be trained on after a score
+    dropped: int  # targets that the published tail leaves out
+    repeats: int  # scores beyond the first of a target
+
+
+def adapts(cfg: Config) -> bool:
+    return cfg.ttt.epochs + cfg.ttt.sweeps > 0
+
+
+def plan(cfg: Config, total: int, documents: np.ndarray) -> Plan:
+    """The plan for `total` targets; `documents` are the positions whose input begins one (read if they matter)."""
+    c, t = cfg.ttt, cfg.data.seq_len
+    windows_of = windows(total, window_length(cfg), cfg.eval.stride, cfg.eval.tail)
+    score_first = adapts(cfg) and c.order == "score-first"
+    documents = documents if score_first and c.reset == "document" else np.empty(0, dtype=np.int64)
+    edges = chunk_edges(total, c.chunk_tokens, documents)
+    if len(documents):
+        windows_of = split(windows_of, edges)  # what a document ends with is scored before its adaptation is dropped
+    chunks = by_chunk(windows_of, edges)
+    dropped = total - int(windows_of[:, 1].max())
+    repeats = int((windows_of[:, 1] - windows_of[:, 2]).sum()) - (total - dropped)
+    rows, selected, first_sweep, steps, adapted_rows = np.empty(0, dtype=np.int64), 0, 0, 0, 0
+    if score_first:
+        ends = edges[1:-1]
+        counts = (np.diff(edges)[:-1] // t)[~np.isin(ends, documents)]
+        steps, adapted_rows = c.epochs * int((-(-counts // c.batch_seqs)).sum()), int(counts.sum())
+    elif adapts(cfg):
+        rows = t * np.arange(total // t)
+        selected = max(1, int(c.top_fraction * len(rows))) if c.top_fraction < 1 and len(rows) else len(rows)
+        first_sweep, steps = c.epochs * len(epoch(cfg, rows[:selected])), len(batches(cfg, rows[:selected]))
+    return Plan(edges, chunks, documents, rows, selected, first_sweep, steps, adapted_rows, dropped, repeats)
+
+
+def batches(cfg: Config, starts: np.ndarray) -> list[np.ndarray]:
+    """Row starts of every batch of a train-first protocol: epochs over the rows, then sweeps."""
+    per_chunk = max(1, cfg.ttt.chunk_tokens // cfg.data.seq_len)
+    sweep = [starts[at : at + per_chunk] for at in range(0, len(starts), per_chunk)]
+    return cfg.ttt.epochs * epoch(cfg, starts) + cfg.ttt.sweeps * sweep
+
+
+def epoch(cfg: Config, starts: np.ndarray) -> list[np.ndarray]:
+    """The batches of one pass: `batch_seqs` rows from each of `shards` parts of the stream."""
+    size, n = cfg.ttt.batch_seqs, cfg.ttt.shards
+    bounds = [len(starts) * k // n for k in range(n + 1)]
+    parts = [starts[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    longest = max(map(len, parts), default=0)
+    return [np.concatenate([p[at : at + size] for p in parts]) for at in range(0, longest, size)]

@@ -4,6 +4,7 @@ Shapes: U unique blocks, D width, H heads, Hkv key/value heads, K head width, F 
 Block u owns the pair of slots 2u, 2u+1 of `qo` (query, output) and `kv` (key, value).
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -41,6 +42,14 @@ def flat(weights: Weights) -> dict[str, Tensor]:
 def unflat(tensors: Mapping[str, Tensor]) -> Weights:
     rest = dict(tensors)
     return Weights(Banks(*(rest.pop(name) for name in Banks._fields)), rest)
+
+
+def fingerprint(weights: Weights) -> str:
+    """SHA-256 of every value, the same in any dtype that holds them."""
+    digest = hashlib.sha256()
+    for tensor in flat(weights).values():
+        digest.update(tensor.detach().cpu().float().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def tree_map(fn: Callable[..., Tensor], *trees: Weights) -> Weights:

@@ -13,12 +13,12 @@ from golfcore.analysis.text import Text, text_of
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
-from golfcore.plots import depth, index, legacy, meta, style, suite
+from golfcore.plots import depth, index, meta, protocols, style, suite, tokens
 from golfcore.plots import run as run_plots
 
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
-SUBJECTS = (run_plots, meta, depth, suite, legacy)
+SUBJECTS = (run_plots, meta, depth, suite, protocols, tokens)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
 
 
@@ -53,7 +53,7 @@ def draw_figures(
     drawn = {}
     for name, table in tables.items():
         if len(table):
-            table = table if isinstance(table, pd.DataFrame) else frames.frame(table)
+            table = frames.frame(table)
             say = FIGURES[plot or name][1]
             drawn[name] = Drawn(name, table, Caption(say(table)), _draw(name, plot or name, table, folder))
     more = {"plot": plot} if plot else {}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -67,13 +68,13 @@ def legend_above(ax: Axes, ncols: int = 3) -> None:
 
 def legend_below(fig: Figure, axes: Iterable[Axes]) -> None:
     """One legend below the figure, where it lies on no data, of every label in `axes`, each once."""
-    found = {}
+    found: dict[str, Artist] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
-        found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
+        found = dict(zip(labels, handles, strict=True)) | found
     if found:
         ncols = len(found) if len(found) <= 4 else min(-(-len(found) // 2), 4)
-        fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=ncols)
+        fig.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
 
 
 # -- forest plots

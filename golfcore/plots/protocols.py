@@ -1,191 +1,249 @@
-"""The figures of a study of protocols: golfcore.analysis.decomposition makes the tables."""
+"""The figures of a study of protocols and what each says: golfcore.analysis.protocols makes the frames."""
 
-from collections.abc import Sequence
+from typing import Any
 
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from golfcore.analysis.table import Row, Table, number
-from golfcore.plots import style
-from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED
+from golfcore.plots import parts, style
+from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, has
 
-LEGALITY = {  # label, colour and marker; every marker is different, too, for print in grey
-    "static": ("static", GREY, "o"),
-    "score-first": ("score-first", BLUE, "D"),
-    "train-first": ("train-first: not admissible", RED, "X"),
-}
-STEPS = {"a": ("(a) no overlap", BLUE), "b": ("(b) sliding", GREEN), "c": ("(c) sliding + TTT", RED)}
+STEPS = {label: style.MEASURES[name] for label, name in (("a", "static"), ("b", "sliding"), ("c", "ttt"))}
 LINES = (RED, BLUE, GREEN, ORANGE, PINK, GREY)
+Row = dict[str, Any]
 
 
-def waterfall(table: Table) -> Figure:
-    """From (a) over (b) to (c), of the artifact and of the float weights. Table: `decomposition.tables`."""
-    rows = {str(row["label"]): row for row in table}
-    steps = [label for label in STEPS if label in rows]
-    floats = [f"{label} float" for label in steps if f"{label} float" in rows]
+def _name(label: str) -> str:
+    return STEPS[label][0] if label in STEPS else label
+
+
+def _with_interval(row: Row, column: str = "difference") -> str:
+    """ "-0.0101 (95 % over text -0.0122 to -0.0080)"."""
+    text = f"{row[column]:+.5f}"
+    if not has(row, "low"):
+        return f"{text} (too few chunks for an interval)"
+    doubt = ", which includes no change" if row["low"] <= 0 <= row["high"] else ""
+    return f"{text} (95 % over text {row['low']:+.5f} to {row['high']:+.5f}{doubt})"
+
+
+# -- a, b, c
+
+
+def waterfall(table: pd.DataFrame) -> Figure:
+    """From (a) over (b) to (c), of the artifact and of the float weights. Frame: `protocols.tables`."""
+    bpb = dict(zip(table["label"], table["bpb"], strict=True))
+    steps = [label for label in STEPS if label in bpb]
     fig = style.figure(1.5 + 0.4 * len(steps))
     style.title(fig, "What of the score is context, and what is adaptation?")
     ax = fig.subplots()
-    level = number(rows[steps[0]], "bpb")
+    level = bpb[steps[0]]
     for y, label in enumerate(steps):
-        before, level, colour = level, number(rows[label], "bpb"), STEPS[label][1]
+        before, level, colour = level, bpb[label], STEPS[label][1]
         ax.barh(y, level - before, left=before, height=0.5, color=colour)
         ax.plot([level, level], [y, min(y + 1.25, len(steps) - 0.75)], color=colour, lw=1, ls=":")
         ax.plot([level], [y], "D", color=colour, ms=5)
-    at = [number(rows[label], "bpb") for label in floats]
-    ax.plot(at, [steps.index(label[0]) for label in floats], "o", color="none", mec=BLACK, ms=8, label="float weights")
-    _limits(ax, [number(row, "bpb") for row in table])
-    ax.set_yticks(range(len(steps)), [STEPS[label][0] for label in steps])
-    ax.set_ylim(len(steps) - 0.4, -0.6)
+    floats = {y: bpb[f"{label} float"] for y, label in enumerate(steps) if f"{label} float" in bpb}
+    if floats:
+        label = style.MEASURES["float"][0]
+        ax.plot(list(floats.values()), list(floats), "o", color="none", mec=BLACK, ms=8, label=label)
+    ax.set_xlim(*parts.padded(table["bpb"], 0.1))
+    parts.rows_axis(ax, [_name(label) for label in steps])
     ax.set_xlabel("bits per byte (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    if floats:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
-    _print(ax, 10, "score", [f"{number(rows[label], 'bpb'):.4f}" for label in steps])
-    _print(ax, 50, "change [95 %]", [style.change(rows[label]) for label in steps])
-    style.no_grid(ax, "y")
+    parts.legend_above(ax)
+    changes = [style.change(row) for row in table.set_index("label").loc[steps].to_dict("records")]
+    parts.printed(ax, {"score": [f"{bpb[label]:.4f}" for label in steps], "change [95 %]": changes})
     return fig
 
 
-def _limits(ax: Axes, values: Sequence[float]) -> None:
-    margin = 0.1 * (max(values) - min(values)) or 0.001
-    ax.set_xlim(min(values) - margin, max(values) + margin)
+def say_waterfall(table: pd.DataFrame) -> str:
+    rows = {row["label"]: row for row in table.to_dict("records")}
+    names = {"b": "longer context (b \u2212 a)", "c": "adaptation (c \u2212 b)"}
+    here = {k: text for k, text in names.items() if has(rows.get(k, {}), "difference")}
+    said = [f"{text} brings {_with_interval(rows[k])}" for k, text in here.items()]
+    text = f"In bits per byte, {'; '.join(said)}" if said else "Neither b nor c was measured against its reference"
+    if {"a", "b", "c"} <= rows.keys():
+        a, b, c = (rows[label]["bpb"] for label in "abc")
+        if c != a:
+            text += f"; of c \u2212 a, what was published as one number, {100 * (b - a) / (c - a):.0f} % is context"
+    return f"{text}."
 
 
-def _print(ax: Axes, offset: float, head: str, cells: Sequence[str]) -> None:
-    """A printed column to the right of the axes: its head, then a cell for each row."""
-    where = ax.get_yaxis_transform()
-    style.note(ax, head, (1, -0.8), (offset, 0), xycoords=where, color=GREY, annotation_clip=False, fontsize=7)
-    for y, text in enumerate(cells):
-        style.note(ax, text, (1, y), (offset, 0), xycoords=where, color=BLACK, fontsize=7)
+def say_gains(table: pd.DataFrame) -> str:
+    """Of `protocols.gains`, which has no figure."""
+    kinds = {"gain": ("gain", "Gains in bits per byte"), "contrast": ("is", "One gain less another")}
+    said = []
+    for kind, (column, head) in kinds.items():
+        rows = table[table["kind"] == kind].to_dict("records")
+        each = [f"{row[column]}: {_with_interval(row, 'value')}" for row in rows]
+        said += [f"{head}: {'; '.join(each)}."] if each else []
+    return " ".join(said) or "No two cells of the same weights were measured, so there is no gain to state."
 
 
-def scores(table: Table) -> Figure:
-    """Every protocol with its legality. Table: `decomposition.tables`."""
-    rows = [row for row in table if row["label"] != "a"]
-    return _against(table, rows, "What does each protocol score, and is it admissible?")
+# -- protocols and controls
 
 
-def controls(table: Table) -> Figure:
-    """Adaptation with one thing changed. Table: `decomposition.tables`."""
-    return _against(table, list(table), "What does the gain of adaptation hang on?")
+def scores(table: pd.DataFrame) -> Figure:
+    """Every protocol with its legality. Frame: `protocols.tables`."""
+    return _against(table[table["label"] != "a"], "What does each protocol score, and is it legal?")
 
 
-def _against(table: Table, rows: Sequence[Row], question: str) -> Figure:
+def controls(table: pd.DataFrame) -> Figure:
+    """Adaptation with one thing changed. Frame: `protocols.tables`."""
+    return _against(table, "What does the gain of adaptation hang on?")
+
+
+def _against(table: pd.DataFrame, question: str) -> Figure:
     """Differences of the rows to their references with intervals; marker and colour say what the ledger saw."""
-    fig = style.figure(1.5 + 0.23 * len(rows))
+    rows = table.to_dict("records")
+    fig = style.figure(1.6 + 0.23 * len(rows))
     style.title(fig, question)
     ax = fig.subplots()
-    ax.axvline(0, color=BLACK, lw=0.8)
-    seen = []
-    for y, row in enumerate(rows):
-        label, colour, marker = LEGALITY[str(row["legality"])]
-        if row.get("low") is not None:
-            ax.plot([number(row, "low"), number(row, "high")], [y, y], color=colour, lw=1.4)
-        if row.get("difference") is not None:
-            named = None if label in seen else label
-            ax.plot([number(row, "difference")], [y], marker, color=colour, ms=5, ls="none", label=named)
-            seen.append(label)
-    ax.set_yticks(range(len(rows)), [_name(row) for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.margins(x=0.1)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    looks = [style.LEGALITY[row["legality"]] for row in rows]
+    parts.forest(ax, table, [parts.Mark(colour, marker, label) for label, colour, marker in looks])
+    parts.rows_axis(ax, [f"{_name(r['label'])}  [{r['reference']}]" for r in rows])
     ax.set_xlabel("difference to the cell in brackets (bits per byte), 95 % over chunks of text")
-    if seen:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
-    _print(ax, 10, "score", [f"{number(row, 'bpb'):.4f}" for row in rows])
-    _print(ax, 50, "change [95 %]", [style.change(row) for row in rows])
-    style.no_grid(ax, "y")
+    parts.legend_below(fig, [ax])
+    changes = [style.change(row) for row in rows]
+    parts.printed(ax, {"score": [f"{row['bpb']:.4f}" for row in rows], "change [95 %]": changes})
     return fig
 
 
-def _name(row: Row) -> str:
-    label = STEPS[str(row["label"])][0] if row["label"] in STEPS else str(row["label"])
-    return f"{label}  [{row['reference']}]" if row.get("reference") else label
+def say_scores(table: pd.DataFrame) -> str:
+    first = table["legality"] == "train-first"
+    if first.all():
+        return "No legal score was measured."
+    best = table.loc[table.loc[~first, "bpb"].idxmin()]
+    text = f"The best legal score is {best['bpb']:.4f} ({_name(best['label'])})"
+    others = [
+        f"{row['label']} {row['bpb']:.4f}, {row['bpb'] - best['bpb']:+.4f} against it"
+        for row in table[first].to_dict("records")
+    ]
+    said = "; trained on targets before they were scored, so no scores of a code: " + "; ".join(others)
+    return text + (said if others else "") + "."
 
 
-def strides(table: Table) -> Figure:
-    """Score against cost of scoring without adaptation, by stride. Table: `decomposition.strides`."""
+def say_controls(table: pd.DataFrame) -> str:
+    known = table[table["difference"].notna()]
+    base = known[known["label"] == "c"].to_dict("records")
+    text = f"(c) gains {_with_interval(base[0])}" if base else "(c) was not measured"
+    others = known[known["group"] != "abc"]
+    lowest = others.loc[others.groupby("group", sort=False)["difference"].idxmin()].to_dict("records")
+    said = "; ".join(f"{row['group']}: {row['label']} {_with_interval(row)}" for row in lowest)
+    return f"{text}. The lowest difference to its reference in each group: {said}." if said else f"{text}."
+
+
+# -- context
+
+
+def strides(table: pd.DataFrame) -> Figure:
+    """Score against cost of scoring without adaptation, by stride. Frame: `protocols.strides`."""
     fig = style.figure(2.7)
     style.title(fig, "What does a longer context cost?")
     ax = fig.subplots()
-    cost, bpb = table.numbers("computed"), table.numbers("bpb")
-    ax.plot(cost, bpb, "-", color=GREEN, lw=1)
-    for row in table:
-        x, y = number(row, "computed"), number(row, "bpb")
-        ax.errorbar([x], [y], yerr=[[way] for way in _reach(row)], color=GREEN, marker="o", capsize=3, lw=1.2)
-        name = "no overlap" if row["label"] == "a" else str(row["label"])
-        style.note(ax, f"{name}\n{number(row, 'seconds'):,.3g} s", (x, y), (7, 10), fontsize=7)
+    cost = table["computed"]
+    ax.plot(cost, table["bpb"], "-", color=GREEN, lw=1)
+    for row in table.to_dict("records"):
+        ends = [row["difference"] - row["low"], row["high"] - row["difference"]] if has(row, "low") else [0.0, 0.0]
+        error = [[max(way, 0.0)] for way in ends]
+        ax.errorbar([row["computed"]], [row["bpb"]], yerr=error, color=GREEN, marker="o", capsize=3, lw=1.2)
+        style.note(ax, f"stride {row['stride']}", (row["computed"], row["bpb"]), (7, 8), fontsize=7)
     ax.set_xscale("log", base=2)
-    ax.set_xlim(min(cost) / 1.3, max(cost) * 1.8)
+    ax.set_xlim(cost.min() / 1.3, cost.max() * 1.8)
     ax.set_xticks(cost, [f"{value:g}" for value in cost])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(y=0.25)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_ylabel("bits per byte")
-    ax.set_xlabel("tokens computed for each target scored; line: 95 % of the difference to no overlap")
+    ax.set_xlabel("tokens computed for each target scored; bars: 95 % of the difference to no overlap")
     return fig
 
 
-def _reach(row: Row) -> tuple[float, float]:
-    """How far the interval of the difference reaches below and above it."""
-    if row.get("low") is None:
-        return 0.0, 0.0
-    difference = number(row, "difference")
-    return max(difference - number(row, "low"), 0.0), max(number(row, "high") - difference, 0.0)
+def say_strides(table: pd.DataFrame) -> str:
+    first, best = table.iloc[0], table.loc[table["bpb"].idxmin()]
+    return (
+        f"The lowest score is that of stride {best['stride']}: {best['bpb'] - first['bpb']:+.5f} against stride "
+        f"{first['stride']}, for {best['computed'] / first['computed']:g} times the tokens computed."
+    )
 
 
-def positions(table: Table) -> Figure:
-    """Loss by position in a window, and where the gain of context lies. Table: `decomposition.positions`."""
-    fig = style.figure(2.8)
+def positions(table: pd.DataFrame) -> Figure:
+    """Loss by position in a window, and where the gain of context lies. Frame: `protocols.positions`."""
+    fig = style.figure(3.0)
     style.title(fig, "Why does a sliding window score better without adapting?")
-    left, right = fig.subplots(1, 2)
-    edges = [*table.numbers("start"), number(table[-1], "stop")]
+    shared = "so_far" in table and table["so_far"].notna().any()
+    axes = fig.subplots(1, 1 + shared, squeeze=False)[0]
+    edges = [*table["start"], table["stop"].iloc[-1]]
     for label, column in (("a", "static"), ("b", "sliding")):
         name, colour = STEPS[label]
-        left.stairs(table.numbers(column), edges, color=colour, lw=1.6, baseline=None, label=name)
-    left.set_ylabel("bits a target")
-    left.legend()
-    style.subtitle(left, "the same targets, by position in (a)")
-    shares = [100 * value for value in table.numbers("so_far")]
-    if shares:
-        right.plot(edges[1:], shares, "o-", color=BLACK, ms=2.5, lw=1)
-    right.set_ylim(min(0.0, *shares, 0.0) - 4, max(100.0, *shares, 100.0) + 8)
-    right.set_ylabel("% of (b) \u2212 (a)")
-    style.subtitle(right, "share of the gain up to this position")
-    for ax in (left, right):
+        axes[0].stairs(table[column], edges, color=colour, lw=1.6, baseline=None, label=name)
+    axes[0].set_ylabel("bits a target")
+    style.subtitle(axes[0], "the same targets, by position in (a)")
+    if shared:
+        shares = 100 * table["so_far"]
+        axes[1].plot(edges[1:], shares, "o-", color=BLACK, ms=2.5, lw=1)
+        axes[1].set_ylim(min(0.0, shares.min()) - 4, max(100.0, shares.max()) + 8)
+        axes[1].set_ylabel("% of (b) \u2212 (a)")
+        style.subtitle(axes[1], "share of the gain up to this position")
+    for ax in axes:
         ax.set_xscale("symlog", base=2, linthresh=1)
         ax.set_xlim(0, edges[-1])
-        powers = [2**k for k in range(0, 17, 3) if 2**k < edges[-1]]
-        ax.set_xticks([0, *powers])
+        ax.set_xticks([0, *(2**k for k in range(0, 17, 3) if 2**k < edges[-1])])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.set_xlabel("position in the window")
+    parts.legend_below(fig, axes)
     return fig
 
 
-def stream(table: Table) -> Figure:
-    """The gain of each legal adaptation over (b) along the text. Table: `decomposition.along`."""
-    labels = list(dict.fromkeys(str(row["label"]) for row in table))
+def say_positions(table: pd.DataFrame) -> str:
+    targets = table["targets"].sum()
+    change = (table["change"] * table["targets"]).sum() / targets
+    text = f"A sliding window changes the mean target by {change:+.4f} bits"
+    half = table[table["so_far"] >= 0.5] if "so_far" in table else table[:0]
+    if len(half):
+        stop = half["stop"].iloc[0]
+        here = table.loc[table["stop"] <= stop, "targets"].sum() / targets
+        text += f", half of it before position {stop:,.0f} of a window, at {100 * here:.1f} % of the targets"
+    first, last = table.iloc[0], table.iloc[-1]
+    return (
+        f"{text}. From the first position to the last a target costs {first['static']:.2f} to {last['static']:.2f} "
+        f"bits under (a), and {first['sliding']:.2f} to {last['sliding']:.2f} under (b)."
+    )
+
+
+def stream(table: pd.DataFrame) -> Figure:
+    """The gain of each legal adaptation over (b) along the text. Frame: `protocols.along`."""
     fig = style.figure(3.2)
     style.title(fig, "Where in the text does adaptation gain?")
     ax = fig.subplots()
-    ax.axhline(0, color=BLACK, lw=0.8)
-    for i, (label, colour) in enumerate(zip(labels, LINES, strict=False)):
-        rows = table.only(label=label)
-        at = [stop / 1000 for stop in rows.numbers("stop")]
-        if i == 0:
-            ax.stairs(rows.numbers("here"), [0.0, *at], fill=True, color=PALE, label=f"{_step(label)}, chunk alone")
-            banded = Table(row for row in rows if row.get("low") is not None)
-            where = [stop / 1000 for stop in banded.numbers("stop")]
-            ax.fill_between(where, banded.numbers("low"), banded.numbers("high"), color=colour, alpha=0.25, lw=0)
-        ax.plot(at, rows.numbers("difference"), color=colour, lw=1.8 if i == 0 else 1, label=_step(label))
+    groups = table.groupby("label", sort=False)
+    for i, ((label, rows), colour) in enumerate(zip(groups, LINES, strict=False)):
+        name = _name(str(label))
+        if i:  # one band and one set of bars: those of the first
+            parts.course(ax, rows.drop(columns=["low", "high"]), colour, name)
+        else:
+            parts.course(ax, rows, colour, name, f"{name}, chunk alone")
     ax.set_ylabel("less (b), bits per byte")
     ax.set_xlabel("validation targets scored (thousands); lines: all chunks so far, band: 95 % over chunks")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    parts.legend_below(fig, [ax])
     return fig
 
 
-def _step(label: str) -> str:
-    return STEPS[label][0] if label in STEPS else label
+def say_stream(table: pd.DataFrame) -> str:
+    said = [
+        f"{label} {_with_interval(rows.iloc[-1].to_dict())}, better on {(rows['here'] < 0).sum()} of {len(rows)} chunks"
+        for label, rows in table.groupby("label", sort=False)
+    ]
+    return f"Against (b), over the whole text: {'; '.join(said)}."
+
+
+FIGURES = {
+    "protocols-waterfall": (waterfall, say_waterfall),
+    "protocols-scores": (scores, say_scores),
+    "protocols-controls": (controls, say_controls),
+    "protocols-strides": (strides, say_strides),
+    "protocols-positions": (positions, say_positions),
+    "protocols-stream": (stream, say_stream),
+}

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from golfcore.analysis.claims import CONFIRMED, OPEN, OPPOSITE, REFUTED, SAME, UNPUBLISHED, is_legal, summary
 from golfcore.plots import parts, style
@@ -35,8 +34,8 @@ def suite(table: pd.DataFrame) -> Figure:
             axes[0].plot([row["published_difference"]], [y], "D", **look)
     parts.rows_axis(axes[0], [f"{row['label']} [{row['on']}]" for row in rows])
     measure = str(table["measure"].iloc[0])
-    style.subtitle(axes[0], f"{style.measure(measure)[0]}, each arm's own protocol")
-    style.subtitle(axes[1], f"{style.measure('sliding')[0]}, same weights: legal")
+    style.subtitle(axes[0], f"{style.measure(measure)[0]}, as published")
+    style.subtitle(axes[1], f"{style.measure('sliding')[0]}, same weights")
     for y, row in enumerate(rows):
         where, (verdict, ratio) = axes[1].get_yaxis_transform(), said(row)
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
@@ -50,10 +49,13 @@ def suite(table: pd.DataFrame) -> Figure:
 
 
 def said(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The verdict, and under it the measured difference over the published one, or what would have been seen."""
+    """The verdict, and under it the published and the measured difference, with their ratio or what would be seen."""
+    if not has(row, "published_difference"):
+        return row["verdict"], f"here {style.signed(row['difference'])}"
+    text = f"{style.signed(row['published_difference'])}, here {style.signed(row['difference'])}"
     if row["verdict"] == OPEN and has(row, "detectable"):
-        return row["verdict"], f"would see {row['detectable']:.4f}; published {row['published_difference']:+.4f}"
-    return row["verdict"], f"{row['ratio']:.3g} times the published" if has(row, "ratio") else ""
+        return row["verdict"], f"{text}; seen from {row['detectable']:.2g}"
+    return row["verdict"], f"{text}; ratio {row['ratio']:.2g}" if has(row, "ratio") else text
 
 
 def _panel(ax: Axes, rows: list[dict], prefix: str) -> None:
@@ -67,13 +69,9 @@ def _panel(ax: Axes, rows: list[dict], prefix: str) -> None:
         entry = None if label in seen else f"measured, {label}"
         seen.add(label)
         ax.plot([row[f"{prefix}difference"]], [y], "o", color=colour, ms=4, zorder=3, ls="none", label=entry)
-    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR))
-    ax.xaxis.set_major_formatter(FuncFormatter(_tick))
-    ax.tick_params(axis="x", labelsize=6)
-
-
-def _tick(x: float, _: int) -> str:
-    return f"{x:+g}".replace("0.", ".").replace("-", "\u2212") if x else "0"
+    low, high = ax.get_xlim()
+    ticks = [t for t in (-1.0, -0.01, 0.0, 0.01, 1.0) if low <= t <= high]
+    ax.set_xticks(ticks, [f"{t:+g}".replace("0.", ".").replace("-", "\u2212") if t else "0" for t in ticks])
 
 
 FIGURES = {"ablation-suite": (suite, summary)}

@@ -1,178 +1,261 @@
-"""The figures of losses by token: golfcore.analysis.token_losses makes the tables."""
+"""The figures of losses by token and what each says: golfcore.analysis.tokens makes the frames."""
 
-from collections.abc import Sequence
-
-from matplotlib.axes import Axes
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from golfcore.analysis.table import Table, number
-from golfcore.plots import style
-from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED
+from golfcore.plots import parts, style
+from golfcore.plots.style import BLACK, GREEN, GREY, ORANGE, PALE, PINK, RED
 
-CLASSES = {"word start": BLUE, "within word": ORANGE, "byte": GREEN, "control": GREY}
-
-
-def measures_in(table: Table) -> list[str]:
-    """The evaluations in a table, in the order of a run's, without the published rows."""
-    return [name for name in style.MEASURES if table.only(measure=name)]
+COINCIDE = 0.005  # curves of shares that are nowhere further apart than this are drawn as one
 
 
-def histogram(table: Table) -> Figure:
-    """Targets and loss by nats. Table: `token_losses.histogram` of each evaluation."""
-    fig = style.figure(2.8)
+def _ours(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each evaluation, in the order of a run's, without the published ones."""
+    found = {name: table[table["measure"] == name].dropna(axis="columns", how="all") for name in style.MEASURES}
+    return {name: rows.reset_index(drop=True) for name, rows in found.items() if len(rows)}
+
+
+def _last(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The evaluation that a table was made for, the last in it, and its rows."""
+    name = table.loc[table["measure"] != "published", "measure"].iloc[-1]
+    return name, _ours(table)[name]
+
+
+def _published(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[table["measure"] == "published"]
+    return rows.assign(impossible=rows["impossible"].astype(bool)).reset_index(drop=True)
+
+
+def _distinct(curves: dict[str, pd.DataFrame], x: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """(label, colour, rows) of the curves of shares over `x` that differ; the label names all that coincide in one."""
+    found: list[tuple[list[str], pd.DataFrame]] = []
+    for name, rows in curves.items():
+        for names, other in found:
+            there = [np.interp(rows[x], other[x], other[column]) for column in ("share", "share_of_loss")]
+            if np.abs(np.array(there) - rows[["share", "share_of_loss"]].T).to_numpy().max() < COINCIDE:
+                names.append(name)
+                break
+        else:
+            found.append(([name], rows))
+    labels = [
+        ", ".join(style.MEASURES[n][0] for n in names) + " (they coincide)" * bool(names[1:]) for names, _ in found
+    ]
+    return [(label, style.MEASURES[names[0]][1], rows) for label, (names, rows) in zip(labels, found, strict=True)]
+
+
+# -- distribution
+
+
+def histogram(table: pd.DataFrame) -> Figure:
+    """Targets and loss by nats. Frame: `tokens.histogram` of each evaluation. Curves that coincide are drawn once."""
+    fig = style.figure(3.0)
     style.title(fig, "How is the loss distributed over the targets?")
-    for ax, column in zip(fig.subplots(1, 2, sharey=False), ("share", "share_of_loss"), strict=True):
-        for name in measures_in(table):
-            rows = table.only(measure=name)
-            edges = rows.numbers("low")
-            label, colour = style.MEASURES[name]
-            step = edges[1] - edges[0]
-            values = [100 * value for value in rows.numbers(column)]
-            ax.stairs(values, [*edges, edges[-1] + step], color=colour, lw=1.2, label=label)
+    axes = dict(zip(("share", "share_of_loss"), fig.subplots(1, 2), strict=True))
+    for column, ax in axes.items():
+        for label, colour, rows in _distinct(_ours(table), "low"):
+            edges = list(rows["low"])
+            ax.stairs(100 * rows[column], [*edges, 2 * edges[-1] - edges[-2]], color=colour, lw=1.2, label=label)
         ax.set_xlabel("nats of the target (the last bin: all beyond)")
         ax.set_ylabel("% of targets" if column == "share" else "% of the loss")
-    fig.axes[1].legend()
+    parts.legend_below(fig, axes.values())
     return fig
 
 
-def exceedance(table: Table) -> Figure:
-    """Shares above each threshold, measured and published. Table: `token_losses.tables`."""
-    theirs = table.only(measure="published")
-    measure = str([row for row in table if row["measure"] != "published"][-1]["measure"])
-    ours = table.only(measure=measure)
+def say_histogram(table: pd.DataFrame) -> str:
+    name, rows = _last(table)
+    top = rows.loc[rows["share"].idxmax()]
+    below = rows.loc[rows["low"] < 1, "share"].sum()
+    return (
+        f"Under {style.MEASURES[name][0]} {100 * below:.1f} % of the targets cost less than 1 nat; the fullest bin "
+        f"starts at {top['low']:g} nats and holds {100 * top['share']:.1f} %."
+    )
+
+
+def exceedance(table: pd.DataFrame) -> Figure:
+    """Shares above each threshold, measured and published. Frame: `tokens.tables`."""
+    name, ours = _last(table)
     fig = style.figure(3.3)
     style.title(fig, "Which share of the loss do the hard targets bring?")
     left, right = fig.subplots(1, 2, sharey=True)
-    names = [f"> {number(row, 'threshold'):g} nats" for row in ours]
     sides = (
-        (left, ours, f"measured here, {style.MEASURES[measure][0]}", "bound"),
-        (right, theirs, "published (pr294)", "bound_low"),
+        (left, ours.assign(impossible=False), f"measured here, {style.MEASURES[name][0]}", "bound"),
+        (right, _published(table), "published (pr294)", "bound_low"),
     )
     for ax, rows, whose, bound in sides:
-        _bars(ax, -0.2, [100 * value for value in rows.numbers("share")], PALE, "of targets")
-        at = [y + 0.2 for y in range(len(rows))]
-        shares, least = ([100 * value for value in rows.numbers(c)] for c in ("share_of_loss", bound))
-        ax.barh(at, shares, height=0.37, color=GREEN, label="of the loss")
-        label = "least that the counts allow"
-        ax.plot(least, at, "|", color=BLACK, ms=11, mew=1.6, ls="none", label=label)
-        for y, row, share, limit in zip(at, rows, shares, least, strict=True):
-            wrong = bool(row.get("impossible"))
-            text, look = f"{share:.1f}" + (", impossible" if wrong else ""), RED if wrong else BLACK
-            style.note(ax, text, (max(share, limit), y), (5, 0), fontsize=6.5, color=look)
+        targets, loss, least = (100 * rows[column] for column in ("share", "share_of_loss", bound))
+        parts.bars(ax, targets, [f"{value:.1f}" for value in targets], (PALE, "of targets"), offset=-0.2)
+        at = np.arange(len(rows)) + 0.2
+        ax.barh(at, loss, height=0.37, color=GREEN, label="of the loss")
+        ax.plot(least, at, "|", color=BLACK, ms=11, mew=1.6, ls="none", label="least that the counts allow")
+        for y, share, limit, wrong in zip(at, loss, least, rows["impossible"], strict=True):
+            text, colour = (f"{share:.1f}, impossible", RED) if wrong else (f"{share:.1f}", BLACK)
+            style.note(ax, text, (max(share, limit), y), (5, 0), fontsize=7, color=colour)
+        parts.rows_axis(ax, [f"> {threshold:g} nats" for threshold in rows["threshold"]])
         ax.set_xlabel("share (%)")
         ax.set_xlim(0, 118)
         style.subtitle(ax, whose)
-        style.no_grid(ax, "y")
-    left.set_yticks(range(len(names)), names)
-    left.set_ylim(len(names) - 0.4, -0.6)
-    handles, labels = left.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    parts.legend_below(fig, [left])
     return fig
 
 
-def concentration(table: Table) -> Figure:
-    """Share of the loss against share of the targets, hardest first. Table: `token_losses.tables`."""
+def say_exceedance(table: pd.DataFrame) -> str:
+    name, rows = _last(table)
+    said = [
+        f"> {r['threshold']:g}: {100 * r['share']:.1f} % of targets, {100 * r['share_of_loss']:.1f} % of the loss"
+        for r in rows.to_dict("records")
+    ]
+    theirs = _published(table)
+    wrong = [
+        f"> {r['threshold']:g} ({100 * r['share_of_loss']:.0f} % where the counts need at least "
+        f"{100 * r['bound_low']:.1f} %)"
+        for r in theirs[theirs["impossible"]].to_dict("records")
+    ]
+    verdict = "No published share contradicts its own count."
+    if wrong:
+        verdict = f"{len(wrong)} of {len(theirs)} published shares contradict their own counts: {'; '.join(wrong)}."
+    return f"Under {style.MEASURES[name][0]}, by nats: {'; '.join(said)}. {verdict}"
+
+
+def concentration(table: pd.DataFrame) -> Figure:
+    """Share of the loss against share of the targets, hardest first. Frame: `tokens.tables`.
+
+    Curves that coincide are drawn once.
+    """
     fig = style.figure(3.2)
     style.title(fig, "How concentrated is the loss?")
     ax = fig.subplots()
-    for name in measures_in(table):
-        rows = table.only(measure=name)
-        label, colour = style.MEASURES[name]
-        x, y = ([100 * v for v in rows.numbers(c)] for c in ("share", "share_of_loss"))
-        ax.plot(x, y, color=colour, lw=1.4, label=label)
-    theirs = table.only(measure="published")
-    for impossible, colour, text in ((False, BLACK, "published"), (True, RED, "published, impossible")):
-        rows = Table(row for row in theirs if row["impossible"] is impossible)
-        x, y = ([100 * v for v in rows.numbers(c)] for c in ("share", "share_of_loss"))
-        ax.plot(x, y, "X" if impossible else "o", color=colour, ms=6, ls="none", label=text)
-    x, low, high = ([100 * v for v in theirs.numbers(c)] for c in ("share", "bound_low", "bound_high"))
-    label = "least that the published counts allow"
-    ax.vlines(x, low, high, color=PINK, lw=4, label=label)
+    for label, colour, rows in _distinct(_ours(table), "share"):
+        ax.plot(100 * rows["share"], 100 * rows["share_of_loss"], color=colour, label=label)
+    theirs = _published(table)
+    for impossible, colour, label in ((False, BLACK, "published"), (True, RED, "published, impossible")):
+        rows = 100 * theirs.loc[theirs["impossible"] == impossible, ["share", "share_of_loss"]]
+        if len(rows):
+            marker = "X" if impossible else "o"
+            ax.plot(rows["share"], rows["share_of_loss"], marker, color=colour, ms=6, ls="none", label=label)
+    low, high = 100 * theirs["bound_low"], 100 * theirs["bound_high"]
+    ax.vlines(100 * theirs["share"], low, high, color=PINK, lw=4, label="least that the published counts allow")
     ax.set_xlabel("share of the targets, hardest first (%)")
     ax.set_ylabel("share of the loss (%)")
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 104)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(loc="lower right")
     return fig
 
 
-def classes(table: Table) -> Figure:
-    """Spread of the loss and hard targets in each class. Table: `token_losses.classes`."""
+def say_concentration(table: pd.DataFrame) -> str:
+    name, rows = _last(table)
+    said = []
+    for share in (0.1, 0.25, 0.5):
+        row = rows.loc[(rows["share"] - share).abs().idxmin()]
+        said.append(f"{100 * row['share']:.0f} % bring {100 * row['share_of_loss']:.1f} %")
+    return f"Under {style.MEASURES[name][0]}, of the targets the hardest {'; '.join(said)} of the loss."
+
+
+# -- kinds of token
+
+
+def classes(table: pd.DataFrame) -> Figure:
+    """Spread of the loss and hard targets in each class. Frame: `tokens.classes`."""
     fig = style.figure(1.7 + 0.34 * len(table))
     style.title(fig, "Which kinds of token are hard?")
     left, right = fig.subplots(1, 2, sharey=True)
-    for y, row in enumerate(table):
-        colour = CLASSES[str(row["class"])]
-        left.plot([number(row, "p10"), number(row, "p90")], [y, y], color=colour, lw=3, alpha=0.5)
-        left.plot([number(row, "median")], [y], "D", color=colour, ms=5)
-    left.set_yticks(range(len(table)), [f"{row['class']}\n{number(row, 'targets'):,.0f} targets" for row in table])
-    left.set_ylim(len(table) - 0.4, -0.6)
+    for y, row in enumerate(table.to_dict("records")):
+        colour = style.CLASSES[row["class"]]
+        left.plot([row["p10"], row["p90"]], [y, y], color=colour, lw=3, alpha=0.5)
+        left.plot([row["median"]], [y], "D", color=colour, ms=5)
     left.set_xlabel("nats (median; line: 10 to 90 % of targets)")
     hard = {"above_3": (-0.25, PALE), "above_5": (0.0, ORANGE), "above_7": (0.25, RED)}
     for column, (offset, colour) in hard.items():
-        values = [100 * value for value in table.numbers(column)]
-        _bars(right, offset, values, colour, f"> {column.removeprefix('above_')} nats", height=0.23)
+        at, label = np.arange(len(table)) + offset, f"> {column.removeprefix('above_')} nats"
+        right.barh(at, 100 * table[column], height=0.23, color=colour, label=label)
+        for y, value in zip(at, 100 * table[column], strict=True):
+            style.note(right, f"{value:.1f}", (value, y), (3, 0), fontsize=6.5)
     right.set_xlabel("share of the class's targets (%)")
     right.margins(x=0.2)
-    right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
+    parts.legend_above(right)
     for ax in (left, right):
-        style.no_grid(ax, "y")
+        parts.rows_axis(ax, [f"{r['class']}\n{r['targets']:,} targets" for r in table.to_dict("records")])
     return fig
 
 
-def frequency(table: Table) -> Figure:
-    """Cost of a target by how frequent its token is in training. Table: `token_losses.frequency`."""
-    fig = style.figure(2.8)
+def say_classes(table: pd.DataFrame) -> str:
+    said = [
+        f"{r['class']}: median {r['median']:.2f} nats, {100 * r['above_5']:.1f} % above 5, "
+        f"{100 * r['share_of_loss']:.1f} % of the loss on {100 * r['share']:.1f} % of the targets"
+        for r in table.to_dict("records")
+    ]
+    return f"{'; '.join(said)}."
+
+
+def frequency(table: pd.DataFrame) -> Figure:
+    """Cost of a target by how frequent its token is in training. Frame: `tokens.frequency`."""
+    fig = style.figure(3.0)
     style.title(fig, "Are rare tokens the hard ones?")
     left, right = fig.subplots(1, 2)
-    met = Table(row for row in table if row["targets"])
-    groups = met.numbers("group")
-    left.plot(groups, met.numbers("unigram_bits"), "o-", color=GREY, ms=3, lw=1, label="by its frequency alone")
-    left.plot(groups, met.numbers("bits_per_target"), "D-", color=GREEN, ms=4, lw=1.2, label="by the model")
+    met = table[table["targets"] > 0]
+    left.plot(met["group"], met["unigram_bits"], "o-", color=GREY, ms=3, lw=1, label="by its frequency alone")
+    left.plot(met["group"], met["bits_per_target"], "D-", color=GREEN, ms=4, lw=1.2, label="by the model")
     left.set_ylim(bottom=0)
     left.set_ylabel("bits a target")
-    left.legend()
-    for offset, column, colour, label in (
-        (-0.2, "share", PALE, "of targets"),
-        (0.2, "share_of_loss", GREEN, "of the loss"),
-    ):
-        at = [number(row, "group") + offset for row in table]
-        right.bar(at, [100 * value for value in table.numbers(column)], width=0.38, color=colour, label=label)
+    bars = ((-0.2, "share", PALE, "of targets"), (0.2, "share_of_loss", GREEN, "of the loss"))
+    for offset, column, colour, label in bars:
+        right.bar(table["group"] + offset, 100 * table[column], width=0.38, color=colour, label=label)
     right.set_ylabel("share (%)")
-    right.legend()
     for ax in (left, right):
         ax.set_xlabel("tenth of the vocabulary, most frequent first")
         ax.set_xlim(0.4, len(table) + 0.6)
         ax.set_xticks([1, len(table) // 2, len(table)])
+    parts.legend_below(fig, (left, right))
     style.no_grid(right, "x")
     return fig
 
 
-def pieces(table: Table) -> Figure:
-    """The tokens that cost most altogether. Table: `token_losses.pieces`."""
+def say_frequency(table: pd.DataFrame) -> str:
+    met = table[table["targets"] > 0]
+    first, last = met.iloc[0], met.iloc[-1]
+    saved = [f"group {r['group']:.0f} saves {r['unigram_bits'] - r['bits_per_target']:+.2f}" for r in (first, last)]
+    return (
+        f"The most frequent tenth of the vocabulary is {100 * first['share']:.1f} % of the targets and "
+        f"{100 * first['share_of_loss']:.1f} % of the loss, at {first['bits_per_target']:.2f} bits; the rarest tenth "
+        f"that occurs costs {last['bits_per_target']:.2f}. Against frequency alone, in bits a target: "
+        f"{'; '.join(saved)}."
+    )
+
+
+def pieces(table: pd.DataFrame) -> Figure:
+    """The tokens that cost most altogether. Frame: `tokens.pieces`."""
     fig = style.figure(1.1 + 0.19 * len(table))
     style.title(fig, "Which tokens does the loss fall on?")
     ax = fig.subplots()
-    for name, colour in CLASSES.items():
-        at = [y for y, row in enumerate(table) if row["class"] == name]
-        if at:
-            shares = [100 * number(table[y], "share_of_loss") for y in at]
-            ax.barh(at, shares, height=0.7, color=colour, label=name)
-    for y, row in enumerate(table):
-        text = f"{number(row, 'targets'):,.0f} x {number(row, 'bits_per_target'):.2f} bits"
-        style.note(ax, text, (100 * number(row, "share_of_loss"), y), (4, 0), fontsize=7)
-    ax.set_yticks(range(len(table)), [str(row["piece"]) for row in table], parse_math=False)
-    ax.set_ylim(len(table) - 0.4, -0.6)
+    for name, colour in style.CLASSES.items():
+        rows = table[table["class"] == name]
+        if len(rows):
+            ax.barh(rows.index, 100 * rows["share_of_loss"], height=0.7, color=colour, label=name)
+    for y, row in enumerate(table.to_dict("records")):
+        text = f"{row['targets']:,} x {row['bits_per_target']:.2f} bits"
+        style.note(ax, text, (100 * row["share_of_loss"], y), (4, 0), fontsize=7)
+    parts.rows_axis(ax, table["piece"])
+    ax.set_yticks(range(len(table)), table["piece"], parse_math=False)
     ax.set_xlabel("share of the loss (%)")
     ax.set_xlim(0, 1.25 * ax.dataLim.x1)
     ax.legend(loc="lower right")
-    style.no_grid(ax, "y")
     return fig
 
 
-def _bars(ax: Axes, offset: float, values: Sequence[float], colour: str, label: str, height: float = 0.37) -> None:
-    """One horizontal bar a row, `offset` from its tick, with its number at its end."""
-    at = [y + offset for y in range(len(values))]
-    ax.barh(at, values, height=height, color=colour, label=label)
-    for y, value in zip(at, values, strict=True):
-        style.note(ax, f"{value:.1f}", (value, y), (3, 0), fontsize=6.5)
+def say_pieces(table: pd.DataFrame) -> str:
+    share, loss, first = table["share"].sum(), table["share_of_loss"].sum(), table.iloc[0]
+    return (
+        f"These {len(table)} tokens are {100 * share:.1f} % of targets and {100 * loss:.1f} % of the loss; the first "
+        f"is {first['piece']} with {100 * first['share_of_loss']:.1f} %."
+    )
+
+
+FIGURES = {
+    "tokens-histogram": (histogram, say_histogram),
+    "tokens-exceedance": (exceedance, say_exceedance),
+    "tokens-concentration": (concentration, say_concentration),
+    "tokens-classes": (classes, say_classes),
+    "tokens-frequency": (frequency, say_frequency),
+    "tokens-pieces": (pieces, say_pieces),
+}

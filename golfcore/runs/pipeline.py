@@ -1,4 +1,4 @@
-"""One run, from a configuration to its numbers: train, quantize and pack, choose TTT settings, evaluate, report.
+"""One run, from a configuration to its numbers: train, quantize, choose the TTT rate, pack, evaluate, report.
 
 Every stage leaves its files in the run folder and is skipped when they are there, whole and made from the same inputs;
 a run killed at any moment goes on with the same command.
@@ -22,9 +22,12 @@ from golfcore.data.corpus import pydocs
 from golfcore.data.datasets import Dataset, open_dataset, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.evals import result as results
+from golfcore.evals.adapt import Diverged
 from golfcore.evals.bigram import fit_bigram
+from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import configure, evaluate
 from golfcore.evals.score import bits_per_byte, bytes_of
+from golfcore.evals.windows import adapts
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
@@ -33,7 +36,19 @@ from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
 from golfcore.runs.folder import open_run
-from golfcore.runs.results import ARTIFACT, FLOAT, MEASURES, build, measures, table
+from golfcore.runs.results import (
+    ARTIFACT,
+    CHOICE,
+    FLOAT,
+    MEASURES,
+    QUANTIZED,
+    Facts,
+    build,
+    measures,
+    packed_facts,
+    table,
+    tokenizer_hash,
+)
 from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import train
 
@@ -79,8 +94,8 @@ class _Stages:
         self.val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
         if len(self.val) < 2:
             raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
-        for protocol in cfg.eval.also:
-            configure(protocol, cfg)  # an unknown name is said now, not after training
+        for _, protocol in measures(cfg).values():
+            configure(protocol, cfg)  # what cannot be is said now, not after training
         check_names(cfg)
         if cfg.reptile.share:
             reptile.budget(cfg)
@@ -94,15 +109,16 @@ class _Stages:
         sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
         self.stage("train", training, [FLOAT, *sensed], self.train)
         trained = base | {"weights": self.sha(FLOAT)} | {name: self.sha(name) for name in sensed}
-        self.stage("quantize", trained, [ARTIFACT], self.quantize)
-        packed = trained | {"artifact": self.sha(ARTIFACT)}
-        self.stage("choose_ttt", packed, ["ttt.json"], self.choose_ttt)
+        self.stage("quantize", trained, [QUANTIZED], self.quantize)
+        quantized = base | {"quantized": self.sha(QUANTIZED), "tokenizer": tokenizer_hash(self.dataset)}
+        self.stage("choose_ttt", quantized, [CHOICE], self.choose_ttt)
+        self.stage("pack", quantized | {"choice": self.sha(CHOICE)}, [ARTIFACT], self.pack)
         for name, (weights, _) in measures(self.cfg).items():
-            inputs = base | {"weights": self.sha(weights), "ttt": self.sha("ttt.json")}
+            inputs = base | {"weights": self.sha(weights), "artifact": self.sha(ARTIFACT)}
             self.stage(f"eval-{name}", inputs, [f"eval/{name}.json", f"eval/{name}.npy"], partial(self.measure, name))
         self.stage("baseline", base, ["baseline.json"], self.baseline)
         if self.rt.is_main:
-            report = build(self.cfg, self.run, self.source)
+            report = build(self.cfg, self.run, self.source, len(self.val) - 1)
             files.write_json(self.run.file(RESULTS), report)
             self.say(table(report))
         runtime.barrier()
@@ -112,13 +128,15 @@ class _Stages:
         done = self.run.finished(name, inputs)
         runtime.barrier()
         if done:
-            self.say(f"{name}: reused")
+            by = self.run.stages()[name].get("made", {}).get("code", "another version")
+            other = "" if by == runtime.code_version() else f", made by golfcore {by} and not {runtime.code_version()}"
+            self.say(f"{name}: reused{other}")
             return
         began = time.perf_counter()
         work()
         seconds = time.perf_counter() - began
         if self.rt.is_main:
-            self.run.finish(name, inputs, outputs, seconds)
+            self.run.finish(name, inputs, outputs, seconds, self.made)
         runtime.barrier()
         self.say(f"{name}: done in {seconds:.1f} s")
 
@@ -134,7 +152,7 @@ class _Stages:
             self.run.file(reptile.CHECKPOINT).unlink(missing_ok=True)
 
     def quantize(self) -> None:
-        """Round and pack, with GPTQ after a calibration. One rank does it; the result is the same on any."""
+        """Round, with GPTQ after a calibration. One rank does it; the result is the same on any."""
         if not self.rt.is_main:
             return
         c, weights = self.cfg, self.load(FLOAT)
@@ -145,11 +163,10 @@ class _Stages:
             bits = guided_bits(c.quant, found["mean_square"])
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
-        artifact.write(self.run.file(ARTIFACT), c, quantized)
         stored = coverage(c, quantized, bits)
         for kind, done in stored.items():
-            note = "" if done else "none of that kind"
-            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values", note)
+            self.run.cover(f"stored as {kind}", done, sum(stored.values()), "values")
+        artifact.write(self.run.file(QUANTIZED), c, quantized)
 
     def calibrate(self, weights: Weights) -> dict[str, Tensor]:
         """Damped Hessians of the matrices on self-generated text."""
@@ -160,44 +177,57 @@ class _Stages:
             return collect(net, weights, tokens, q.damping, batch=q.calib_batch, progress=progress.update)
 
     def choose_ttt(self) -> None:
-        """The TTT rate, chosen on training text that was kept out of training; never on validation text."""
-        t, rows = self.cfg.ttt, []
-        candidates = t.lr_candidates if t.epochs or t.sweeps else ()
+        """The TTT rate, chosen on training text that was kept out of training; never on validation text.
+
+        Rates that diverge are skipped and named. UserError: all of them do.
+        """
+        t, rows = self.cfg.ttt, list[dict]()
+        candidates = t.lr_candidates if adapts(self.cfg) else ()
         if candidates:
-            dev, weights = self.stream.tail(self.cfg.data.reserve_tokens), self.load(ARTIFACT)
-            for lr in candidates:
-                trial = replace(self.cfg, ttt=replace(t, lr=lr))
-                found = evaluate("ttt", trial, weights, dev, self.tables, runtime=self.rt, label=f"ttt lr {lr:g}")
+            text = self.stream.tail(self.cfg.data.reserve_tokens)
+            subject = Subject(self.load(QUANTIZED), text, self.tables, self.rt)
+        for lr in candidates:
+            trial, part = replace(self.cfg, ttt=replace(t, lr=lr)), self.run.file(f"ttt-{lr:g}.part")
+            try:
+                found = evaluate("ttt", trial, subject, resume=part, label=f"ttt lr {lr:g}")
+            except Diverged as e:
+                self.say(f"choose_ttt: rate {lr:g} is skipped: {e}")
+                rows.append({"lr": lr, "diverged": str(e)})
+            else:
                 rows.append({"lr": lr, "bpb": found.bpb, "tokens": found.tokens})
-        chosen = min(rows, key=lambda r: r["bpb"])["lr"] if rows else t.lr
+            part.unlink(missing_ok=True)
+        sound = [row for row in rows if "bpb" in row]
+        if rows and not sound:
+            raise UserError(f"ttt.lr_candidates {list(candidates)}: expected a rate that adapts, found all to diverge")
+        chosen = min(sound, key=lambda r: r["bpb"])["lr"] if sound else t.lr
         if self.rt.is_main:
-            files.write_json(
-                self.run.file("ttt.json"), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows}
-            )
+            files.write_json(self.run.file(CHOICE), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows})
+
+    def pack(self) -> None:
+        """One file that needs nothing beside it: weights, configuration, the chosen rate, and which data it is for."""
+        if not self.rt.is_main:
+            return
+        _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
+        lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings")["lr"]
+        facts = Facts(lr, self.dataset.data_hash, tokenizer_hash(self.dataset))
+        artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts._asdict())
 
     def measure(self, name: str) -> None:
         weights, protocol = measures(self.cfg)[name]
-        cfg = self.cfg
-        if name == "ttt":  # the rate was chosen for the configuration's own TTT; other protocols bring theirs
-            lr = files.read_json(self.run.file("ttt.json"), "the chosen TTT settings")["lr"]
-            cfg = replace(cfg, ttt=replace(cfg.ttt, lr=lr))
+        cfg = packed_facts(self.run.file(ARTIFACT)).chosen(self.cfg)
         found = evaluate(
             protocol,
             cfg,
-            self.load(weights),
-            self.val,
-            self.tables,
-            runtime=self.rt,
+            Subject(self.load(weights), self.val, self.tables, self.rt),
             resume=self.run.file(f"eval/{name}.part"),
             source=self.source | {"weights": self.sha(weights), "weights_file": weights},
             label=name,
         )
         if self.rt.is_main:
             results.save(found, self.run.file(f"eval/{name}.json"))
-            for feature, count in found.coverage.items():
+            for feature, row in found.coverage.items():
                 label = feature if name in MEASURES else f"{name}: {feature}"
-                unit = "values" if "steps" not in feature else "steps"
-                self.run.cover(label, count, count, unit, "none" if not count else "")
+                self.run.cover(label, **row)
 
     def baseline(self) -> None:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
@@ -217,6 +247,15 @@ class _Stages:
 
     # -- what they need
     @cached_property
+    def made(self) -> dict:
+        """By which code and where: recorded with every stage and every number."""
+        return {
+            "code": runtime.code_version(),
+            "world": self.rt.world,
+            "device": str(runtime.describe()["device"]),
+        }
+
+    @cached_property
     def source(self) -> dict:
         c = self.cfg
         return {
@@ -225,11 +264,12 @@ class _Stages:
             "preset": c.name,
             "seed": c.run.seed,
             "data": self.dataset.data_hash,
+            **self.made,
         }
 
     def load(self, name: str) -> Weights:
         path = self.run.file(name)
-        weights = artifact.read(path)[1] if name == ARTIFACT else unflat(tensors.load(path, "trained weights")[0])
+        weights = artifact.read(path)[1] if name != FLOAT else unflat(tensors.load(path, "trained weights")[0])
         return to_device(weights, self.rt.device)
 
 

@@ -1,33 +1,32 @@
-"""Artifacts opened for scoring again: weights from one file, validation text from the data it names."""
+"""Artifacts opened for scoring again: weights and the chosen rate from one file, text from the data it names."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from golfcore.base import files, runtime
+from golfcore.base import runtime
 from golfcore.base.errors import UserError
-from golfcore.base.runtime import Runtime
 from golfcore.config import Config, override
-from golfcore.data.datasets import val_tokens
-from golfcore.data.tokens import Tables, load_tables
-from golfcore.evals import result as results
+from golfcore.data.datasets import Dataset, val_tokens
+from golfcore.data.tokens import load_tables
+from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate
-from golfcore.model.weights import Weights, to_device
+from golfcore.evals.result import EvalResult
+from golfcore.model.weights import to_device
 from golfcore.quant import artifact
 from golfcore.runs.folder import find_run
-from golfcore.runs.pipeline import ARTIFACT, prepare_data
+from golfcore.runs.pipeline import prepare_data
+from golfcore.runs.results import ARTIFACT, packed_facts, tokenizer_hash
+
+TEXTS = {"data.path", "data.packages"}  # values that name another text
 
 
 class Packed(NamedTuple):
-    """An artifact, and the validation text that its configuration names."""
+    """An artifact and the validation text that its configuration, or an override, names."""
 
-    cfg: Config
-    weights: Weights
-    val: np.ndarray
-    tables: Tables
-    runtime: Runtime
+    cfg: Config  # with the TTT rate that was chosen
+    subject: Subject
     source: dict
     changes: dict[str, object]  # those of the overrides that stand above a protocol's own settings
 
@@ -35,34 +34,47 @@ class Packed(NamedTuple):
 def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     """The artifact of a run folder, or an artifact file; `changes` override data, eval, ttt and run values.
 
-    A run folder comes with the TTT rate that it chose.
-    UserError: neither a run nor an artifact, or a change to what the weights were trained with.
+    UserError: neither a run nor an artifact; a change to what the weights were trained with; text in another
+    tokenizer, or other text than the run's that no change names.
     """
     path = target / ARTIFACT if target.is_dir() else target
     if target.is_dir():
         find_run(target)
     stored, weights = artifact.read(path)
-    chosen = target / "ttt.json"
-    if chosen.exists():
-        lr = files.read_json(chosen, "the chosen TTT settings")["lr"]
-        stored = replace(stored, ttt=replace(stored.ttt, lr=lr))
+    facts = packed_facts(path)
     for dotted in changes:
         if dotted.split(".")[0] not in ("data", "eval", "ttt", "run"):
             raise UserError(
                 f"override {dotted!r}: expected a data, eval, ttt or run value, the weights are what they are"
             )
-    cfg = override(stored, changes, str(path))
+    cfg = override(facts.chosen(stored), changes, str(path))
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     dataset = prepare_data(cfg, lambda text: None)
-    val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
+    if facts.data:
+        _check_text(path, dataset, facts.data, facts.tokenizer, asked=bool(TEXTS & changes.keys()))
+    tokens = np.asarray(val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens))
     tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
-    source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash}
+    source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash, "code": runtime.code_version()}
     own = {key: value for key, value in changes.items() if key.partition(".")[0] in ("eval", "ttt")}
-    return Packed(cfg, to_device(weights, rt.device), val, tables, rt, source, own)
+    return Packed(cfg, Subject(to_device(weights, rt.device), tokens, tables, rt), source, own)
 
 
-def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> dict:
-    """Score what `open_packed` opens under a protocol, as plain values; nothing is written. UserError as there."""
+def _check_text(path: Path, dataset: Dataset, data: str, tokenizer: str, asked: bool) -> None:
+    """UserError: text in another tokenizer than the weights were trained in, or other text than was `asked` for."""
+    found = tokenizer_hash(dataset)
+    if found != tokenizer:
+        raise UserError(
+            f"{path}: expected text in the tokenizer {tokenizer[:12]} that its weights were trained with, found text "
+            f"in {found[:12]} at {dataset.path}"
+        )
+    if dataset.data_hash != data and not asked:
+        raise UserError(
+            f"{path}: expected the data {data[:12]} that it was made with, found {dataset.data_hash[:12]} at "
+            f"{dataset.path}; name other text with --data to score it"
+        )
+
+
+def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> EvalResult:
+    """Score what `open_packed` opens under a protocol; nothing is written. UserError as there."""
     p = open_packed(target, changes)
-    found = evaluate(protocol, p.cfg, p.weights, p.val, p.tables, changes=p.changes, runtime=p.runtime, source=p.source)
-    return results.as_dict(found)
+    return evaluate(protocol, p.cfg, p.subject, changes=p.changes, source=p.source)

@@ -1,14 +1,20 @@
 """What a run measures, its numbers with their source, and the table that it prints."""
 
-from typing import Any
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from golfcore.base import files
+from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
+from golfcore.data.datasets import Dataset
 from golfcore.evals import result as results
 from golfcore.quant import artifact
 
-FLOAT, ARTIFACT = "weights.safetensors", "artifact.golf"
+FLOAT, QUANTIZED, CHOICE = "weights.safetensors", "quantized.golf", "ttt.json"
+ARTIFACT = "artifact.golf"
 MEASURES = {  # name of the measure -> (weights, protocol); a, b and c of every table
     "float": (FLOAT, "static"),
     "static": (ARTIFACT, "static"),
@@ -28,31 +34,56 @@ def measures(cfg: Config) -> dict[str, tuple[str, str]]:
     return MEASURES | {name: (ARTIFACT, name) for name in cfg.eval.also if name not in MEASURES}
 
 
-def build(cfg: Config, run: RunFolder, source: dict) -> dict:
-    """The numbers of a run whose stages are done, each with its source."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, (weights, protocol) in measures(cfg).items():
-        r = results.load(run.file(f"eval/{name}.json"))
-        rows[name] = {
-            "protocol": protocol,
-            "weights": weights,
-            "bpb": r.bpb,
-            "loss": r.loss,
-            "tokens": r.tokens,
-            "bytes": r.bytes,
-            "repeats": r.repeats,
-            "legality": str(r.legality),
-            "seconds": r.seconds,
-        }
+class Facts(NamedTuple):
+    """What an artifact carries beside its weights and configuration, in its header."""
+
+    ttt_lr: float | None  # the TTT rate that was chosen; None: that of the configuration
+    data: str  # hash of the data that it was trained on and scored on; "": not recorded
+    tokenizer: str  # hash of the tokenizer
+
+    def chosen(self, cfg: Config) -> Config:
+        """`cfg` with the rate that was chosen."""
+        return cfg if self.ttt_lr is None else replace(cfg, ttt=replace(cfg.ttt, lr=self.ttt_lr))
+
+
+def packed_facts(path: Path) -> Facts:
+    """What `Facts.as_dict` wrote into the artifact `path`. UserError: no artifact, or facts that cannot be."""
+    extra = artifact.info(path)["extra"]
+    found = Facts(extra.get("ttt_lr"), extra.get("data", ""), extra.get("tokenizer", ""))
+    rate = found.ttt_lr
+    if rate is not None and not (type(rate) in (int, float) and 0 <= rate < math.inf):
+        raise UserError(f"{path}: expected ttt_lr as a number of at least 0, found {rate!r}")
+    if type(found.data) is not str or type(found.tokenizer) is not str:
+        raise UserError(f"{path}: expected the hashes of data and tokenizer as text, found {found.data!r}")
+    return found
+
+
+def tokenizer_hash(dataset: Dataset) -> str:
+    return files.sha256_file(dataset.tokenizer)
+
+
+def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
+    """The numbers of a run whose stages are done, each with its source; `total` targets were to be scored.
+
+    RuntimeError: a number that is not finite, or not over every target.
+    """
+    found = {name: results.load(run.file(f"eval/{name}.json")) for name in measures(cfg)}
+    baseline = files.read_json(run.file("baseline.json"), "the baseline")
+    record = files.read_json(run.file(CHOICE), "the chosen TTT settings")
+    for name, r in found.items():
+        if r.tokens - r.repeats + r.dropped != total:
+            raise RuntimeError(f"{name}: {r.tokens - r.repeats:,} of {total:,} targets were scored")
+    if not math.isfinite(baseline["bpb"]):
+        raise RuntimeError(f"the baseline of {baseline['bpb']} bpb is not finite")
     size, code = run.file(ARTIFACT).stat().st_size, artifact.code_bytes()
-    bpb = {name: row["bpb"] for name, row in rows.items()}
+    first = {name: r.bpb_first for name, r in found.items()}
     return {
         "source": source,
-        "measures": rows,
-        "context_gain": bpb["sliding"] - bpb["static"],
-        "ttt_gain": bpb["ttt"] - bpb["sliding"],
-        "ttt": files.read_json(run.file("ttt.json"), "the chosen TTT settings"),
-        "baseline": files.read_json(run.file("baseline.json"), "the baseline"),
+        "measures": {name: _row(name, r, measures(cfg)[name][0]) for name, r in found.items()},
+        "context_gain": first["sliding"] - first["static"],
+        "ttt_gain": first["ttt"] - first["sliding"],
+        "ttt": {**record, "lr": packed_facts(run.file(ARTIFACT)).chosen(cfg).ttt.lr},
+        "baseline": baseline,
         "artifact": {
             "bytes": size,
             "code_bytes": code,
@@ -63,9 +94,22 @@ def build(cfg: Config, run: RunFolder, source: dict) -> dict:
     }
 
 
+def measured(report: dict) -> list[str]:
+    """What a report has scores of: the pipeline's own in their order, then other protocols by name."""
+    return [*MEASURES, *sorted(set(report["measures"]) - set(MEASURES))]
+
+
+def _row(name: str, r: results.EvalResult, weights: str) -> dict[str, Any]:
+    keys = ("protocol", "bpb", "bpb_first", "loss", "tokens", "bytes", "repeats", "dropped", "seconds")
+    row = {key: getattr(r, key) for key in keys}
+    if not all(math.isfinite(row[key]) for key in ("bpb", "bpb_first", "loss", "seconds")):
+        raise RuntimeError(f"{name}: expected finite numbers, found {row}")
+    return row | {"weights": weights, "legality": str(r.legality), "code": r.source.get("code", "")}
+
+
 def table(report: dict) -> str:
     """The report as text: the three numbers side by side, other protocols, the gains, the baseline and the bytes."""
-    s, a, rows = report["source"], report["artifact"], report["measures"]
+    s, a, rows = report["source"], report["artifact"], {name: report["measures"][name] for name in measured(report)}
     lines = [f"run {s['run']}: preset {s['preset']}, config {s['config']}, seed {s['seed']}, data {s['data'][:12]}", ""]
     lines.append(f"{'':50}{'bpb':>9}  {'legality':<12}{'targets':>11}{'seconds':>9}")
     for name, row in rows.items():

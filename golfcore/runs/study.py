@@ -17,18 +17,23 @@ import numpy as np
 from golfcore import config
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
+from golfcore.evals.windows import window_length
 from golfcore.model.weights import Weights, to_device, unflat
 from golfcore.runs.pipeline import ARTIFACT, FLOAT
 from golfcore.runs.reopen import open_packed
+from golfcore.runs.results import MEASURES, measures
 
 ORDER_SEED = 0
 EPOCHS = (0, 1, 4, 20)
 ADAM_RATES = (1e-4, 1e-3)  # the chosen rate is one of SGD; a step of Adam moves every value by about its rate
 ABC = {"a": "static", "b": "sliding", "c": "ttt"}
+GROUPS = ("abc", "float", "order", "reset", "epochs", "stride", "adapted", "optimizer", "protocols")
+FILES = {"artifact": ARTIFACT, "float": FLOAT}
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,8 @@ def standard(cfg: Config) -> tuple[Cell, ...]:
     adam = {f"adam {rate:g}": {"ttt.optimizer": "adam", "ttt.lr": rate} for rate in ADAM_RATES}
     cells += [_control(label, "optimizer", changes) for label, changes in adam.items()]
     others = [name for name in protocols.PROTOCOLS if name not in ABC.values()]
-    return (*cells, *(Cell(name, name, "protocols", reference=_same_windows(name, cfg)) for name in others))
-
-
-def _same_windows(name: str, cfg: Config) -> str:
-    """The cell without adaptation that scores the same windows as a protocol."""
-    return "a" if protocols.configure(name, cfg).eval.stride == cfg.data.seq_len else "b"
+    label = {protocol: label for label, protocol in ABC.items()}
+    return (*cells, *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others))
 
 
 def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
@@ -85,23 +86,50 @@ def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
 
 def strides(cfg: Config) -> list[int]:
     """From half a window halved again and again, to a 32nd of it or to half of the configured stride."""
-    window, last = cfg.data.seq_len, max(cfg.data.seq_len // 32, cfg.eval.stride // 2, 1)
-    halves = [window >> k for k in range(1, 6) if window % (1 << k) == 0]
-    return [s for s in halves if s >= last and cfg.ttt.chunk_tokens % s == 0]
+    window = window_length(cfg)
+    last = max(window // 32, cfg.eval.stride // 2, 1)
+    return [window >> k for k in range(1, 6) if window >> k >= last]
 
 
 def select(cells: Sequence[Cell], names: str) -> tuple[Cell, ...]:
     """The cells whose label or group is among the comma-separated `names`, and all that they refer to.
 
-    "" is all of them. UserError: a name that none of them has.
+    "" is all of them. UserError: a name that none of them has, also if it is a group of other configurations, or
+    nothing between the commas.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    known = list(dict.fromkeys(key for c in cells for key in (c.label, c.group)))
-    config.keys(wanted, known, "cells")
+    if names and not wanted:
+        raise UserError(f"cells: expected labels or groups separated by commas, found {names!r}")
+    config.keys(wanted, list(dict.fromkeys([*GROUPS, *(c.label for c in cells)])), "cells")
+    for name in wanted:
+        if not any(name in (c.label, c.group) for c in cells):
+            there = ", ".join(dict.fromkeys(c.group for c in cells))
+            raise UserError(f"cells: expected a group that this configuration has ({there}), found {name!r}")
     kept = {c.label for c in cells if not wanted or {c.label, c.group} & set(wanted)}
     for cell in reversed(cells):  # a reference comes before what refers to it
         kept |= {cell.reference} if cell.label in kept else set()
     return tuple(c for c in cells if c.label in kept)
+
+
+def reported(run: RunFolder) -> list[Measured]:
+    """What a finished run measured itself, as cells of a study: its four scores, then its further protocols.
+
+    Each of the four is compared with the one before it, from the float weights on. UserError: a score is missing.
+    """
+    cfg = config.of_run(run)
+    cells = {_measure(cell, cfg): cell for cell in standard(cfg)}
+    names, reference = measures(cfg), ""
+    for name in MEASURES:
+        cells[name], reference = replace(cells[name], reference=reference), cells[name].label
+    return [Measured(cells[name], results.load(run.file(f"eval/{name}.json"))) for name in names]
+
+
+def _measure(cell: Cell, cfg: Config) -> str:
+    """The name of a cell among the evaluations that a run of `cfg` makes itself; "" if it is none of them."""
+    if cell.shuffled or cell.changes:
+        return ""
+    made = (FILES[cell.weights], cell.protocol)
+    return next((name for name, own in measures(cfg).items() if own == made), "")
 
 
 # -- the text in another order
@@ -153,87 +181,135 @@ def measure(
     """Evaluate every cell (default: the standard study) on a run folder or an artifact.
 
     `changes` override data, eval and ttt values of all cells, and a run comes with the TTT rate that it chose; what a
-    protocol or a cell sets itself stands above both. Results are saved in `out` under a hash of the weights,
-    configuration, protocol and data: those that are there are not measured again, and a killed cell goes on. Nats of
+    protocol or a cell sets itself stands above both. Cells that are the run's own scores are taken from it. The others
+    are kept in `out` with the weights, configuration, protocol and data that they belong to: those that are there are
+    not measured again, those that are damaged or belong to something else are, and a killed cell goes on. Nats of
     every target are kept for a, b and c only. A cell that this model, text or configuration cannot have gets a sentence
     in place of a result. UserError as `open_packed`.
     """
-    study = _Study(target, dict(changes or {}), out)
+    study = _Study(target, dict(changes or {}), out, say)
     cells = standard(study.packed.cfg) if cells is None else cells
     found: list[Measured] = []
-    spent: list[float] = []
     for number, cell in enumerate(cells, 1):
-        left = sum(spent) / len(spent) * (len(cells) - number + 1) if spent else 0.0
-        say(f"cell {number} of {len(cells)}: {cell.label}" + (f", about {left:.0f} s left" if left >= 1 else ""))
-        began = time.monotonic()
+        left = np.mean(study.spent) * (len(cells) - number + 1) if study.spent else 0.0
+        say(f"cell {number} of {len(cells)}: {cell.label}" + (f", at most {left:.0f} s left" if left >= 1 else ""))
         try:
             found.append(Measured(cell, study.result(cell)))
         except UserError as e:
             found.append(Measured(cell, None, str(e)))
             say(f"  not measured: {e}")
-        spent.append(time.monotonic() - began)
     return found
 
 
 class _Study:
-    """One opened target, and the results so far by key."""
+    """One opened target, and the results so far by the hash of what they belong to."""
 
-    def __init__(self, target: Path, changes: dict[str, object], out: Path | None) -> None:
-        self.packed = open_packed(target, changes)
-        self.out, self.done = out, dict[str, EvalResult]()
-        self.paths = {"artifact": target / ARTIFACT if target.is_dir() else target, "float": target / FLOAT}
+    def __init__(
+        self, target: Path, changes: dict[str, object], out: Path | None, say: Callable[[str], object]
+    ) -> None:
+        self.packed, self.say = open_packed(target, changes), say
+        self.run = RunFolder(target) if target.is_dir() else None
+        self.own = open_packed(target, {}).cfg if changes else self.packed.cfg  # what the run measured under
+        self.folder = RunFolder(out) if out else None
+        self.done = dict[str, EvalResult]()
+        self.target, self.paths = target, {"artifact": target}
+        if self.run:
+            self.paths = {weights: target / name for weights, name in FILES.items()}
         self.shas: dict[str, str] = {}
-        self.loaded: dict[str, Weights] = {"artifact": self.packed.weights}
+        self.loaded: dict[str, Weights] = {"artifact": self.packed.subject.weights}
+        self.spent: list[float] = []  # seconds of the cells that were evaluated
+        self.versions = set[str]()  # of the code that measured what is reused, once it was said
 
     def result(self, cell: Cell) -> EvalResult:
-        """The cell's result, saved before, evaluated earlier in this study, or evaluated now. UserError: none."""
-        p, path = self.packed, self.paths[cell.weights]
-        if not path.exists():
-            raise UserError(f"{path}: expected the float weights of a run folder, found no such file")
+        """The cell's result: the run's, one from earlier, or evaluated now. UserError: there is none."""
+        source = self._source(cell)
+        belongs = {"protocol": cell.protocol, "order": ORDER_SEED if cell.shuffled else None}
+        belongs |= {"chunks": self.packed.cfg.ttt.chunk_tokens}  # what sums are kept of, whatever it adapts on
+        belongs |= {k: source[k] for k in ("weights", "config", "data")}
+        key = files.sha256_text(files.canonical_json(belongs))
+        if key not in self.done:
+            found = self._reported(cell, source) or self._saved(cell, f"{cell.protocol}-{key[:16]}", belongs, source)
+            self.done[key] = found
+        return self.done[key]
+
+    def _source(self, cell: Cell) -> dict:
+        """What identifies the numbers of a cell. UserError: a cell that this model, text or target cannot have."""
+        p, path = self.packed, self.paths.get(cell.weights)
+        if path is None or not path.exists():
+            raise UserError(f"{self.target}: expected the {cell.weights} weights of a run folder, found none")
         cfg = protocols.configure(cell.protocol, p.cfg, cell.changes)
-        if cfg.ttt.reset == "document" and not p.tables.boundary.cpu().numpy()[np.asarray(p.val)].any():
+        if cfg.ttt.reset == "document" and not p.subject.tables.boundary.cpu().numpy()[p.subject.tokens].any():
             raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
         if cell.weights not in self.shas:
             self.shas[cell.weights] = files.sha256_file(path)
-        source = p.source | {"weights": self.shas[cell.weights], "config": cfg.hash, "seed": cfg.run.seed}
-        facts = {"protocol": cell.protocol, "order": ORDER_SEED if cell.shuffled else None}
-        facts |= {"chunks": p.cfg.ttt.chunk_tokens}  # what sums are kept of, whatever the protocol adapts on
-        key = files.sha256_text(
-            files.canonical_json({**facts, **{k: source[k] for k in ("weights", "config", "data")}})
-        )
-        if key not in self.done:
-            self.done[key] = self._saved(cell, f"{cell.protocol}-{key[:16]}", source)
-        return self.done[key]
+        return p.source | {"weights": self.shas[cell.weights], "config": cfg.hash, "seed": cfg.run.seed}
 
-    def _saved(self, cell: Cell, name: str, source: dict) -> EvalResult:
-        path = self.out / f"{name}.json" if self.out else None
-        if path is not None and path.exists():
-            return results.load(path)
+    def _reported(self, cell: Cell, source: dict) -> EvalResult | None:
+        """The run's own evaluation, if it is whole and of the same weights, configuration and text."""
+        name = _measure(cell, self.own)
+        if not (self.run and name) or self.packed.cfg.ttt.chunk_tokens != self.own.ttt.chunk_tokens:
+            return None
+        if source["config"] != protocols.configure(cell.protocol, self.own).hash:
+            return None
+        record = self.run.stages().get(f"eval-{name}", {})
+        kept = {self.run.file(output): sha for output, sha in record.get("outputs", {}).items()}
+        if not kept or not all(path.exists() and files.sha256_file(path) == sha for path, sha in kept.items()):
+            return None
+        found = results.load(self.run.file(f"eval/{name}.json"))
+        same = all(found.source.get(k) == source[k] for k in ("weights", "data"))
+        return self._reused(replace(found, source=source | {"code": found.source.get("code")})) if same else None
+
+    def _reused(self, found: EvalResult) -> EvalResult:
+        """The same; says once if other code than this measured it."""
+        code, here = str(found.source.get("code")), str(self.packed.source["code"])
+        if code != here and code not in self.versions:
+            self.say(f"  reused: measured by golfcore {code}; this is {here}")
+            self.versions.add(code)
+        return found
+
+    def _saved(self, cell: Cell, name: str, belongs: dict, source: dict) -> EvalResult:
+        """The result that `out` holds, or else evaluated now and saved there."""
+        path = self.folder.file(f"{name}.json") if self.folder else None
+        if path is not None and self._is_kept(name, belongs, path):
+            return self._reused(results.load(path))
         part = path.with_suffix(".part") if path else None
         if part is not None:
             part.parent.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
         found = replace(self._evaluate(cell, part, source), adapted=None)
+        self.spent.append(time.monotonic() - began)
         own = protocols.configure(cell.protocol, self.packed.cfg)
-        plain = source["config"] == own.hash and cell.protocol in ABC.values()
-        found = found if plain and not cell.shuffled else replace(found, per_target=None)
-        if path is not None:
+        plain = source["config"] == own.hash and cell.protocol in ABC.values() and not cell.shuffled
+        found = found if plain else replace(found, per_target=None)
+        if self.folder is not None and path is not None:
             results.save(found, path)
+            outputs = [path.name, *([f"{name}.npy"] if plain else [])]
+            self.folder.finish(name, belongs, outputs, self.spent[-1])
         return found
 
+    def _is_kept(self, name: str, belongs: dict, path: Path) -> bool:
+        """Whether `path` holds what was measured; says so if there is something else."""
+        assert self.folder is not None
+        try:
+            kept = self.folder.finished(name, belongs)
+        except UserError as e:
+            self.say(f"  {e}; measured again")
+            return False
+        if path.exists() and not kept:
+            self.say(f"  {path}: expected the result of this cell as it was saved, found another; measured again")
+        return kept
+
     def _evaluate(self, cell: Cell, resume: Path | None, source: dict) -> EvalResult:
-        p, chunk = self.packed, self.packed.cfg.ttt.chunk_tokens
+        subject, chunk = self.packed.subject, self.packed.cfg.ttt.chunk_tokens
         if cell.weights not in self.loaded:
             stored = unflat(tensors.load(self.paths[cell.weights], "trained weights")[0])
-            self.loaded[cell.weights] = to_device(stored, p.runtime.device)
-        tokens = np.asarray(p.val)
+            self.loaded[cell.weights] = to_device(stored, subject.runtime.device)
+        tokens = shuffled(subject.tokens, chunk) if cell.shuffled else subject.tokens
         found = protocols.evaluate(
             cell.protocol,
-            p.cfg,
-            self.loaded[cell.weights],
-            shuffled(tokens, chunk) if cell.shuffled else tokens,
-            p.tables,
+            self.packed.cfg,
+            subject._replace(weights=self.loaded[cell.weights], tokens=tokens),
             changes=cell.changes,
-            runtime=p.runtime,
             resume=resume,
             source=source,
             label=cell.label,

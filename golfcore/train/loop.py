@@ -12,6 +12,7 @@ from golfcore.base.runtime import Runtime, all_reduce_mean_, barrier
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
+from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate
 from golfcore.model import params
 from golfcore.model.attention import Compute, choose_compute
@@ -138,9 +139,8 @@ class _Loop:
         s = self.state
         if any(r["step"] == s.step for r in self.run.metrics("val")):
             return
-        result = evaluate(
-            "static", self.cfg, detach(s.weights), self.val, self.tables, runtime=self.runtime, label=f"val @{s.step}"
-        )
+        subject = Subject(detach(s.weights), self.val, self.tables, self.runtime)
+        result = evaluate("static", self.cfg, subject, label=f"val @{s.step}")
         if self.runtime.rank == 0:
             self.run.log({"kind": "val", "step": s.step, "loss": result.loss, "bpb": result.bpb, "elapsed": s.elapsed})
 

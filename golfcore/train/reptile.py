@@ -181,5 +181,5 @@ def _load(run: RunFolder, fresh: Progress) -> Progress:
     if not path.exists():
         return fresh
     device = fresh.weights.banks.up.device
-    values, plain = tensors.load(path, "a Reptile phase in progress", device)
+    values, plain = tensors.load(path, "a Reptile phase in progress", device=device)
     return Progress(unflat({**flat(fresh.weights), **values}), plain["meta_steps"], plain["elapsed"])

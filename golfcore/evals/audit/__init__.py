@@ -10,13 +10,12 @@ is proof. About 50 passes over the stream, and 2 x vocab_size over its first few
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from golfcore.evals.audit import accounting, causality
-from golfcore.evals.audit.bench import Bench, Layout, layout
-from golfcore.evals.audit.causality import Outcome
+from golfcore.evals.audit import checks
+from golfcore.evals.audit.bench import Bench, layout
 from golfcore.evals.audit.report import Condition, Finding, Report, Verdict
 from golfcore.evals.audit.scorer import ProtocolScorer, Scorer, Scores
 from golfcore.evals.ledger import Event
@@ -25,7 +24,6 @@ __all__ = [
     "Condition",
     "Event",
     "Finding",
-    "Layout",
     "ProtocolScorer",
     "Report",
     "Scorer",
@@ -36,20 +34,20 @@ __all__ = [
 ]
 
 C = Condition
-TESTS: tuple[tuple[str, str, tuple[Condition, ...], Callable[[Bench], Outcome]], ...] = (
-    ("T0", "the same stream again", (C.DETERMINISM,), causality.determinism),
-    ("T1", "future perturbation", (C.CAUSALITY, C.SCORE_FIRST, C.SINGLE_PASS), causality.future_perturbation),
-    ("T2", "target swap", (C.CAUSALITY,), causality.target_swap),
-    ("T3", "single-token influence", (C.CAUSALITY, C.SCORE_FIRST), causality.influence_map),
-    ("T4", "truncation", (C.CAUSALITY,), causality.truncation),
-    ("T5", "normalisation, white box", (C.NORMALISATION,), accounting.white_box),
-    ("T6", "normalisation, black box", (C.NORMALISATION,), accounting.black_box),
-    ("T7", "state commit", (C.SCORE_FIRST,), accounting.state_commit),
-    ("T8", "exactly-once ledger", (C.SINGLE_PASS,), accounting.exactly_once),
-    ("T9", "reset", (C.SINGLE_PASS,), accounting.reset),
-    ("T10", "random canary (Kraft)", (C.CODE_LENGTH,), accounting.canary),
-    ("T12", "later documents permuted", (C.CAUSALITY,), causality.shuffle_later),
-    ("T13", "sealed from the text", (C.CAUSALITY,), causality.sealed),
+TESTS: tuple[tuple[str, str, tuple[Condition, ...], Callable[[Bench], checks.Outcome]], ...] = (
+    ("T0", "the same stream again", (C.DETERMINISM,), checks.determinism),
+    ("T1", "future perturbation", (C.CAUSALITY, C.SCORE_FIRST, C.SINGLE_PASS), checks.future_perturbation),
+    ("T2", "target swap", (C.CAUSALITY,), checks.target_swap),
+    ("T3", "single-token influence", (C.CAUSALITY, C.SCORE_FIRST), checks.influence_map),
+    ("T4", "truncation", (C.CAUSALITY,), checks.truncation),
+    ("T5", "normalisation, white box", (C.NORMALISATION,), checks.white_box),
+    ("T6", "normalisation, black box", (C.NORMALISATION,), checks.black_box),
+    ("T7", "state commit", (C.SCORE_FIRST,), checks.state_commit),
+    ("T8", "exactly-once ledger", (C.SINGLE_PASS,), checks.exactly_once),
+    ("T9", "reset", (C.SINGLE_PASS,), checks.reset),
+    ("T10", "random canary (Kraft)", (C.CODE_LENGTH,), checks.canary),
+    ("T12", "later documents permuted", (C.CAUSALITY,), checks.shuffle_later),
+    ("T13", "sealed from the text", (C.CAUSALITY,), checks.sealed),
 )
 
 
@@ -61,30 +59,25 @@ def audit(
     stride: int = 0,
     *,
     documents: Sequence[int] = (),
-    where: Layout | None = None,
-    subject: str = "scorer",
-    settings: Mapping[str, object] | None = None,
-    seed: int = 0,
     progress: Callable[[str], object] = lambda test: None,
 ) -> Report:
     """Examine copies of `scorer` on the stream `tokens` (N + 1,) of ids below `vocab_size`.
 
     `chunk`: targets between two changes of the scorer's state, `stride`: targets that one window scores (default: a
     quarter of the chunk). Some eight chunks of 64 targets or more tell most; a longer stream only costs. `documents`:
-    tokens at which documents begin. `where`: other places to cut than `layout` chooses. `settings` are printed.
-    `progress` is told each test. ValueError: fewer than three chunks, or answers of another shape than documented.
+    tokens at which documents begin. `progress` is told each test. ValueError: fewer than three chunks, or answers of
+    another shape than documented.
     """
-    places = where or layout(len(tokens) - 1, chunk, stride or max(chunk // 4, 1), documents)
-    bench = Bench(scorer, np.asarray(tokens), vocab_size, places, seed)
+    places = layout(len(tokens) - 1, chunk, stride or max(chunk // 4, 1), documents)
+    bench = Bench(scorer, np.asarray(tokens), vocab_size, places)
     findings: list[Finding] = []
     for test, title, conditions, question in TESTS:
         progress(f"{test} {title}")
         began, before = time.perf_counter(), bench.runs
         if findings and findings[0].verdict == Verdict.FAIL:
-            verdict, evidence = Outcome(Verdict.NOT_TESTED, ("the scorer does not repeat itself",))
+            verdict, evidence = checks.Outcome(Verdict.NOT_TESTED, ("the scorer does not repeat itself",))
         else:
             verdict, evidence = question(bench)
         seconds = time.perf_counter() - began
         findings.append(Finding(test, title, conditions, verdict, evidence, bench.runs - before, seconds))
-    said = {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}", **(settings or {})}
-    return Report(subject, findings, said)
+    return Report("scorer", findings, {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}"})

@@ -13,6 +13,7 @@ import numpy as np
 from golfcore.evals.audit.scorer import Scorer, Scores
 
 CODE = {".py", ".pyc", ".pyi", ".so", ".pth"}  # opened by Python itself when a module is first used
+PROBES = 6
 SYSTEM = ("/proc/", "/sys/", "/dev/")
 
 
@@ -65,7 +66,6 @@ class Bench:
     tokens: np.ndarray  # (total + 1,)
     vocab_size: int
     layout: Layout
-    seed: int = 0
     tolerance: float = 0.0  # nats that may differ between runs that should agree, because repeated runs do
     runs: int = 0
     opened: list[str] = field(default_factory=list)  # files and connections opened by the scorer's runs
@@ -117,10 +117,17 @@ class Bench:
             raise ValueError(f"log_probs: expected shape {(len(positions), self.vocab_size)}, found {rows.shape}")
         return rows
 
+    def probes(self) -> list[int]:
+        """Positions whose target is replaced: those of the layout, some drawn at random, some of the lowest scores."""
+        nats = self.nats(self.tokens)
+        drawn = np.random.default_rng((0, 21)).integers(0, self.total, PROBES)
+        sure = np.argsort(np.where(np.isnan(nats), np.inf, nats), kind="stable")[:PROBES]
+        return sorted({*self.layout.swaps, *drawn.tolist(), *sure.tolist()})
+
     # -- changed streams
     def replaced(self, start: int, stop: int, salt: int) -> np.ndarray:
         """The stream with every token of [start, stop) replaced by another, drawn at random."""
-        rng = np.random.default_rng((self.seed, salt, start, stop))
+        rng = np.random.default_rng((0, salt, start, stop))
         out = self.tokens.copy()
         shift = rng.integers(1, self.vocab_size, len(out[start:stop]))
         out[start:stop] = (out[start:stop].astype(np.int64) + shift) % self.vocab_size
@@ -128,7 +135,7 @@ class Bench:
 
     def drawn(self, start: int, stop: int, salt: int) -> np.ndarray:
         """The stream with the tokens of [start, stop) drawn uniformly: what was there has no say."""
-        rng = np.random.default_rng((self.seed, salt))
+        rng = np.random.default_rng((0, salt))
         out = self.tokens.copy()
         out[start:stop] = rng.integers(0, self.vocab_size, len(out[start:stop]))
         return out

@@ -1,7 +1,6 @@
 """What can be audited: the two methods of a scorer, and golfcore's own protocols as scorers."""
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor
 
 from golfcore.config import Config
-from golfcore.data.tokens import Tables
 from golfcore.evals import protocols
-from golfcore.evals.evaluation import Walk
+from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.ledger import Event
 from golfcore.evals.score import Look
-from golfcore.model.weights import Weights, flat
+from golfcore.model.weights import Weights, fingerprint
 
 
 @dataclass(frozen=True)
@@ -56,32 +54,27 @@ class Scorer(Protocol):
 
 
 class ProtocolScorer:
-    """A protocol of golfcore (`golfcore.evals.protocols`) with its configuration, weights and byte tables."""
+    """A protocol of golfcore (`golfcore.evals.protocols`) with its configuration, and weights with byte tables.
 
-    def __init__(
-        self,
-        protocol: str,
-        cfg: Config,
-        weights: Weights,
-        tables: Tables,
-        changes: protocols.Changes | None = None,
-    ) -> None:
-        self.protocol, self.cfg, self.weights, self.tables, self.changes = protocol, cfg, weights, tables, changes
+    The `subject`'s own text is not scored: each run brings one.
+    """
+
+    def __init__(self, protocol: str, cfg: Config, subject: Subject, changes: protocols.Changes | None = None) -> None:
+        self.protocol, self.cfg, self.subject, self.changes = protocol, cfg, subject, changes
 
     def __deepcopy__(self, memo: dict) -> "ProtocolScorer":
         """A copy that shares the weights, which an evaluation reads only (T0 shows if it does not)."""
         return copy.copy(self)
 
-    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Walk:
-        return protocols.begin(
-            self.protocol, self.cfg, self.weights, tokens, self.tables, changes=self.changes, look=look
-        )
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
+        subject = self.subject._replace(tokens=tokens)
+        return protocols.begin(self.protocol, self.cfg, subject, changes=self.changes, look=look)
 
     def run(self, tokens: np.ndarray) -> Scores:
-        states, start = list[np.ndarray](), fingerprint(self.weights)
+        states, start = list[np.ndarray](), _state(self.subject.weights)
 
         def look(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
-            states.append(np.full(sum(map(len, logits)), fingerprint(weights)))
+            states.append(np.full(sum(map(len, logits)), _state(weights)))
 
         ledger = _finished(self.begin(tokens, look)).ledger
         spans = [np.arange(e.start, e.stop) for e in ledger.events if e.kind == "score"]
@@ -107,15 +100,12 @@ class ProtocolScorer:
         return out
 
 
-def _finished(walk: Walk) -> Walk:
-    while not walk.finished:
-        walk.step()
-    return walk
+def _finished(evaluation: Evaluation) -> Evaluation:
+    while not evaluation.finished:
+        evaluation.step()
+    return evaluation
 
 
-def fingerprint(weights: Weights) -> int:
-    """A 63-bit hash of every value, the same in any dtype that holds them."""
-    digest = hashlib.sha256()
-    for tensor in flat(weights).values():
-        digest.update(tensor.detach().cpu().float().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return int.from_bytes(digest.digest()[:8], "big") >> 1
+def _state(weights: Weights) -> int:
+    """A 63-bit hash of every value."""
+    return int(fingerprint(weights)[:16], 16) >> 1

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golfcore.analysis.token_losses import THRESHOLDS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,7 +14,6 @@ from test_plots import check_legible, draw, prints
 from golfcore.analysis import token_losses, token_readings
 from golfcore.analysis.table import Table, number, read_csv
 from golfcore.analysis.text import Text, legible, render
-from golfcore.analysis.token_losses import THRESHOLDS
 from golfcore.evals.result import EvalResult
 from golfcore.plots.figures import PLOTS, draw_group, redraw
 

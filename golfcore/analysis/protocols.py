@@ -1,0 +1,228 @@
+"""What the cells of a study say: frames of scores, gains, context and the course of adaptation along the text.
+
+All scores and differences are in bits per byte, lower is better. Differences count first scores only, on both sides,
+whatever a published tail scores again. `low`, `high`, `p` and `detectable` are those of `stats.estimate` over chunks of
+the text, and missing where there are fewer than MIN_CHUNKS.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from golfcore.analysis.frames import frame
+from golfcore.analysis.stats import MIN_CHUNKS, estimate
+from golfcore.evals.ledger import Legality
+from golfcore.evals.result import EvalResult
+from golfcore.runs.study import Measured, by_label
+
+BANDS = 30  # prefixes of the text that get an interval, at most
+LINES = 6  # courses along the text, at most
+INTERVAL = ["chunks", "low", "high", "p", "detectable"]
+COLUMNS = ["label", "group", "protocol", "weights", "bpb", "reference", "difference", *INTERVAL]
+COLUMNS += ["legality", "steps", "adapted", "targets", "repeats", "changes", "artifact", "config", "data", "seed"]
+COLUMNS += ["note"]
+SHOWN = ["label", "bpb", "reference", "difference", "low", "high", "legality", "steps", "adapted", "note"]
+GAINS = {  # gain -> (cell, less this cell)
+    "context": ("b", "a"),
+    "adaptation": ("c", "b"),
+    "both": ("c", "a"),
+    "adaptation, shuffled": ("c shuffled", "b shuffled"),
+    "context, float": ("b float", "a float"),
+    "adaptation, float": ("c float", "b float"),
+}
+CONTRASTS = {"order": ("adaptation", "adaptation, shuffled"), "rounding": ("adaptation", "adaptation, float")}
+CONTROLS = ("order", "reset", "epochs", "adapted", "optimizer")
+
+
+# -- differences
+
+
+def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
+    """(differences b - a of each chunk, bytes of each). Chunks without a scored byte are left out.
+
+    ValueError: the two were recorded over other chunks.
+    """
+    if _spans(a) != _spans(b):
+        raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
+    (nats_a, bytes_a), (nats_b, bytes_b) = _sums(a), _sums(b)
+    scored = (bytes_a > 0) & (bytes_b > 0)
+    bits = [nats[scored] / (np.log(2) * n[scored]) for nats, n in ((nats_a, bytes_a), (nats_b, bytes_b))]
+    return bits[1] - bits[0], bytes_b[scored]
+
+
+def interval(differences: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """The columns INTERVAL of a difference, from what `paired` returned."""
+    row: dict[str, Any] = {"chunks": len(differences)}
+    if len(differences) < MIN_CHUNKS:
+        return row
+    found = estimate(differences[None, :], weights)
+    return row | {name: getattr(found, name) for name in INTERVAL[1:]}
+
+
+def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
+    """A row for each chunk with a scored byte: chunk, start, stop (targets), bytes, and what b differs from a by.
+
+    `before` and `after` are the scores of a and b over all chunks so far, `difference` is their difference, `here` that
+    on the chunk alone. ValueError as `paired`.
+    """
+    here, n_bytes = paired(a, b)
+    sums = [[np.cumsum(x) for x in _sums(r)] for r in (a, b)]
+    scored = (_sums(a)[1] > 0) & (_sums(b)[1] > 0)
+    before, after = (nats[scored] / (np.log(2) * n[scored]) for nats, n in sums)
+    found = pd.DataFrame([{k: c[k] for k in ("chunk", "start", "stop")} for c in b.chunks])[scored]
+    more = {"bytes": n_bytes.astype(int), "before": before, "after": after, "difference": after - before, "here": here}
+    return found.reset_index(drop=True).assign(**more)
+
+
+def _sums(r: EvalResult) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and bytes of each chunk, first scores only."""
+    return np.array([c["nats"] for c in r.chunks]), np.array([c["bytes"] for c in r.chunks], float)
+
+
+def _spans(r: EvalResult) -> list[tuple[int, int]]:
+    return [(c["start"], c["stop"]) for c in r.chunks]
+
+
+# -- cells and gains
+
+
+def table(measured: Sequence[Measured]) -> pd.DataFrame:
+    """COLUMNS of every cell: its score, its difference to its reference, what the ledger saw, and its source.
+
+    `steps`: optimizer steps of adaptation, `adapted`: the values that they moved, `repeats`: scores of a published tail
+    beyond the first, which `bpb` counts. A cell without a result says why in `note`.
+    """
+    results = by_label(measured)
+    return frame(_row(m, results.get(m.cell.reference)) for m in measured).reindex(columns=COLUMNS)
+
+
+def _row(m: Measured, reference: EvalResult | None) -> dict[str, Any]:
+    cell, r = m.cell, m.result
+    row: dict[str, Any] = {"label": cell.label, "group": cell.group, "protocol": cell.protocol, "weights": cell.weights}
+    if r is None:
+        return row | {"note": m.note}
+    row |= {"bpb": float(r.bpb), "reference": cell.reference or None}
+    if reference is not None:
+        row |= {"difference": float(r.bpb_first - reference.bpb_first)} | interval(*paired(reference, r))
+    row |= {"legality": str(r.legality), "targets": r.tokens, "repeats": r.repeats}
+    touched = {feature: count["done"] for feature, count in r.coverage.items()}
+    row |= {"steps": touched.get("ttt_steps", 0), "adapted": touched.get("ttt_adapted", 0)}
+    changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
+    sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}
+    return row | {"changes": changes or None, **sources}
+
+
+def gains(measured: Sequence[Measured]) -> pd.DataFrame:
+    """What context and adaptation bring, each of the same weights; what the order of chunks and rounding do to it.
+
+    Columns kind, gain, is, value, share and INTERVAL. Rows of kind "gain" and "contrast": one gain less another, paired
+    by chunk. `share` of a gain is of c - a. Those whose cells were not measured are left out.
+    """
+    r, rows = by_label(measured), []
+    here = {name: paired(r[less], r[of]) for name, (of, less) in GAINS.items() if of in r and less in r}
+    values = {name: float(r[of].bpb_first - r[less].bpb_first) for name, (of, less) in GAINS.items() if name in here}
+    for name, by_chunk in here.items():
+        row: dict[str, Any] = {"kind": "gain", "gain": name, "is": " - ".join(GAINS[name]), "value": values[name]}
+        if name in ("context", "adaptation") and values.get("both"):
+            row["share"] = values[name] / values["both"]
+        rows.append(row | interval(*by_chunk))
+    for name, (one, other) in CONTRASTS.items():
+        if one in here and other in here and len(here[one][0]) == len(here[other][0]):
+            (x, weights), (y, _) = here[one], here[other]
+            row = {"kind": "contrast", "gain": name, "is": f"({one}) - ({other})"}
+            rows.append(row | {"value": values[one] - values[other]} | interval(x - y, weights))
+    return frame(rows).reindex(columns=["kind", "gain", "is", "value", "share", *INTERVAL])
+
+
+# -- where they come from
+
+
+def positions(measured: Sequence[Measured], window: int) -> pd.DataFrame:
+    """Bits of the same targets under (a) and (b), by the position that they have in a window of (a).
+
+    Under (a) a target at position p has p + 1 tokens of context, under (b) a window less a stride, or more. `start` to
+    `stop`: positions of the row, half an octave wide; `static` and `sliding`: bits a target, `change` their difference;
+    `share`: what the row has of the whole change, `so_far`: with the rows above. Without rows if a or b was not
+    measured.
+    """
+    results = by_label(measured)
+    if not {"a", "b"} <= results.keys():
+        return pd.DataFrame()
+    a, b = (results[label].per_target for label in "ab")
+    if a is None or b is None:
+        raise ValueError("a and b were measured without the nats of every target")
+    known = ~(np.isnan(a) | np.isnan(b))
+    edges = np.unique(np.concatenate(([0], np.round(2 ** np.arange(0, np.log2(window) + 0.25, 0.5)), [window])))
+    row = np.searchsorted(edges, np.flatnonzero(known) % window, "right") - 1
+    targets, *sums = (np.bincount(row, w, minlength=len(edges) - 1) for w in (None, a[known], b[known]))
+    static, sliding = (x / np.log(2) for x in sums)
+    found = pd.DataFrame({"start": edges[:-1].astype(int), "stop": edges[1:].astype(int), "targets": targets})
+    change, n = sliding - static, np.maximum(targets, 1)
+    found = found.assign(static=static / n, sliding=sliding / n, change=change / n)
+    if change.sum():
+        found = found.assign(share=change / change.sum(), so_far=change.cumsum() / change.sum())
+    return found[targets > 0].reset_index(drop=True)
+
+
+def along(measured: Sequence[Measured]) -> pd.DataFrame:
+    """The gain of (c), and of the other legal adaptations of the same weights and text, over (b) along the text.
+
+    A row for each cell and chunk: label, chunk, stop, `here` on the chunk alone, `difference` over all chunks so far;
+    some with `low` and `high` of `difference`, the last one always, if there are MIN_CHUNKS chunks. Cells that come to
+    the same have one course, under the first label.
+    """
+    results, parts = by_label(measured), []
+    same = {r.nats: label for label, r in reversed(results.items())}
+    labels = [m.cell.label for m in measured if _adapts_legally(m) and m.cell.reference == "b"]
+    labels = [label for label in labels if same[results[label].nats] == label]
+    for label in labels[:LINES] if "b" in results else []:
+        found = course(results["b"], results[label])
+        last = len(found)
+        banded = {round(n) for n in np.linspace(MIN_CHUNKS, last, BANDS)} if last >= MIN_CHUNKS else set()
+        here, weights = found["here"].to_numpy(), found["bytes"].to_numpy()
+        bands = [interval(here[:n], weights[:n]) if n in banded else {} for n in range(1, last + 1)]
+        ends = {end: [band.get(end, np.nan) for band in bands] for end in ("low", "high")}
+        parts.append(found.assign(label=label, **ends)[["label", "chunk", "stop", "here", "difference", "low", "high"]])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _adapts_legally(m: Measured) -> bool:
+    legal = m.result is not None and m.result.legality == Legality.SCORE_FIRST
+    return legal and m.cell.group in ("abc", "reset", "protocols")
+
+
+def strides(measured: Sequence[Measured], window: int) -> pd.DataFrame:
+    """Scores without adaptation from the widest stride on: label, stride, computed, bpb, difference and INTERVAL.
+
+    `computed`: tokens that the model reads for each target that it scores, a window over a stride. Without rows if
+    there is one stride at most.
+    """
+    scored = {m.cell.label: m.cell for m in measured if m.result is not None}
+    widths = {
+        label: int(str(cell.changes.get("eval.stride", window)))
+        for label, cell in scored.items()
+        if label == "a" or cell.group == "stride"
+    }
+    rows = table(measured).set_index("label").loc[list(widths)].reset_index()
+    found = rows.assign(stride=list(widths.values()))
+    found = found.assign(computed=window / found["stride"])[
+        ["label", "stride", "computed", "bpb", "difference", *INTERVAL]
+    ]
+    return found if len(found) > 1 else found[:0]
+
+
+def tables(measured: Sequence[Measured], window: int) -> dict[str, pd.DataFrame]:
+    """Every frame of a study that has a figure, by the figure's name; those of one row at most are left out."""
+    scores = table(measured).dropna(subset="bpb")
+    group = scores["group"]
+    found = {
+        "waterfall": scores[group.isin(["abc", "float"])],
+        "scores": scores[group.isin(["abc", "protocols"])],
+        "controls": scores[(scores["label"] == "c") | group.isin(CONTROLS)],
+        "strides": strides(measured, window),
+        "positions": positions(measured, window),
+        "stream": along(measured),
+    }
+    return {name: rows.reset_index(drop=True) for name, rows in found.items() if len(rows) > 1}
