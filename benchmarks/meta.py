@@ -18,8 +18,7 @@ from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights
 from golfcore.optim import build
-from golfcore.train.meta import add_gradient
-from golfcore.train.objective import split
+from golfcore.train.meta import add_gradient, split
 from golfcore.train.step import loss_function
 
 MICRO, EVERY = 8, 4
@@ -69,7 +68,7 @@ def parts(rows: int, seq_len: int, device: torch.device) -> dict[str, Callable[[
         c = config.load(name)
         w = weights if c.model.meta_sgd else without_rates
         data = split(c.meta, x, y, None)
-        return lambda: add_gradient(c, Net(c.model, tables, compute), w, EVERY, MICRO, data, loss)
+        return lambda: add_gradient(c, Net(c.model, tables, compute), w, EVERY, data, loss)
 
     return {"micro": micro_batch, "optimizer": lambda: optimizers.step(1.0, 0.99), **{n: call(n) for n in PUBLISHED}}
 

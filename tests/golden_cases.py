@@ -42,7 +42,7 @@ from golfcore.quant.gptq import solve
 from golfcore.quant.grid import matrix_grid, round_to_nearest, table_grid
 from golfcore.quant.quantize import quantize_weights
 from golfcore.quant.stored import dequantize_weights
-from golfcore.train.objective import meta_gradients
+from golfcore.train.meta import meta_gradients
 
 Arrays = dict[str, np.ndarray]
 Outcome = tuple[int, list[str]] | None
@@ -492,7 +492,7 @@ def schedules(check: Check, cfg: dict, spec: dict, run: dict) -> None:
             schedule.Clock(int(s), float(e), triggered if triggered is None or s > want_step else None)
             for s, e in zip(steps, elapsed_ms, strict=True)
         ]
-        return np.array([schedule.lr_scale(c, clock) for clock in clocks])
+        return np.array([schedule.lr_multiplier(c, clock) for clock in clocks])
 
     check.close(f"lr/{name}/no_trigger", curve(cosine, None), 1e-6)
     check.close(f"lr/{name}/with_trigger", curve(cosine, want_when), 1e-6)

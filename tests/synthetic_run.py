@@ -90,7 +90,14 @@ def log_training(run: RunFolder) -> None:
     for step in (0, 50, 100):
         run.log({"kind": "val", "step": step, "loss": 5.0, "bpb": 4.0 - step / 50, "elapsed": float(step)})
     for step in range(5, 101, 5):
-        row = {"kind": "train", "step": step, "loss": 6.0, "scale": 1 - step / 200, "momentum": 0.9, "grad_norm": 1.0}
+        row = {
+            "kind": "train",
+            "step": step,
+            "loss": 6.0,
+            "lr_multiplier": 1 - step / 200,
+            "momentum": 0.9,
+            "grad_norm": 1.0,
+        }
         run.log(row | {"bpb": 4 - step / 50 + 0.1 * rng.random(), "tokens": step * 1025, "elapsed": step / 10})
     run.log({"kind": "event", "step": 60, "event": "warmdown", "elapsed": 6.0})
     run.log({"kind": "event", "step": 65, "event": "qat", "elapsed": 6.5})

@@ -32,10 +32,10 @@ from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
 from golfcore.quant import artifact
 from golfcore.quant.quantize import quantize_weights
-from golfcore.train import loop, state
-from golfcore.train import objective as meta
+from golfcore.train import loop, meta, state
 from golfcore.train.meta import add_gradient
-from golfcore.train.step import _meta_data, loss_function, train_step
+from golfcore.train.state import TrainingData
+from golfcore.train.step import loss_function, meta_data, plan, train_step
 
 SMOKE = load("smoke", {"meta.enabled": True, "meta.inner_lr": 0.1})
 RATES = load("smoke", {"meta.enabled": True, "meta.split": "batch", "meta.delta_weight": 0.3, "model.meta_sgd": True})
@@ -224,9 +224,10 @@ def test_two_parameters_worked_out_by_hand(order: str, da: float, db: float) -> 
     cfg = MetaConfig(inner_lr=0.1, loss_weight=1.0, order=order)
     one = torch.tensor(1.0)
     inner, outer = (one, torch.tensor(5.0)), (one, torch.tensor(4.0))
-    found = meta.evaluate(cfg, toy, two_parameters(2, 3), inner, outer, {}, with_pre=True)
+    found = meta.evaluate(cfg, toy, two_parameters(2, 3), (inner, outer), {})
     assert float(found.loss_post) == pytest.approx(0.605, rel=1e-6)
-    assert float(found.loss_pre) == pytest.approx(2.0)
+    assert found.loss_pre is None
+    assert float(meta.loss_before(cfg, toy, two_parameters(2, 3), outer)) == pytest.approx(2.0)
     assert float(found.moved["qo"]) == pytest.approx(0.3, rel=1e-6)
     assert float(found.gradients.banks.qo) == pytest.approx(da, rel=1e-5)
     assert float(found.gradients.rest["b"]) == pytest.approx(db, rel=1e-5)
@@ -239,7 +240,7 @@ def test_orders_agree_when_the_inner_rate_is_0_and_not_otherwise() -> None:
     def found(order: str, rate: float) -> dict[str, Tensor]:
         m = replace(RATES.meta, order=order, inner_lr=rate, inner_steps=2)
         masks = meta.freeze_masks(RATES.model, m)
-        return flat(meta.evaluate(m, loss, weights, *meta.split(m, x, y, None), masks, False).gradients)
+        return flat(meta.evaluate(m, loss, weights, meta.split(m, x, y, None), masks).gradients)
 
     assert_close(found("second", 0.0), found("first", 0.0), 1e-6)
     with pytest.raises(AssertionError):
@@ -310,7 +311,7 @@ def test_the_delta_objective_holds_one_graph_at_a_time() -> None:
 
     def with_delta(delta: float) -> int:
         m = replace(RATES.meta, delta_weight=delta)
-        return peak_bytes(lambda: meta.evaluate(m, loss, weights, inner, outer, masks, False))
+        return peak_bytes(lambda: meta.evaluate(m, loss, weights, (inner, outer), masks))
 
     def both() -> None:
         moved = meta.inner_steps(RATES.meta, loss, weights, inner, masks)
@@ -344,7 +345,7 @@ def test_compiled_losses_give_the_eager_gradients() -> None:
     eager = loss_function(Net(RATES.model, tables()), 0.0, compiled=False)
     masks = meta.freeze_masks(RATES.model, RATES.meta)
     found = {
-        name: meta.evaluate(RATES.meta, loss, weights, inner, outer, masks, False)
+        name: meta.evaluate(RATES.meta, loss, weights, (inner, outer), masks)
         for name, loss in (
             ("eager", eager),
             ("compiled", torch.compile(eager, backend="aot_eager", dynamic=False, fullgraph=True)),
@@ -360,7 +361,7 @@ def test_a_small_step_survives_in_float32_and_not_in_the_compute_dtype(dtype: st
     weights, (x, y) = lively(cfg), batch(4)
     half = Compute(torch.bfloat16, attend_reference)
     loss = loss_function(Net(cfg.model, tables(), half), cfg.optim.z_loss, compiled=False)
-    report = add_gradient(cfg, Net(cfg.model, tables(), half), weights, 0, 1, meta.split(cfg.meta, x, y, None), loss)
+    report = add_gradient(cfg, Net(cfg.model, tables(), half), weights, 0, meta.split(cfg.meta, x, y, None), loss)
     assert report.realised is not None and report.displacement > 0
     if dtype == "float32":
         assert report.realised == pytest.approx(1, abs=0.05) and report.realised_cosine > 0.99
@@ -386,14 +387,20 @@ def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None =
     return s, [train_step(cfg, Net(cfg.model, tables()), s, stream, loss, RUNTIME) for _ in range(n)]
 
 
+def run_training(cfg: Config, stream: TokenStream, folder: Path) -> RunFolder:
+    val = np.random.default_rng(1).integers(0, V, 513).astype(np.uint16)
+    loop.train(cfg, RunFolder(folder), TrainingData(stream, val, tables(), 3.0, {}), RUNTIME)
+    return RunFolder(folder)
+
+
 @pytest.mark.parametrize("cfg", [RATES, with_(SMOKE, meta={"split": "next-chunk"})], ids=["exp106", "next-chunk"])
 def test_resume_is_bit_for_bit(cfg: Config, stream: TokenStream, tmp_path: Path) -> None:
     cfg = with_(cfg, meta={"every": 2})
     whole, reports = steps(cfg, stream, 6)
     half, first = steps(cfg, stream, 3)
-    state.save(half, tmp_path / "s.safetensors")
+    state.save(half, tmp_path / "s.safetensors", {})
     fresh = state.start(cfg, params.init(cfg.model, 9), torch.float32, torch.device("cpu"))
-    resumed, second = steps(cfg, stream, 3, state.load(fresh, cfg, tmp_path / "s.safetensors"))
+    resumed, second = steps(cfg, stream, 3, state.load(fresh, cfg, tmp_path / "s.safetensors", {}))
     assert first + second == reports and sum(r.meta is not None for r in reports) == 3
     assert whole.position == resumed.position == 6 * 1025
     pairs = [(flat(s.weights), s.optimizers.state_tensors(), flat(s.averaged.copies[0])) for s in (whole, resumed)]
@@ -404,15 +411,12 @@ def test_resume_is_bit_for_bit(cfg: Config, stream: TokenStream, tmp_path: Path)
 
 def test_next_chunk_reads_the_text_that_the_next_step_trains_on(stream: TokenStream) -> None:
     cfg = with_(SMOKE, meta={"split": "next-chunk"})
-    last = stream.batch(4, 16)
-    at = stream.position
-    inner, outer = _meta_data(cfg, stream, last, RUNTIME)
-    assert stream.position == at
-    assert all(torch.equal(a, b) for a, b in zip((*inner, *outer), (*last, *stream.batch(4, 16)), strict=True))
-    stream.position = 0
-    ranks = [stream.batch(2, 16, rank, 2) for rank in (0, 1) if not setattr(stream, "position", 0)]
-    assert torch.equal(stream.following(2, 16, 0, 2)[0], ranks[1][0])
-    assert torch.equal(stream.following(2, 16, 1, 2)[0], stream.batch(2, 16, 0, 2)[0])
+    for world in (1, 2, 4):
+        stream.position = 7
+        inner, outer = meta_data(cfg, plan(cfg, world), stream, torch.device("cpu"))
+        assert stream.position == 7
+        last, ahead = stream.batch(16, 64), stream.batch(16, 64)
+        assert all(torch.equal(a, b) for a, b in zip((*inner, *outer), (*last, *ahead), strict=True))
 
 
 def test_rates_of_frozen_slots_only_decay(stream: TokenStream) -> None:
@@ -420,7 +424,7 @@ def test_rates_of_frozen_slots_only_decay(stream: TokenStream) -> None:
     cfg = with_(RATES, meta={"every": 2})
     s, reports = steps(cfg, stream, 7)
     o = cfg.optim
-    want = math.prod(1 - o.scalar_lr * o.adam_wd * r.scale for r in reports if r.meta is not None)
+    want = math.prod(1 - o.scalar_lr * o.adam_wd * r.lr_multiplier for r in reports if r.meta is not None)
     rest = s.weights.rest
     assert [r.meta is not None for r in reports] == [True, False] * 3 + [True]
     for name, n in (("qo", 2), ("kv", 2), ("up", 1), ("down", 1)):
@@ -431,9 +435,7 @@ def test_rates_of_frozen_slots_only_decay(stream: TokenStream) -> None:
 
 def test_the_metrics_hold_every_meta_call_and_the_rates(stream: TokenStream, tmp_path: Path) -> None:
     cfg = with_(RATES, meta={"every": 2, "inner_lr": 0.05, "log_rates_every": 5}, run={"val_every": 0})
-    val = np.random.default_rng(1).integers(0, V, 513).astype(np.uint16)
-    run = RunFolder(tmp_path / "run")
-    loop.train(cfg, run, stream, val, tables(), RUNTIME, 3.0)
+    run = run_training(cfg, stream, tmp_path / "run")
     calls = run.metrics("meta")
     assert [r["step"] for r in calls] == [1, 3, 5, 7, 9] and [r["step"] for r in run.metrics("meta_sgd")] == [5, 10, 12]
     assert [len(run.metrics("meta_sgd")[0][bank]) for bank in Banks._fields] == [4, 4, 2, 2]
@@ -443,10 +445,11 @@ def test_the_metrics_hold_every_meta_call_and_the_rates(stream: TokenStream, tmp
         assert r["loss_pre"] - r["loss_post"] == pytest.approx(r["predicted_gain"], rel=0.3, abs=2e-6)
         assert r["displacement"] > 0 and r["realised"] == pytest.approx(1, abs=0.1)
     coverage = run.coverage()
+    assert [r["step"] for r in run.metrics("train")] == [*range(1, 11)]  # as every arm: meta calls add no rows
+    assert all(r["instrument_seconds"] > 0 and r["seconds"] > 0 and r["lr_multiplier"] > 0.5 for r in calls)
     assert coverage["meta"]["done"] == 5 and coverage["meta_adapted"]["done"] * 2 == coverage["meta_adapted"]["of"]
     placebo = with_(SMOKE, meta={"inner_steps": 0, "every": 2}, run={"val_every": 0})
-    stream.position = 0
-    loop.train(placebo, RunFolder(tmp_path / "placebo"), stream, val, tables(), RUNTIME, 3.0)
+    run_training(placebo, stream, tmp_path / "placebo")
     (first, *_) = RunFolder(tmp_path / "placebo").metrics("meta")
     assert first["loss_pre"] == first["loss_post"] and first["realised"] is None
     assert "placebo" in RunFolder(tmp_path / "placebo").coverage()["meta_adapted"]["note"]
@@ -455,7 +458,7 @@ def test_the_metrics_hold_every_meta_call_and_the_rates(stream: TokenStream, tmp
 def test_freezing_everything_is_refused_before_training(stream: TokenStream, tmp_path: Path) -> None:
     frozen = with_(SMOKE, meta={"freeze_blocks": 2})
     with pytest.raises(RuntimeError, match="meta_adapted is switched on but touched 0 of"):
-        loop.train(frozen, RunFolder(tmp_path), stream, np.zeros(99, np.uint16), tables(), RUNTIME, 3.0)
+        run_training(frozen, stream, tmp_path)
     assert not RunFolder(tmp_path).metrics("train")
     x, y = batch(2)
     nothing = with_(frozen, meta={"inner_steps": 0})
@@ -465,6 +468,39 @@ def test_freezing_everything_is_refused_before_training(stream: TokenStream, tmp
 def test_without_a_delta_the_loss_before_is_looked_at_now_and_then(stream: TokenStream) -> None:
     _, reports = steps(with_(SMOKE, meta={"every": 1, "log_pre_every": 3}), stream, 6)
     assert [r.meta.loss_pre is not None for r in reports] == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 1.0),
+        ({"split": "next-chunk"}, 2.0),
+        ({"delta_weight": 0.3}, 1.5),
+        ({"delta_weight": 0.3, "sam_rho": 0.1, "split": "batch"}, 2.0),
+        ({"inner_steps": 3}, 2.0),
+        ({"inner_steps": 0}, 0.5),
+    ],
+)
+def test_the_counted_cost_is_that_of_the_passes_made(changes: dict, passes: float, stream: TokenStream) -> None:
+    cfg, tokens = with_(SMOKE, meta=changes), []
+
+    def counted(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        tokens.append(x.numel())
+        return loss_of(cfg)(weights, x, y)
+
+    data = meta_data(cfg, plan(cfg, 1), stream, torch.device("cpu"))
+    meta.evaluate(cfg.meta, counted, lively(cfg), data, meta.freeze_masks(cfg.model, cfg.meta))
+    assert sum(tokens) / cfg.optim.batch_tokens == meta.counted_cost(cfg) == passes
+    watched = not changes.get("delta_weight") and changes.get("inner_steps", 1) > 0
+    assert meta.instrument_cost(cfg) == pytest.approx(data[1][0].numel() / cfg.optim.batch_tokens / 3 * watched)
+
+
+def test_the_meta_gradient_weighs_as_one_of_the_steps_micro_batches() -> None:
+    cfg, (x, y) = with_(SMOKE, optim={"grad_accum": 4}), batch(4)
+    weights, net = lively(cfg), Net(cfg.model, tables())
+    add_gradient(cfg, net, weights, 0, meta.split(cfg.meta, x, y, None), loss_function(net, 0.0, compiled=False))
+    want = {n: g / 4 for n, g in gradients(cfg, weights, x, y).items()}
+    assert_close({n: t.grad for n, t in flat(weights).items()}, want, 1e-6)
 
 
 # -- configuration, export, the whole job

@@ -46,7 +46,8 @@ def replay(prefix: str, dtype: torch.dtype, momentum_dtype: torch.dtype | None =
     group, name = prefix.split("/")
     case = next(c for c in META["muon2d" if group == "muon2d_pr398" else "muon"] if c["name"] == name)
     p = recorded(f"{prefix}/in/p0").clone().requires_grad_()
-    muon = Muon([p], 0.0, 0.0, case["wd"], case["steps"], dtype, momentum_dtype)
+    group = {"params": [p], "momentum_dtype": momentum_dtype or dtype}
+    muon = Muon([group], 0.0, 0.0, case["wd"], case["steps"], dtype)
     found = {}
     for i, (lr, momentum) in enumerate(zip(case["lr"], case["momentum"], strict=True), 1):
         p.grad = recorded(f"{prefix}/in/grad{i - 1}")
@@ -144,17 +145,18 @@ def gradients(shape: tuple[int, ...], n: int) -> list[Tensor]:
     return [torch.randn(shape) for _ in range(n)]
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("shape", [(3, 48, 20), (3, 20, 48), (3, 24, 24)])
-def test_muon_is_torchs_slice_by_slice(shape):
+def test_muon_is_torchs_slice_by_slice(shape, nesterov):
     """torch's keeps (1 - momentum) times our momentum, which Newton-Schulz cancels; it takes 2-D parameters only.
 
     Large rates, so that decay before or after the update, and its factor, would show.
     """
-    given = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.6}
+    given = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.6, "nesterov": nesterov}
     ours = torch.randn(shape).requires_grad_()
     theirs = [m.detach().clone().requires_grad_() for m in ours]
     muon = Muon([ours], **given)
-    reference = torch.optim.Muon(theirs, nesterov=True, adjust_lr_fn="original", **given)
+    reference = torch.optim.Muon(theirs, adjust_lr_fn="original", **given)
     for g in gradients(shape, 3):
         ours.grad = g
         for m, slot in zip(theirs, g, strict=True):
@@ -184,7 +186,7 @@ def test_decay_after_is_of_what_the_step_has_made():
     w = torch.randn(6, 4)
     p = w.clone().requires_grad_()
     p.grad = g
-    Muon([p], lr, 0.9, wd, dtype=torch.float32, decay_after=True).step()
+    Muon([{"params": [p], "decay_after": True}], lr, 0.9, wd, dtype=torch.float32).step()
     want = (1 - lr * wd) * (w - lr * 1.5**0.5 * newton_schulz(g, 5, torch.float32))
     torch.testing.assert_close(p.detach(), want, rtol=0, atol=1e-5)
 
@@ -193,7 +195,7 @@ def test_momentum_may_be_kept_finer_than_newton_schulz_computes():
     """The buffer in float32 sums the gradients themselves; the update is still that of bfloat16."""
     g1, g2 = gradients((6, 4), 2)
     p = torch.zeros(6, 4).requires_grad_()
-    muon = Muon([p], 1.0, 0.9, 0.0, dtype=BF16, momentum_dtype=torch.float32)
+    muon = Muon([{"params": [p], "momentum_dtype": torch.float32}], 1.0, 0.9, 0.0, dtype=BF16)
     for p.grad in (g1, g2):
         before = p.detach().clone()
         muon.step()

@@ -152,7 +152,7 @@ def test_without_the_phase_its_share_is_so_many_fewer_steps(stream: TokenStream,
     nothing = train(with_(reptile={"outer_lr": 0.0}), tmp_path / "a", stream)
     shorter = train(with_(reptile={"share": 0.0}, schedule={"iterations": 6}), tmp_path / "b", stream)
     assert same(nothing, shorter) and "reptile" not in RunFolder(tmp_path / "b").coverage()
-    scales = [r["scale"] for r in RunFolder(tmp_path / "a").metrics("train")]
+    scales = [r["lr_multiplier"] for r in RunFolder(tmp_path / "a").metrics("train")]
     assert scales == pytest.approx([1, 1, 1, 0.5 + 2**0.5 / 4, 0.5, 0.5 - 2**0.5 / 4])
 
 

@@ -15,7 +15,7 @@ from golfcore.config import AverageConfig, ModelConfig, OptimConfig, ScheduleCon
 from golfcore.model.params import init
 from golfcore.model.weights import Weights, flat, tree_map, unflat
 from golfcore.optim import average
-from golfcore.optim.schedule import Adaptive, Clock, cyclic_momentum, lr_scale, momentum, update_adaptive
+from golfcore.optim.schedule import Adaptive, Clock, cyclic_momentum, lr_multiplier, momentum, update_adaptive
 
 GOLDEN = np.load(Path(__file__).parent / "golden/g_schedules.npz")
 META = json.loads(str(GOLDEN["meta"]))
@@ -54,7 +54,7 @@ def recorded_trigger(run: str) -> Adaptive:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_multiplier_without_trigger_is_as_recorded(run):
-    ours = [lr_scale(recorded_config(run), Clock(s, e)) for s, e in recorded_clocks(run)]
+    ours = [lr_multiplier(recorded_config(run), Clock(s, e)) for s, e in recorded_clocks(run)]
     np.testing.assert_allclose(ours, GOLDEN[f"lr/{run}/no_trigger"], rtol=0, atol=TOLERANCE)
 
 
@@ -64,14 +64,14 @@ def test_trigger_and_multiplier_after_it_are_as_recorded(run):
     fired = recorded_trigger(run).triggered
     assert fired == pytest.approx(time, abs=1e-6)
     clocks = [Clock(s, e, fired if s > step else None) for s, e in recorded_clocks(run)]
-    ours = [lr_scale(recorded_config(run), clock) for clock in clocks]
+    ours = [lr_multiplier(recorded_config(run), clock) for clock in clocks]
     np.testing.assert_allclose(ours, GOLDEN[f"lr/{run}/with_trigger"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("system", ["pr398", "pr294seed", "pr294v2"])
 def test_linear_multiplier_is_as_recorded(system, run):
-    ours = [lr_scale(recorded_config(run, "linear"), Clock(s, e)) for s, e in recorded_clocks(run)]
+    ours = [lr_multiplier(recorded_config(run, "linear"), Clock(s, e)) for s, e in recorded_clocks(run)]
     np.testing.assert_allclose(ours, GOLDEN[f"lr_{system}/{run}"], rtol=0, atol=TOLERANCE)
 
 
@@ -102,8 +102,12 @@ def test_the_step_clock_reads_nothing_but_the_step(shape, cap):
     cfg = ScheduleConfig(clock="steps", shape=shape, iterations=1000, warmdown_steps=200, max_seconds=cap)
     plain = ScheduleConfig(clock="wall", shape=shape, iterations=1000, warmdown_steps=200)
     for step in range(0, 1001, 50):
-        expected = lr_scale(plain, Clock(step, 684.0 * step))  # without a cap, elapsed time cancels
-        assert lr_scale(cfg, Clock(step, 1.0)) == lr_scale(cfg, Clock(step, 1e9)) == pytest.approx(expected, abs=1e-12)
+        expected = lr_multiplier(plain, Clock(step, 684.0 * step))  # without a cap, elapsed time cancels
+        assert (
+            lr_multiplier(cfg, Clock(step, 1.0))
+            == lr_multiplier(cfg, Clock(step, 1e9))
+            == pytest.approx(expected, abs=1e-12)
+        )
 
 
 @pytest.mark.parametrize("clock", ["steps", "wall"])
@@ -111,7 +115,7 @@ def test_the_step_clock_reads_nothing_but_the_step(shape, cap):
 def test_cosine_milestones(clock, p, scale):
     cfg = ScheduleConfig(clock=clock, iterations=200_000, warmdown_steps=100_000, max_seconds=200)
     step = 100_000 + round(100_000 * p)  # at 1 ms a step the cap is at the last iteration
-    assert lr_scale(cfg, Clock(step, float(step))) == pytest.approx(scale, abs=1e-5)
+    assert lr_multiplier(cfg, Clock(step, float(step))) == pytest.approx(scale, abs=1e-5)
 
 
 @given(
@@ -124,14 +128,14 @@ def test_cosine_milestones(clock, p, scale):
 )
 def test_multiplier_is_a_fraction(clock, shape, step, elapsed, triggered, warmdown):
     cfg = ScheduleConfig(clock=clock, shape=shape, iterations=300, max_seconds=60, warmdown_steps=warmdown)
-    assert 0 <= lr_scale(cfg, Clock(step, elapsed, triggered)) <= 1
+    assert 0 <= lr_multiplier(cfg, Clock(step, elapsed, triggered)) <= 1
 
 
 @pytest.mark.parametrize("clock", ["steps", "wall"])
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 def test_multiplier_never_rises_and_ends_at_zero(clock, shape):
     cfg = ScheduleConfig(clock=clock, shape=shape, iterations=300, max_seconds=3, warmdown_steps=100)
-    scales = [lr_scale(cfg, Clock(s, 10.0 * s)) for s in range(300)]
+    scales = [lr_multiplier(cfg, Clock(s, 10.0 * s)) for s in range(300)]
     assert scales == sorted(scales, reverse=True)
     assert scales[:200] == [1.0] * 200
     assert 0 < scales[-1] <= 0.0101
@@ -140,26 +144,26 @@ def test_multiplier_never_rises_and_ends_at_zero(clock, shape):
 def test_a_trigger_starts_either_shape_at_once_on_either_clock():
     for shape in ("cosine", "linear"):
         wall = ScheduleConfig(clock="wall", shape=shape, max_seconds=10, warmdown_steps=10, guard_steps=0)
-        assert [lr_scale(wall, Clock(50, e, 5000.0)) for e in (5000, 7500, 10_000)] == pytest.approx([1, 0.5, 0])
+        assert [lr_multiplier(wall, Clock(50, e, 5000.0)) for e in (5000, 7500, 10_000)] == pytest.approx([1, 0.5, 0])
         steps = ScheduleConfig(shape=shape, iterations=1000, warmdown_steps=10, guard_steps=0)
-        assert [lr_scale(steps, Clock(s, 0.0, 50.0)) for s in (50, 55, 60)] == pytest.approx([1, 0.5, 0])
+        assert [lr_multiplier(steps, Clock(s, 0.0, 50.0)) for s in (50, 55, 60)] == pytest.approx([1, 0.5, 0])
 
 
 def test_a_warmdown_longer_than_the_run_starts_at_once():
     """Half a cosine over the whole run; the line keeps its slope and is below 1 from the outset."""
     wall = {"clock": "wall", "max_seconds": 5, "warmdown_steps": 10, "guard_steps": 0}
     clock = Clock(2, 2000.0)  # at one second a step
-    cosine = lr_scale(ScheduleConfig(**wall), clock)
+    cosine = lr_multiplier(ScheduleConfig(**wall), clock)
     assert cosine == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 5)))
-    assert lr_scale(ScheduleConfig(shape="linear", **wall), clock) == pytest.approx((5 - 2) / 10)
+    assert lr_multiplier(ScheduleConfig(shape="linear", **wall), clock) == pytest.approx((5 - 2) / 10)
     steps = {"iterations": 5, "warmdown_steps": 10, "guard_steps": 0}
-    assert lr_scale(ScheduleConfig(**steps), clock) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 10)))
-    assert lr_scale(ScheduleConfig(shape="linear", **steps), clock) == pytest.approx((5 - 2) / 10)
+    assert lr_multiplier(ScheduleConfig(**steps), clock) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 10)))
+    assert lr_multiplier(ScheduleConfig(shape="linear", **steps), clock) == pytest.approx((5 - 2) / 10)
 
 
 def test_the_guard_holds_the_cosine_at_one():
     cfg = ScheduleConfig(iterations=40, warmdown_steps=40, guard_steps=25)
-    assert lr_scale(cfg, Clock(24, 0.0)) == 1 > lr_scale(cfg, Clock(25, 0.0))
+    assert lr_multiplier(cfg, Clock(24, 0.0)) == 1 > lr_multiplier(cfg, Clock(25, 0.0))
 
 
 def test_adaptive_fires_when_the_loss_is_less_than_its_margin_below_the_mean():

@@ -24,6 +24,7 @@ from golfcore.runs import sweep, sweepfile
 from golfcore.runs.folder import open_run
 from golfcore.runs.sweepfile import Sweep
 from golfcore.train import loop
+from golfcore.train.state import TrainingData
 
 SMALL = {
     "model.vocab_size": 320,
@@ -109,7 +110,7 @@ def test_training_reads_no_test_time_section(data: Path, tmp_path: Path, monkeyp
     quant = Forbidden(guided_high=0.0, guided_low=0.0)  # whether to record for guided bits is in the training hash
     for cfg in (small(data), dataclasses.replace(small(data), ttt=Forbidden(), eval=Forbidden(), quant=quant)):
         run = open_run(tmp_path / str(len(ends)), small(data), "data", {})
-        ends.append(loop.train(cfg, run, stream, val, tables, rt, 2.0))
+        ends.append(loop.train(cfg, run, TrainingData(stream, val, tables, 2.0, {}), rt))
     assert all(bool((a == b).all()) for a, b in zip(ends[0].banks, ends[1].banks, strict=True))
 
 

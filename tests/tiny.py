@@ -13,6 +13,7 @@ from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
 from golfcore.model.weights import Weights
 from golfcore.train import loop
+from golfcore.train.state import TrainingData
 
 TINY = load(
     "smoke",
@@ -26,6 +27,7 @@ TINY = load(
     },
 )
 RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
+BELONGS = {"training": "tiny", "data": "easy"}
 TOKENS = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)  # easy: 32 of the 1024 ids
 
 
@@ -44,4 +46,5 @@ def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:
     """The whole training of `cfg` from the stream's first token."""
     stream.position = 0
     val = np.random.default_rng(1).integers(0, cfg.model.vocab_size, 513).astype(np.uint16)
-    return loop.train(cfg, RunFolder(folder), stream, val, tables(cfg), RUNTIME, 3.0)
+    data = TrainingData(stream, val, tables(cfg), 3.0, BELONGS)
+    return loop.train(cfg, RunFolder(folder), data, RUNTIME)

@@ -10,7 +10,6 @@ from golfcore.analysis import runs
 from golfcore.analysis.compare import MEASURES, Arm, Scored, columns, interval, mean
 from golfcore.analysis.frames import frame
 from golfcore.analysis.stats import MIN_CHUNKS
-from golfcore.base.records import RunFolder
 from golfcore.model import params
 from golfcore.model.weights import Banks
 from golfcore.train.meta import counted_cost, instrument_cost
@@ -114,23 +113,17 @@ def meta_sgd(arms: Sequence[Arm]) -> pd.DataFrame:
     """
     rows = []
     for arm, run in each(arms):
-        o, multipliers = run.config.optim, _multipliers(run.run)
-        decay = {r["step"]: 1 - o.scalar_lr * o.adam_wd * multipliers[r["step"]] for r in run.run.metrics("meta")}
+        rate = run.config.optim.scalar_lr * run.config.optim.adam_wd
+        decay = {r["step"]: 1 - rate * r["lr_multiplier"] for r in run.run.metrics("meta")}
         frozen = params.frozen(run.config.model, run.config.meta.freeze_blocks, ("matrix",))
         for logged in run.run.metrics("meta_sgd"):
             past = [factor for step, factor in decay.items() if step <= logged["step"]]
             for bank in Banks._fields:
-                for slot, rate in enumerate(logged[bank]):
+                for slot, value in enumerate(logged[bank]):
                     row = {"arm": arm.label, "seed": run.seed, "step": logged["step"], "bank": bank, "slot": slot}
-                    row |= {"calls": len(past), "rate": rate, "frozen": bool(bank in frozen and frozen[bank][slot])}
+                    row |= {"calls": len(past), "rate": value, "frozen": bool(bank in frozen and frozen[bank][slot])}
                     rows.append(row | {"predicted": float(np.prod(past)) if row["frozen"] else None})
     return frame(rows)
-
-
-def _multipliers(run: RunFolder) -> dict[int, float]:
-    """The multiplier of the learning rates at every step that logged one (runs of earlier versions call it scale)."""
-    rows = [row for kind in ("train", "meta") for row in run.metrics(kind)]
-    return {row["step"]: row.get("lr_multiplier", row.get("scale")) for row in reversed(rows)}
 
 
 def interventions(arms: Sequence[Arm]) -> pd.DataFrame:

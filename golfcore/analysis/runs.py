@@ -24,7 +24,7 @@ def curves(run: RunFolder) -> Table:
         raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
     steps, bpb = np.array([r["step"] for r in train]), np.array([r["bpb"] for r in train])
     smooth = moving_mean(steps, bpb, max(1.0, steps[-1] / SMOOTHING))
-    columns = "kind step tokens elapsed loss bpb bpb_smooth scale momentum grad_norm meta_loss event".split()
+    columns = "kind step tokens elapsed loss bpb bpb_smooth lr_multiplier momentum grad_norm meta_loss event".split()
     rows = [{**r, "bpb_smooth": float(s)} for r, s in zip(train, smooth, strict=True)] + val + events
     return Table({c: row[c] for c in columns if c in row} for row in rows)
 

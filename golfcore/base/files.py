@@ -45,12 +45,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def same_file(source: Path, path: Path) -> None:
     """Make `path` another name of the file `source`, which must never be changed in place; a copy where links fail."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        os.link(source, path)
-    except OSError:  # another file system, or one without links
-        with atomic_path(path) as part:
+    with atomic_path(path) as part:
+        part.unlink()
+        try:
+            os.link(source, part)
+        except OSError:  # another file system, or one without links
             shutil.copyfile(source, part)
 
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from golfcore.base.errors import UserError
+
+PATIENCE = timedelta(days=1)  # how long ranks wait for each other: one may quantize or build data for hours
 
 
 class Runtime(NamedTuple):
@@ -53,7 +56,8 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high" if name == "bfloat16" else "highest")
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", rank=rank, world_size=world)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world, timeout=PATIENCE)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -68,7 +72,10 @@ def stop() -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Within, float32 products are float32: no TF32, which keeps 10 bits of a weight and rounds small steps away."""
+    """Within, float32 products are float32: no TF32, which keeps 10 bits of a weight and rounds small steps away.
+
+    Also a decorator.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -121,9 +128,12 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank is here, for up to PATIENCE. On the CPU: ranks that wait leave their GPUs alone.
+
+    What dies meanwhile is noticed by torchrun, which then ends the others.
+    """
     if world_size() > 1:
-        dist.barrier()
+        dist.all_reduce(torch.zeros(()))
 
 
 def cache_dir() -> Path:

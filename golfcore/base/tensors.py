@@ -5,7 +5,8 @@ of the code that wrote it, and a SHA-256 digest of all of these, so that damage 
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,10 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import code_version
 
 RECORD = {"belongs", "plain", "version", "digest"}  # one JSON text, since a file with several has no fixed order
+
+
+class Damaged(UserError):
+    """A file that `save` did not write, or that was changed since."""
 
 
 def save(
@@ -35,7 +40,7 @@ def load(
 ) -> tuple[dict[str, Tensor], dict]:
     """(tensors, plain values) that `save` wrote for `belongs`; None: whatever they belong to.
 
-    UserError, naming the file and `what` was expected, if it is missing, damaged, or belongs to something else.
+    UserError, naming the file and `what` was expected, if it is missing, belongs to something else, or is Damaged.
     """
     try:
         with safe_open(path, "pt") as f:
@@ -47,7 +52,7 @@ def load(
     except FileNotFoundError:
         raise UserError(f"{path}: expected {what}, found no such file") from None
     except (SafetensorError, ValueError, OSError) as e:
-        raise UserError(f"{path}: expected {what}, found a file that does not read ({e})") from None
+        raise Damaged(f"{path}: expected {what}, found a file that does not read ({e})") from None
     owner = record["belongs"]
     if belongs is not None and owner != dict(belongs):
         key = min(k for k in owner.keys() | belongs.keys() if owner.get(k) != belongs.get(k))
@@ -56,6 +61,59 @@ def load(
             f"{owner.get(key, '(none)')}, written by golfcore {record['version']}"
         )
     return {name: t.to(device) for name, t in values.items()}, record["plain"]
+
+
+def previous(path: Path) -> Path:
+    """Where the state that stood in `path` before its last `save_next` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_next(
+    path: Path, tensors: Mapping[str, Tensor], plain: Mapping[str, object], belongs: Mapping[str, str]
+) -> None:
+    """`save` a later state, and keep the one before it in `previous(path)`."""
+    if path.exists():
+        files.same_file(path, previous(path))
+    save(path, tensors, plain, belongs)
+
+
+def load_last(
+    path: Path, what: str, belongs: Mapping[str, str], say: Callable[[str], object]
+) -> tuple[dict[str, Tensor], dict]:
+    """The last state that `save_next` wrote. If that is damaged: the one before it, which takes its place; says so."""
+    try:
+        return load(path, what, belongs)
+    except Damaged as e:
+        older = previous(path)
+        if not older.exists():
+            raise
+        found = load(older, what, belongs)
+        files.same_file(older, path)
+        say(f"{e}; going on from {older.name} instead")
+        return found
+
+
+def expect(found: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -> None:
+    """UserError unless `found` has the names of `like` and, under each, its shape and dtype."""
+    if wrong := found.keys() ^ like.keys():
+        name = min(wrong)
+        raise UserError(f"{what}: expected {'no' if name in found else 'a'} tensor {name!r}, found {len(found)} others")
+    for name, t in found.items():
+        if (t.shape, t.dtype) != (like[name].shape, like[name].dtype):
+            raise UserError(
+                f"{what}, tensor {name!r}: expected {like[name].dtype} of shape {tuple(like[name].shape)}, "
+                f"found {t.dtype} of shape {tuple(t.shape)}"
+            )
+
+
+def number(plain: Mapping[str, object], key: str, low: float, high: float, what: str, whole: bool = False) -> float:
+    """The finite number `plain[key]` from `low` to `high`, if `whole` an int. UserError naming `what` otherwise."""
+    value = plain.get(key)
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{what}, {key}: expected {kind} from {low} to {high}, found {value!r}")
+    return value
 
 
 def written_by(path: Path) -> str:
@@ -84,10 +142,15 @@ def _checked(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> dict:
     return record
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes: 64 hex digits that say which values these are."""
+    return _digest({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {})
+
+
 def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the tensors (on CPU), and over `record` without a digest."""
+    """The same of tensors on the CPU and of `record`, which has no digest yet."""
     shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
-    digest = hashlib.sha256(files.canonical_json([shapes, dict(record)]).encode())
+    total = hashlib.sha256(files.canonical_json([shapes, dict(record)]).encode())
     for name in sorted(tensors):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        total.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

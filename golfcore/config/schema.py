@@ -94,6 +94,7 @@ class OptimConfig:
     eps: float = 1e-8
     momentum: float = 0.99
     momentum_start: float = 0.92
+    nesterov: bool = True
     momentum_steps: int = 1500
     matrix_decay: Literal["before", "after"] = "before"  # quirk: after = of what the step has just made (pr294)
     momentum_dtype: Literal["compute", "float32"] = "compute"  # of Muon's buffers

@@ -54,26 +54,18 @@ class TokenStream:
         self.position += count
         return tokens
 
-    def batch(self, rows: int, seq_len: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """The next micro-batch of one rank: inputs and targets, each (rows, seq_len) int64.
+    def batch(self, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """The next micro-batch: inputs and targets, each (rows, seq_len) int64; moves on by rows * seq_len + 1 tokens.
 
-        All ranks together move on by (rows * seq_len + 1) * world tokens; rank r reads block r of these, its first
-        tokens are the inputs and its last the targets. So one token in each block is never an input, as published.
+        Of that block of text the first tokens are the inputs and the last the targets. So one token in each block is
+        never an input, as published.
         """
-        size = rows * seq_len + 1
-        found = self._rows(self.position + rank * size, rows, seq_len)
-        self.position += size * world
+        found = self.rows(self.position, rows, seq_len)
+        self.position += rows * seq_len + 1
         return found
 
-    def following(self, rows: int, seq_len: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """The block after the one that `batch` has just given this rank, in the same form; moves nothing.
-
-        It is the next rank's block, or the first of the next micro-batch: text that training reads anyway.
-        """
-        size = rows * seq_len + 1
-        return self._rows(self.position + (rank + 1 - world) * size, rows, seq_len)
-
-    def _rows(self, position: int, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
+    def rows(self, position: int, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of the `rows` rows of text from token `position` on; moves nothing."""
         tokens = torch.from_numpy(self.read(position, rows * seq_len + 1).astype(np.int64))
         return tokens[:-1].view(rows, seq_len), tokens[1:].view(rows, seq_len)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from golfcore.base.errors import UserError
+from golfcore.base.tensors import expect
 from golfcore.config import AverageConfig
 from golfcore.model.weights import Weights, detach, flat, tree_map, unflat
 
@@ -23,13 +23,13 @@ def start(cfg: AverageConfig, weights: Weights) -> Average:
     return Average(0, (detach(weights),) if cfg.kind == "ema" else ())
 
 
-def update(cfg: AverageConfig, state: Average, weights: Weights, step: int, scale: float) -> Average:
-    """The state after `step` completed steps, the last of them at LR multiplier `scale`. Uses up `state`.
+def update(cfg: AverageConfig, state: Average, weights: Weights, step: int, lr_multiplier: float) -> Average:
+    """The state after `step` completed steps, the last of them at `lr_multiplier`. Uses up `state`.
 
     Every `every` steps: EMA (exp101) E <- d E + (1 - d) W with d = decay^every; SWA the running mean of snapshots taken
-    while `scale` < start_scale; LAWA the last `keep` snapshots. The tensors of `state` are changed in place.
+    while `lr_multiplier` < start_scale; LAWA the last `keep` snapshots. The tensors of `state` are changed in place.
     """
-    if cfg.kind == "none" or step % cfg.every or (cfg.kind == "swa" and scale >= cfg.start_scale):
+    if cfg.kind == "none" or step % cfg.every or (cfg.kind == "swa" and lr_multiplier >= cfg.start_scale):
         return state
     taken = state.taken + 1
     if cfg.kind == "lawa":
@@ -64,18 +64,11 @@ def state_tensors(state: Average) -> dict[str, Tensor]:
 
 def load(cfg: AverageConfig, tensors: Mapping[str, Tensor], weights: Weights) -> Average:
     """The state that `state_tensors` returned, copied to where `weights` are. Raises UserError if it does not fit."""
-    if "taken" not in tensors:
-        raise UserError("average state: expected 'taken', found none")
-    taken = int(tensors["taken"])
+    count = tensors.get("taken")
+    taken = int(count) if count is not None and count.numel() == 1 else 0
     n = {"none": 0, "ema": 1, "swa": min(taken, 1), "lawa": min(taken, cfg.keep)}[cfg.kind]
-    expected = {f"{i}/{name}": t for i in range(n) for name, t in flat(weights).items()}
-    if wrong := expected.keys() ^ (tensors.keys() - {"taken"}):
-        raise UserError(
-            f"average state: expected {n} copies of the weights ({cfg.kind}), found {min(wrong)!r} unpaired"
-        )
-    for key, like in expected.items():
-        if tensors[key].shape != like.shape:
-            found, shape = tuple(tensors[key].shape), tuple(like.shape)
-            raise UserError(f"average state {key!r}: expected shape {shape}, found {found}")
-    own = {key: tensors[key].to(like.device, torch.float32, copy=True) for key, like in expected.items()}
-    return Average(taken, tuple(unflat({name: own[f"{i}/{name}"] for name in flat(weights)}) for i in range(n)))
+    copy = {name: torch.empty_like(t, dtype=torch.float32) for name, t in flat(weights).items()}
+    like = {f"{i}/{name}": t for i in range(n) for name, t in copy.items()}
+    expect(tensors, {**like, "taken": torch.tensor(0)}, f"average state ({cfg.kind}, {taken} taken)")
+    own = {key: tensors[key].to(place.device, torch.float32, copy=True) for key, place in like.items()}
+    return Average(taken, tuple(unflat({name: own[f"{i}/{name}"] for name in copy}) for i in range(n)))

@@ -1,12 +1,12 @@
 """From the parameter table to optimizers: leaf tensors, groups, clipping, and a state that can be saved."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from golfcore.base.errors import UserError
+from golfcore.base.tensors import expect
 from golfcore.config import ModelConfig, OptimConfig
 from golfcore.model.params import Group, table
 from golfcore.model.weights import Weights, flat, unflat
@@ -28,15 +28,15 @@ class Optimizers:
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
 
-    def step(self, scale: float, momentum: float) -> None:
-        """One update with every learning rate times `scale`; `momentum` is Muon's.
+    def step(self, lr_multiplier: float, momentum: float) -> None:
+        """One update with every learning rate times `lr_multiplier`; `momentum` is Muon's.
 
         A parameter whose gradient is None is left alone: no update, no decay, no step counted (torch's AdamW, and what
         exp106 relied on).
         """
         for part in self.parts:
             for group in part.optimizer.param_groups:
-                group["lr"] = part.base_lr * scale
+                group["lr"] = part.base_lr * lr_multiplier
                 if part.kind == "muon":
                     group["momentum"] = momentum
             part.optimizer.step()
@@ -59,45 +59,34 @@ class Optimizers:
             for slot in sorted(SLOTS[part.kind])
         }
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_tensors(self, tensors: Mapping[str, Tensor], updated: Collection[str] = ()) -> None:
         """Replace the whole state by a copy of what `state_tensors` returned, bit for bit.
 
         Raises UserError, with the state as before, naming a key that is missing, unknown, or of another shape or dtype.
+        The parameters `updated` must have their slots; of any other, all or none.
         """
-        left = dict(tensors)
-        states = []
-        for part in self.parts:
-            for name, p in part.params.items():
-                found = {s: left.pop(key) for s in SLOTS[part.kind] if (key := f"{part.kind}/{name}/{s}") in left}
-                if found:
-                    states.append((part.optimizer, p, self._checked(part, name, found)))
-        if left:
-            raise UserError(f"optimizer state: expected slots of known parameters, found {min(left)!r}")
+        present = {key.rsplit("/", 1)[0] for key in tensors}
+        like = {
+            f"{part.kind}/{name}": self._slots(part, name)
+            for part in self.parts
+            for name in part.params
+            if name in updated or f"{part.kind}/{name}" in present
+        }
+        expect(tensors, {f"{p}/{slot}": t for p, slots in like.items() for slot, t in slots.items()}, "optimizer state")
         for part in self.parts:
             part.optimizer.state.clear()
-        for optimizer, p, state in states:
-            optimizer.state[p] = state
+            for name, p in part.params.items():
+                key = f"{part.kind}/{name}"
+                for slot, place in like.get(key, {}).items():
+                    part.optimizer.state[p][slot] = tensors[f"{key}/{slot}"].detach().to(place.device, copy=True)
 
-    def _checked(self, part: Part, name: str, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _slots(self, part: Part, name: str) -> dict[str, Tensor]:
+        """Tensors of the shapes, dtypes and places that the optimizer's slots of a parameter have."""
         group, p = part.optimizer.param_groups[0], part.params[name]
-        checked = {}
-        for slot in sorted(SLOTS[part.kind]):
-            key = f"{part.kind}/{name}/{slot}"
-            like: tuple[Any, Any] = (p.shape, group["momentum_dtype"] if part.kind == "muon" else p.dtype)
-            device = p.device
-            if slot == "step":
-                like = (torch.Size(), torch.float32)
-                device = p.device if group["fused"] else torch.device("cpu")  # where torch's AdamW keeps it
-            if slot not in found:
-                raise UserError(f"optimizer state: expected {key!r} beside the parameter's other slots, found none")
-            value = found[slot]
-            if (value.shape, value.dtype) != like:
-                raise UserError(
-                    f"optimizer state {key!r}: expected {like[1]} of shape {tuple(like[0])}, "
-                    f"found {value.dtype} of shape {tuple(value.shape)}"
-                )
-            checked[slot] = value.detach().to(device, copy=True)
-        return checked
+        if part.kind == "muon":
+            return {"momentum": torch.empty_like(p, dtype=group["momentum_dtype"])}
+        count = torch.empty((), device=p.device if group["fused"] else "cpu")  # where torch's AdamW keeps it
+        return {"step": count, "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
 
 
 def leaves(
@@ -151,16 +140,12 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
         return Part("adam", optimizer, lr, params)
 
     matrices = groups["matrix"]
-    muon = Muon(
-        matrices.values(),
-        c.matrix_lr,
-        c.momentum,
-        c.matrix_wd,
-        c.ns_steps,
-        compute_dtype,
-        torch.float32 if c.momentum_dtype == "float32" else compute_dtype,
-        decay_after=c.matrix_decay == "after",
-    )
+    group = {
+        "params": list(matrices.values()),
+        "momentum_dtype": torch.float32 if c.momentum_dtype == "float32" else compute_dtype,
+        "decay_after": c.matrix_decay == "after",
+    }
+    muon = Muon([group], c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, compute_dtype, c.nesterov)
     tables, scalars = adam("table", c.table_lr), adam("scalar", c.scalar_lr)
     return Optimizers([tables, scalars, Part("muon", muon, c.matrix_lr, matrices)])
 

@@ -33,13 +33,14 @@ def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose update is orthogonalised matrix by matrix, with decoupled weight decay before it.
+    """Momentum whose update is orthogonalised matrix by matrix, with decoupled weight decay before it.
 
         m <- momentum m + g;   u = g + momentum m;   W <- (1 - lr wd) W;   W <- W - lr sqrt(max(1, rows / cols)) NS(u)
 
-    Parameters have shape (..., rows, cols); each leading index is a matrix of its own. `dtype` is that of Newton-Schulz
-    (exp101: bfloat16), and of the momentum buffer unless `momentum_dtype` is another (pr294, pr398: float32). With
-    `decay_after` the last two steps change places (pr294). Parameters without a gradient are skipped.
+    Without `nesterov` u = m. Parameters have shape (..., rows, cols); each leading index is a matrix. `dtype` is that
+    of Newton-Schulz (exp101: bfloat16). A parameter group may say "momentum_dtype" if the buffer's dtype is another
+    (pr294, pr398: float32), and "decay_after" if the last two steps change places (pr294). Parameters without a
+    gradient are skipped.
 
     In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum, so that
     any rank's state is the whole state, and orthogonalises its share of the matrices; the updates are then gathered.
@@ -47,17 +48,16 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float,
         weight_decay: float,
         ns_steps: int = 5,
         dtype: torch.dtype = torch.bfloat16,
-        momentum_dtype: torch.dtype | None = None,
-        decay_after: bool = False,
+        nesterov: bool = True,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "dtype": dtype}
-        defaults |= {"momentum_dtype": momentum_dtype or dtype, "decay_after": decay_after}
+        defaults |= {"nesterov": nesterov, "momentum_dtype": dtype, "decay_after": False}
         super().__init__(params, defaults)
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.ndim < 2:
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            shares = [Share(self._nesterov(p, group), group["ns_steps"]) for p in params]
+            shares = [Share(self._direction(p, group), group["ns_steps"]) for p in params]
             for p, share in zip(params, shares, strict=True):
                 rows, cols = p.shape[-2:]
                 kept = 1 - group["lr"] * group["weight_decay"]
@@ -77,14 +77,15 @@ class Muon(torch.optim.Optimizer):
                 if group["decay_after"]:
                     p.mul_(kept)
 
-    def _nesterov(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         assert p.grad is not None
         g = p.grad.to(group["momentum_dtype"])
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(g)
         m = state["momentum"].mul_(group["momentum"]).add_(g)
-        u = torch.add(g, m, alpha=group["momentum"])  # rounds once, as the original's fused multiply-add
+        # torch.add rounds once, as the original's fused multiply-add
+        u = torch.add(g, m, alpha=group["momentum"]) if group["nesterov"] else m
         return u.to(group["dtype"])
 
 

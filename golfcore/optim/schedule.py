@@ -33,7 +33,7 @@ def ordinary(cfg: Config) -> ScheduleConfig:
     return replace(s, iterations=round(left * s.iterations), max_seconds=left * s.max_seconds)
 
 
-def lr_scale(cfg: ScheduleConfig, clock: Clock) -> float:
+def lr_multiplier(cfg: ScheduleConfig, clock: Clock) -> float:
     """The multiplier of every learning rate, in [0, 1].
 
     1 until the warmdown starts, then half a cosine (exp101; 1 also during the first `guard_steps`) or a line (pr294,

@@ -30,7 +30,7 @@ def curves(table: pd.DataFrame) -> Figure:
         top.plot(val["step"], val["bpb"], "o-", color=RED, ms=3, lw=1, label="validation, current weights")
     top.set_ylabel("bits per byte")
     top.set_ylim(*parts.settled(table[table["kind"] != "event"]))
-    middle.plot(steps, train["scale"], color=GREEN, label="LR multiplier")
+    middle.plot(steps, train["lr_multiplier"], color=GREEN, label="LR multiplier")
     middle.plot(steps, train["momentum"], color=ORANGE, label="momentum")
     middle.set_ylabel("schedule")
     middle.set_ylim(-0.06, 1.1)

@@ -51,6 +51,8 @@ from golfcore.runs.results import (
 )
 from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import train
+from golfcore.train.state import TrainingData
+from golfcore.train.step import plan
 
 
 def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
@@ -70,6 +72,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
     """
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     try:
+        plan(cfg, rt.world)  # may refuse the number of ranks
         tell = say if rt.is_main else (lambda text: None)
         if rt.is_main:
             prepare_data(cfg, tell)
@@ -146,10 +149,13 @@ class _Stages:
     # -- the stages
     def train(self) -> None:
         per_token = float(bytes_of(self.tables, self.val[:-1], self.val[1:]).mean())
-        weights = train(self.cfg, self.run, self.stream, self.val, self.tables, self.rt, per_token)
+        belongs = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
+        data = TrainingData(self.stream, self.val, self.tables, per_token, belongs)
+        weights = train(self.cfg, self.run, data, self.rt)
         if self.rt.is_main:
             tensors.save(self.run.file(FLOAT), flat(weights), self.source)
-            self.run.file(reptile.CHECKPOINT).unlink(missing_ok=True)
+            for path in (self.run.file(reptile.CHECKPOINT), tensors.previous(self.run.file(reptile.CHECKPOINT))):
+                path.unlink(missing_ok=True)
 
     def quantize(self) -> None:
         """Round, with GPTQ after a calibration. One rank does it; the result is the same on any."""

@@ -4,80 +4,65 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from golfcore.base import files
+from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.base.records import RunFolder
 from golfcore.base.runtime import Runtime, all_reduce_mean_, barrier
 from golfcore.config import Config
-from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
 from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate
 from golfcore.model import params
-from golfcore.model.attention import Compute, choose_compute
+from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Banks, Weights, detach
 from golfcore.optim import average
 from golfcore.optim.schedule import ordinary
 from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
-from golfcore.train.meta import add_gradient
-from golfcore.train.objective import freeze_masks, split
-from golfcore.train.state import TrainState
-from golfcore.train.step import Diverged, Report, loss_function, train_step
+from golfcore.train.meta import add_gradient, freeze_masks, split
+from golfcore.train.state import TrainingData, TrainState
+from golfcore.train.step import Diverged, Report, loss_function, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def train(
-    cfg: Config,
-    run: RunFolder,
-    stream: TokenStream,
-    val: np.ndarray,
-    tables: Tables,
-    runtime: Runtime,
-    bytes_per_token: float,
-) -> Weights:
+def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> Weights:
     """Train to the end of the schedule, from the run's checkpoint if it has one; returns the averaged weights.
 
     If `reptile.share` is set, they then go through that phase. A run killed at any moment goes on from its last
     checkpoint to the same bits (CPU); that of the phase, `reptile.CHECKPOINT`, is left for the caller to remove once
-    the result is safe. With guided bits the run gets `sensitivity.FILE`. Raises Diverged on NaN or Inf; the last good
-    state stays in the checkpoint.
+    the result is safe. With guided bits the run gets `sensitivity.FILE`. Raises Diverged on NaN or Inf, and UserError
+    if a switch did nothing; the last good state stays in the checkpoint.
     """
-    compute = choose_compute(runtime.device, runtime.dtype)
+    plan(cfg, runtime.world)  # may refuse the number of ranks
     state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
     checkpoint = run.file(CHECKPOINT)
     if checkpoint.exists():
-        state = states.load(state, cfg, checkpoint)
-    if runtime.rank == 0:
+        state = states.load(state, cfg, checkpoint, data.belongs, tqdm.write if runtime.is_main else _silent)
+    barrier()
+    if runtime.is_main:
         run.rewind(state.step)
-    stream.position = state.position
-    loop = _Loop(cfg, run, state, stream, val, tables, runtime, compute, bytes_per_token)
-    loop.go()
+    data.stream.position = state.position
+    _Loop(cfg, run, state, data, runtime).go()
     weights = average.result(cfg.average, state.averaged, state.weights)
-    return reptile.phase(cfg, run, weights, state.step, stream, tables, runtime) if cfg.reptile.share else weights
+    return reptile.phase(cfg, run, weights, state.step, data, runtime) if cfg.reptile.share else weights
+
+
+def _silent(text: str) -> None:
+    """Ranks but the first say nothing."""
 
 
 class _Loop:
-    def __init__(
-        self,
-        cfg: Config,
-        run: RunFolder,
-        state: TrainState,
-        stream: TokenStream,
-        val: np.ndarray,
-        tables: Tables,
-        runtime: Runtime,
-        compute: Compute,
-        bytes_per_token: float,
-    ) -> None:
-        self.cfg, self.run, self.state, self.stream, self.val = cfg, run, state, stream, val
-        self.schedule = ordinary(cfg)
-        self.tables = tables.to(runtime.device)
-        self.net = Net(cfg.model, self.tables, compute)
-        self.runtime, self.bits = runtime, 1 / (np.log(2) * bytes_per_token)
+    def __init__(self, cfg: Config, run: RunFolder, state: TrainState, data: TrainingData, runtime: Runtime) -> None:
+        self.cfg, self.run, self.state, self.data, self.runtime = cfg, run, state, data, runtime
+        self.schedule, self.plan = ordinary(cfg), plan(cfg, runtime.world)
+        self.tables = data.tables.to(runtime.device)
+        self.net = Net(cfg.model, self.tables, choose_compute(runtime.device, runtime.dtype))
+        self.bits = 1 / (np.log(2) * data.bytes_per_token)
         self.loss_fn = loss_function(self.net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
 
     def go(self) -> None:
@@ -94,14 +79,19 @@ class _Loop:
                 progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
                 if s.step % c.run.checkpoint_every == 0:
                     self._checkpoint()
-        self._cover()
+        if s.position != s.step * self.plan.tokens:
+            raise RuntimeError(f"expected {s.step * self.plan.tokens} tokens of text used up, found {s.position}")
         self._validate()
         self._checkpoint()
+        try:
+            self._cover()
+        except RuntimeError as e:  # the weights are worth keeping: they are what the other switches made of them
+            raise UserError(f"{e}; the trained weights are kept in {self.run.file(CHECKPOINT)}") from None
 
     def _step(self) -> Report:
         s, began = self.state, time.perf_counter()
         try:
-            report = train_step(self.cfg, self.net, s, self.stream, self.loss_fn, self.runtime)
+            report = train_step(self.cfg, self.net, s, self.data.stream, self.loss_fn, self.runtime)
         except Diverged as e:
             kept = self.run.file(CHECKPOINT)
             where = f"the last good state is in {kept}" if kept.exists() else "no checkpoint had been written yet"
@@ -124,43 +114,45 @@ class _Loop:
             if started:
                 self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
         if r.meta is not None:
-            self.run.log({"kind": "meta", "step": s.step, **r.meta.row()})
+            self.run.log({"kind": "meta", "step": s.step, "lr_multiplier": r.lr_multiplier, **r.meta.row()})
         ended = s.stopped or s.step == self.schedule.iterations
         if c.model.meta_sgd and (ended or s.step % c.meta.log_rates_every == 0):
             rates = {bank: s.weights.rest[params.RATES + bank].tolist() for bank in Banks._fields}
             self.run.log({"kind": "meta_sgd", "step": s.step, **rates})
-        if s.step <= 10 or s.step % c.run.log_every == 0 or r.meta is not None:
-            row = {"kind": "train", "step": s.step, "loss": r.loss, "scale": r.scale, "momentum": r.momentum}
-            row |= {"grad_norm": r.grad_norm, "elapsed": s.elapsed, "tokens": s.position, "bpb": r.loss * self.bits}
-            self.run.log(row if r.meta is None else {**row, "meta_loss": r.meta.loss_post})
+        if s.step <= 10 or s.step % c.run.log_every == 0:
+            row = {"kind": "train", "step": s.step, "loss": r.loss, "lr_multiplier": r.lr_multiplier}
+            row |= {"momentum": r.momentum, "grad_norm": r.grad_norm, "elapsed": s.elapsed, "tokens": s.position}
+            self.run.log({**row, "bpb": r.loss * self.bits})
 
     def _validate(self) -> None:
         """Non-overlapping bits per byte of the raw weights; not on the training clock."""
         s = self.state
         if any(r["step"] == s.step for r in self.run.metrics("val")):
             return
-        subject = Subject(detach(s.weights), self.val, self.tables, self.runtime)
+        subject = Subject(detach(s.weights), self.data.val, self.data.tables, self.runtime)
         result = evaluate("static", self.cfg, subject, label=f"val @{s.step}")
         if self.runtime.rank == 0:
             self.run.log({"kind": "val", "step": s.step, "loss": result.loss, "bpb": result.bpb, "elapsed": s.elapsed})
 
     def _checkpoint(self) -> None:
         if self.runtime.rank == 0:
-            states.save(self.state, self.run.file(CHECKPOINT))
+            states.save(self.state, self.run.file(CHECKPOINT), self.data.belongs)
         barrier()
 
     def _warm_up(self) -> None:
         """Compile before the clock starts: one forward and backward, and one meta call, that change nothing."""
         if self.runtime.device.type != "cuda":
             return
-        c = self.cfg
-        rows = c.optim.batch_tokens // (c.optim.grad_accum * c.data.seq_len)
-        x = torch.zeros(rows, c.data.seq_len, dtype=torch.int64, device=self.runtime.device)
-        weights = self.state.weights
+        c, weights, step = self.cfg, self.state.weights, self.plan
+
+        def zeros(rows: int) -> Tensor:
+            return torch.zeros(rows, step.seq_len, dtype=torch.int64, device=self.runtime.device)
+
+        x = zeros(step.rows // step.parts)
         self.loss_fn(weights, x, x).backward()
         if c.meta.enabled:
-            data = split(c.meta, x, x, (x, x))
-            add_gradient(c, self.net, weights, 0, 1, data, self.loss_fn)
+            x = zeros(step.rows)
+            add_gradient(c, self.net, weights, 0, split(c.meta, x, x, (x, x)), self.loss_fn)
         self.state.optimizers.zero_grad()
 
     def _cover_inner_steps(self) -> None:

@@ -1,20 +1,191 @@
-"""The meta-learning part of a training step: when it is due, its gradient, and what is recorded of it."""
+"""Meta-learning inside training (exp101, exp106, exp107): one inner/outer objective, its parts as configuration.
+
+    inner   k steps of SGD from theta on the inner data: theta' = theta - s * (lr v_1 + ... + lr v_k)
+    outer   w L(theta') on the outer data; with a delta weight d, (w + d) L(theta') - d L(theta)
+
+s is 1, or the learned rate of each bank slot (MetaSGD, exp106). First order takes the inner gradients as constants:
+theta' is then theta plus a constant, so plain autograd hands the gradient at theta' to theta, gives every other weight
+its own, and gives the rate s_j of slot j the gradient -<sum lr v_j, dL/dtheta'_j>. Second order differentiates through
+them.
+
+The first half of this module is that objective, for any `loss(weights, x, y)`; the second is the call within a step of
+training (`due`, `add_gradient`), what is recorded of it, and its cost.
+"""
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from golfcore.config import Config, MetaConfig
-from golfcore.model.forward import Net
-from golfcore.model.weights import Banks, Weights, flat
-from golfcore.train import objective as meta
+from golfcore.base.runtime import all_reduce_mean_, full_float32
+from golfcore.config import Config, MetaConfig, ModelConfig
+from golfcore.model import params
+from golfcore.model.attention import Compute, attend_reference, attend_sdpa
+from golfcore.model.forward import Net, forward, training_loss
+from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
+from golfcore.optim.inner import Batch, Loss, clipped, joint_norm, open_gradient, velocity
+
+
+class Outcome(NamedTuple):
+    """What one evaluation of the objective found."""
+
+    loss_pre: Tensor | None  # on the outer data before the inner steps; None if the objective does not need it
+    loss_post: Tensor  # and after them
+    gradients: Weights  # of the weighted objective
+    moved: dict[str, Tensor]  # by name, what the inner steps subtract (float32, before the learned rates)
+
+
+def meta_gradients(
+    net: Net,
+    meta_cfg: MetaConfig,
+    weights: Weights,
+    x: Tensor,
+    y: Tensor,
+    following: Batch | None = None,
+) -> tuple[Tensor, Weights]:
+    """Loss after the inner steps, and the gradients of the weighted objective. x, y: (B, T).
+
+    `following`: the micro-batch that follows (x, y) in the text; the split "next-chunk" needs it.
+    """
+    inner, outer = split(meta_cfg, x, y, following)
+    loss = model_loss(net, meta_cfg)
+    found = evaluate(meta_cfg, loss, weights, (inner, outer), freeze_masks(net.cfg, meta_cfg))
+    return found.loss_post, found.gradients
+
+
+def model_loss(net: Net, meta_cfg: MetaConfig, z_loss: float = 0.0) -> Loss:
+    """`training_loss`, computed so that the inner step survives and can be differentiated as often as needed.
+
+    In bfloat16 all but a few in ten thousand weights round a published inner step away. `meta.dtype` "compute" is how
+    the originals ran. The fused attention kernels have no second derivative.
+    """
+    compute = net.compute
+    if meta_cfg.order == "second":
+        compute = Compute(torch.float32 if meta_cfg.dtype == "float32" else compute.dtype, attend_reference)
+    elif meta_cfg.dtype == "float32" and compute.dtype != torch.float32:
+        compute = Compute(torch.float32, attend_sdpa)
+
+    precise = net._replace(compute=compute)
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return training_loss(net.cfg, forward(precise, weights, x), y, z_loss)
+
+    return loss
+
+
+def freeze_masks(model_cfg: ModelConfig, meta_cfg: MetaConfig) -> dict[str, Tensor]:
+    """Rows that take no inner step: those that TTT with "freeze all" leaves alone, among what is adapted."""
+    kinds: tuple[params.Kind, ...] = ("matrix",) if meta_cfg.adapted == "banks" else ("matrix", "control")
+    return params.frozen(model_cfg, meta_cfg.freeze_blocks, kinds)
+
+
+def split(cfg: MetaConfig, x: Tensor, y: Tensor, following: Batch | None) -> tuple[Batch, Batch]:
+    """(inner, outer) data of a micro-batch.
+
+    "time" (exp101): first and second half of each row. "batch" (exp106): first and second half of the rows, of one row
+    its halves in time. "next-chunk": the whole micro-batch, and the text that follows it, as in deployment.
+    """
+    if cfg.split == "next-chunk":
+        if following is None:
+            raise ValueError("split next-chunk: expected the micro-batch that follows, found none")
+        return (x, y), following
+    if cfg.split == "batch" and len(x) > 1:
+        half = len(x) // 2
+        return (x[:half], y[:half]), (x[half:], y[half:])
+    half = x.shape[1] // 2
+    return (x[:, :half], y[:, :half]), (x[:, half:], y[:, half:])
+
+
+def evaluate(
+    cfg: MetaConfig, loss: Loss, weights: Weights, inner_outer: tuple[Batch, Batch], masks: Mapping[str, Tensor]
+) -> Outcome:
+    """The objective and its gradient with respect to every weight.
+
+    Weights are adapted in float32, whatever they are stored in. The loss before is back-propagated, and its graph
+    freed, before the loss after it is built: one graph alive, where exp106 held two.
+    """
+    inner, outer = inner_outer
+    leaves = tree_map(lambda t: t.detach().float().requires_grad_(), weights)
+    pre = None
+    with _precision(cfg):
+        if cfg.delta_weight:
+            pre = _backward(-cfg.delta_weight, loss(leaves, *outer))
+        moved = inner_steps(cfg, loss, leaves, inner, masks)
+        post = _backward(cfg.loss_weight + cfg.delta_weight, loss(displaced(leaves, moved), *outer))
+    gradients = tree_map(lambda t: torch.zeros_like(t) if t.grad is None else t.grad, leaves)
+    moved = {name: m.detach() for name, m in moved.items()}
+    return Outcome(post if not cfg.inner_steps else pre, post, gradients, moved)
+
+
+def loss_before(cfg: MetaConfig, loss: Loss, weights: Weights, outer: Batch) -> Tensor:
+    """The loss on the outer data before the inner steps, as `evaluate` would compute it, without a gradient."""
+    leaves = tree_map(lambda t: t.detach().float().requires_grad_(), weights)
+    with _precision(cfg), torch.no_grad():
+        return loss(leaves, *outer)
+
+
+def _precision(cfg: MetaConfig) -> AbstractContextManager[None]:
+    return full_float32() if cfg.dtype == "float32" else nullcontext()
+
+
+def _backward(weight: float, loss: Tensor) -> Tensor:
+    """Add the gradient of `weight` times the loss to the leaves; the loss without its graph."""
+    (weight * loss).backward()
+    return loss.detach()
+
+
+def inner_steps(
+    cfg: MetaConfig, loss: Loss, weights: Weights, data: Batch, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What `cfg.inner_steps` steps on `data` subtract from each adapted tensor, before the learned rates.
+
+    SAM (exp107): the gradient of a step is that at the weights + rho g / |g|. First order: constants, and nothing but
+    the adapted tensors is differentiated.
+    """
+    second = cfg.order == "second"
+    base = weights if second else tree_map(torch.Tensor.detach, weights)
+    everything = [name for name in flat(weights) if not name.startswith(params.RATES)]
+    names = Banks._fields if cfg.adapted == "banks" else everything
+    moved: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
+    for _ in range(cfg.inner_steps):
+        here = displaced(base, moved)
+        g = open_gradient(loss, here, names, masks, data, second)
+        if cfg.sam_rho:
+            ascent = cfg.sam_rho / joint_norm(g).clamp(min=1e-12)
+            tensors = flat(here)
+            uphill = unflat({**tensors, **{n: tensors[n] + ascent * g[n] for n in names}})
+            g = open_gradient(loss, uphill, names, masks, data, second)
+        momentum = velocity(clipped(g, cfg.inner_clip), momentum, cfg.inner_momentum)
+        steps = {n: cfg.inner_lr * v for n, v in momentum.items()}
+        moved = {n: moved[n] + step if n in moved else step for n, step in steps.items()}
+    return moved
+
+
+def displaced(weights: Weights, moved: Mapping[str, Tensor]) -> Weights:
+    """The weights after the inner steps that `moved` sums up; attached to `weights`."""
+    tensors = flat(weights)
+    return unflat({**tensors, **{name: tensors[name] - rated(tensors, name, m) for name, m in moved.items()}})
+
+
+def rated(tensors: Mapping[str, Tensor], name: str, moved: Tensor) -> Tensor:
+    """`moved` times the learned rate of each slot, if tensor `name` has rates."""
+    rates = tensors.get(params.RATES + name)
+    return moved if rates is None else rates.view(-1, *[1] * (moved.ndim - 1)) * moved
+
+
+def reptile(weights: Weights, adapted: Weights, rate: float) -> Weights:
+    """Reptile's outer rule (Nichol et al. 2018): theta <- theta + rate (adapted - theta)."""
+    return tree_map(lambda t, a: t + rate * (a - t), weights, adapted)
 
 
 @dataclass(frozen=True)
 class MetaReport:
-    """One meta call on this rank. Gradients: before the mean over ranks and before clipping, as they join the step."""
+    """One meta call. Gradients: means over the ranks, before clipping, as they join the step."""
 
     loss_pre: float | None  # outer data before the inner steps; None: not computed at this call
     loss_post: float
@@ -26,7 +197,8 @@ class MetaReport:
     displacement: float  # norm of the inner steps, over all adapted tensors
     realised: float | None  # the same after rounding to the dtype the forward computes in, over the intended norm
     realised_cosine: float | None  # between the intended and the realised step; None without an inner step
-    seconds: float = field(compare=False)
+    seconds: float = field(compare=False)  # of the call without what only the log needs
+    instrument_seconds: float = field(compare=False)  # of the rest: `loss_pre` without a delta, norms, cosines
     peak_bytes: int | None = field(compare=False)  # most memory allocated during the call; None on CPU
 
     def row(self) -> dict[str, float | None]:
@@ -34,43 +206,71 @@ class MetaReport:
         return {**plain, **{f"cosine_{bank}": c for bank, c in self.cosines.items()}}
 
 
-def due(cfg: MetaConfig, step: int, scale: float) -> bool:
-    return cfg.enabled and step % cfg.every == 0 and scale > cfg.min_scale
+def due(cfg: MetaConfig, step: int, lr_multiplier: float) -> bool:
+    return cfg.enabled and step % cfg.every == 0 and lr_multiplier > cfg.min_scale
 
 
 def add_gradient(
-    cfg: Config,
-    net: Net,
-    weights: Weights,
-    step: int,
-    n_micro: int,
-    inner_outer: tuple[meta.Batch, meta.Batch],
-    loss_fn: meta.Loss,
+    cfg: Config, net: Net, weights: Weights, step: int, inner_outer: tuple[Batch, Batch], loss_fn: Loss
 ) -> MetaReport:
-    """Add the meta gradient over `n_micro` to the weights' own gradients. `loss_fn` is training's loss, maybe compiled.
+    """Add the meta gradient to the weights' own, those of the step. `loss_fn` is training's loss, maybe compiled.
 
-    The published call is weighted as one of the micro-batches, though it happens once a step.
+    The published call is weighted as one of the step's micro-batches, though it happens once a step: its gradient is
+    divided by `optim.grad_accum`. All ranks make the same call on the same data, so that number is all that counts.
     """
-    m, device = cfg.meta, weights.banks.qo.device
-    began = _begin(device)
+    m, n_micro = cfg.meta, cfg.optim.grad_accum
+    clock = _Clock(weights.banks.qo.device)
     as_trained = m.order == "first" and (m.dtype == "compute" or net.compute.dtype == torch.float32)
-    loss = loss_fn if as_trained else meta.model_loss(net, m, cfg.optim.z_loss)
-    with_pre = m.log_pre_every > 0 and step % (m.every * m.log_pre_every) == 0
-    masks = meta.freeze_masks(cfg.model, m)
-    found = meta.evaluate(m, loss, weights, *inner_outer, masks, with_pre)
+    loss = loss_fn if as_trained else model_loss(net, m, cfg.optim.z_loss)
+    pre = None
+    if _watches_before(m) and step % (m.every * m.log_pre_every) == 0:
+        with clock.instruments():
+            pre = loss_before(m, loss, weights, inner_outer[1])
+    found = evaluate(m, loss, weights, inner_outer, freeze_masks(cfg.model, m))
+    all_reduce_mean_(flat(found.gradients).values())  # equal but for rounding, and the ranks must stay equal
     dtype = torch.float32 if m.dtype == "float32" else net.compute.dtype
-    with torch.no_grad():
+    with clock.instruments(), torch.no_grad():
         numbers = _numbers(weights, found, n_micro, dtype) | {"predicted_gain": _predicted_gain(m, weights, found)}
-        for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):
-            if not tensor.requires_grad:  # in no optimizer: nothing would ever clear it
-                continue
-            addition = g.div_(n_micro).to(tensor.dtype)
-            tensor.grad = addition if tensor.grad is None else tensor.grad.add_(addition)
-    pre = None if found.loss_pre is None else float(found.loss_pre)
-    return MetaReport(pre, float(found.loss_post), **numbers, **_end(device, began))
+    for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):
+        if not tensor.requires_grad:  # in no optimizer: nothing would ever clear it
+            continue
+        addition = g.div_(n_micro).to(tensor.dtype)
+        tensor.grad = addition if tensor.grad is None else tensor.grad.add_(addition)
+    pre = found.loss_pre if pre is None else pre
+    return MetaReport(None if pre is None else float(pre), float(found.loss_post), **numbers, **clock.read())
 
 
-def _numbers(weights: Weights, found: meta.Outcome, n_micro: int, dtype: torch.dtype) -> dict:
+def counted_cost(cfg: Config) -> float:
+    """What a meta call computes, in micro-batches: 1 is the forward and backward pass of one over all its tokens.
+
+    Counted are passes by their tokens: each inner step (twice with SAM, twice again if it is differentiated through),
+    the outer loss, and with a delta the outer loss before. Example, exp101: half a micro-batch inside, half outside,
+    1.0. Not counted: attention is cheaper in half rows, and the inner backward ends above the frozen blocks.
+    """
+    m, (inner, outer) = cfg.meta, _sizes(cfg)
+    passes = m.inner_steps * (2 if m.sam_rho else 1) * (2 if m.order == "second" else 1)
+    return passes * inner + (2 if m.delta_weight else 1) * outer
+
+
+def instrument_cost(cfg: Config) -> float:
+    """What the log alone costs a meta call on average, in micro-batches: forwards, each a third of a whole pass."""
+    return _sizes(cfg)[1] / 3 / cfg.meta.log_pre_every if _watches_before(cfg.meta) else 0.0
+
+
+def _watches_before(cfg: MetaConfig) -> bool:
+    """Whether the log wants a loss before the inner steps that the objective itself does not compute."""
+    return cfg.log_pre_every > 0 and cfg.inner_steps > 0 and not cfg.delta_weight
+
+
+def _sizes(cfg: Config) -> tuple[float, float]:
+    """Inner and outer tokens over those of a micro-batch."""
+    rows = cfg.optim.batch_tokens // (cfg.optim.grad_accum * cfg.data.seq_len)
+    x = torch.empty(rows, cfg.data.seq_len, device="meta")
+    (inner, _), (outer, _) = split(cfg.meta, x, x, (x, x))
+    return inner.numel() / x.numel(), outer.numel() / x.numel()
+
+
+def _numbers(weights: Weights, found: Outcome, n_micro: int, dtype: torch.dtype) -> dict:
     """The norms, cosines and displacements of `MetaReport`."""
     tensors, theirs = flat(weights), flat(found.gradients)
     products = {}  # name -> main . main, meta . meta, main . meta
@@ -91,17 +291,17 @@ def _numbers(weights: Weights, found: meta.Outcome, n_micro: int, dtype: torch.d
     }
 
 
-def _predicted_gain(cfg: MetaConfig, weights: Weights, found: meta.Outcome) -> float | None:
+def _predicted_gain(cfg: MetaConfig, weights: Weights, found: Outcome) -> float | None:
     """<inner steps, outer gradient>; the objective's gradient is loss_weight times the outer one, to first order."""
     tensors, theirs = flat(weights), flat(found.gradients)
-    products = [(meta.rated(tensors, n, moved) * theirs[n]).sum() for n, moved in found.moved.items()]
+    products = [(rated(tensors, n, moved) * theirs[n]).sum() for n, moved in found.moved.items()]
     total = float(torch.stack(products).sum()) if products else 0.0
     return total / cfg.loss_weight if cfg.loss_weight else None
 
 
 def _step(tensors: dict[str, Tensor], name: str, moved: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The inner steps of a tensor as intended, and as what the forward sees of them."""
-    before, step = tensors[name].float(), meta.rated(tensors, name, moved)
+    before, step = tensors[name].float(), rated(tensors, name, moved)
     return step, before.to(dtype).float() - (before - step).to(dtype).float()
 
 
@@ -115,15 +315,27 @@ def _cosine(aa: float, bb: float, ab: float) -> float | None:
     return ab / (aa * bb) ** 0.5 if aa * bb > 0 else None
 
 
-def _begin(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    return time.perf_counter()
+class _Clock:
+    """Seconds of a call on a device, those of its instruments apart, and the most memory that it held."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.apart = device, 0.0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.began = self._now()
 
-def _end(device: torch.device, began: float) -> dict:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"seconds": time.perf_counter() - began, "peak_bytes": peak}
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def instruments(self) -> Iterator[None]:
+        began = self._now()
+        yield
+        self.apart += self._now() - began
+
+    def read(self) -> dict:
+        spent = self._now() - self.began
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        return {"seconds": spent - self.apart, "instrument_seconds": self.apart, "peak_bytes": peak}

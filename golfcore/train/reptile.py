@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from golfcore.base import tensors
 from golfcore.base.errors import UserError
@@ -23,14 +24,14 @@ from golfcore.base.records import RunFolder
 from golfcore.base.runtime import Runtime, all_reduce_mean_
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat, unflat
 from golfcore.optim.inner import Batch, Loss, open_gradient
 from golfcore.optim.schedule import ordinary
-from golfcore.train.objective import reptile
+from golfcore.train.meta import reptile
+from golfcore.train.state import TrainingData
 from golfcore.train.step import Diverged, loss_function
 
 CHECKPOINT = "reptile.safetensors"
@@ -91,95 +92,98 @@ def meta_step(cfg: Config, loss: Loss, weights: Weights, batches: Iterable[Batch
     return reptile(weights, adapted, r.outer_lr), torch.stack(losses)
 
 
-def phase(
-    cfg: Config, run: RunFolder, weights: Weights, step: int, stream: TokenStream, tables: Tables, runtime: Runtime
-) -> Weights:
-    """The weights (float32) that `weights` become; `step`: the steps of training before, for the metrics.
+def phase(cfg: Config, run: RunFolder, weights: Weights, step: int, data: TrainingData, runtime: Runtime) -> Weights:
+    """What the phase makes of the averaged `weights`; `step`: the steps of training before, for the metrics.
 
     A run killed at any moment goes on from CHECKPOINT to the same bits (CPU, step clock). Raises Diverged if a loss is
     not finite.
     """
-    allowed, r, able = budget(cfg), cfg.reptile, sum(flat(weights)[name].numel() for name in MOVED)
+    r, able = cfg.reptile, sum(flat(weights)[name].numel() for name in MOVED)
     if not r.outer_lr:
         if runtime.is_main:
             run.cover("reptile", 0, able, "values", "outer_lr 0: its share of the budget is left unused")
         return weights
-    now = _load(run, Progress(weights))
+    found = _Phase(cfg, run, weights, data, runtime).go(step)
     if runtime.is_main:
-        run.keep(lambda row: row["kind"] != "reptile" or row["meta_step"] <= now.meta_steps)
-    cuda = runtime.device.type == "cuda"
-    compute = choose_compute(runtime.device, runtime.dtype)
-    loss = loss_function(Net(cfg.model, tables.to(runtime.device), compute), cfg.optim.z_loss, compiled=cuda)
-    size = r.batch_seqs * cfg.data.seq_len + 1
-    text = TokenStream(stream.shards, stream.vocab_size, stream.reserve, now.meta_steps * r.inner_steps * size)
-    if cuda:  # compile before the clock starts
-        meta_step(cfg, loss, weights, [_batch(cfg, TokenStream(stream.shards, stream.vocab_size), runtime)])
-    now = _go(cfg, run, now, step, allowed, text, loss, runtime)
-    if runtime.is_main:
-        before, after = flat(weights), flat(now.weights)
+        before, after = flat(weights), flat(found)
         run.cover("reptile", sum(int((before[n] != after[n]).sum()) for n in MOVED), able, "values")
-        _save(run, now)
-    return now.weights
+    return found
 
 
-def _go(
-    cfg: Config,
-    run: RunFolder,
-    now: Progress,
-    step: int,
-    allowed: Budget,
-    text: TokenStream,
-    loss: Loss,
-    runtime: Runtime,
-) -> Progress:
-    """Meta-steps until the budget is used, with a bar, rows of metrics, and a checkpoint now and then."""
-    timed, saved = allowed.meta_steps is None, time.perf_counter()
-    total, unit = (allowed.seconds, "s") if timed else (allowed.meta_steps or 0, "meta-step")
-    with bar(total, "reptile", unit, now.elapsed if timed else now.meta_steps, runtime.is_main) as progress:
-        while not allowed.used(now.meta_steps, now.elapsed):
-            began, before = time.perf_counter(), now.elapsed
-            batches = [_batch(cfg, text, runtime) for _ in range(cfg.reptile.inner_steps)]
-            weights, losses = meta_step(cfg, loss, now.weights, batches)
-            found = losses.tolist()
-            if not all(map(math.isfinite, found)):
-                raise Diverged(f"reptile, meta-step {now.meta_steps}: expected finite losses, found {found}")
-            seconds = _together(before + time.perf_counter() - began, runtime)
-            now = Progress(weights, now.meta_steps + 1, seconds)
-            progress.update(min(now.elapsed, total) - min(before, total) if timed else 1)
-            progress.set_postfix_str(f"loss {found[0]:.3f}", refresh=False)
-            if runtime.is_main and (now.meta_steps <= 10 or now.meta_steps % cfg.run.log_every == 0):
-                row = {"kind": "reptile", "step": step, "meta_step": now.meta_steps, "tokens": text.position}
-                run.log(row | {"loss": found[0], "loss_last": found[-1], "elapsed": now.elapsed})
-            if runtime.is_main and time.perf_counter() - saved > SAVE_EVERY_SECONDS:
-                _save(run, now)
-                saved = time.perf_counter()
-    return now
+class _Phase:
+    def __init__(self, cfg: Config, run: RunFolder, weights: Weights, data: TrainingData, runtime: Runtime) -> None:
+        self.cfg, self.run, self.runtime, self.stream = cfg, run, runtime, data.stream
+        self.belongs = {**data.belongs, "weights": tensors.digest(flat(weights))}
+        self.budget = budget(cfg)
+        self.now = self._load(Progress(weights))
+        net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime.device, runtime.dtype))
+        self.loss = loss_function(net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
 
+    def go(self, step: int) -> Weights:
+        """Meta-steps until the budget is used, with a bar, rows of metrics, and a checkpoint now and then."""
+        allowed, main, saved = self.budget, self.runtime.is_main, time.perf_counter()
+        if main:
+            self.run.keep(lambda row: row["kind"] != "reptile" or row["meta_step"] <= self.now.meta_steps)
+        text = self._text(self.now.meta_steps)
+        if self.runtime.device.type == "cuda":  # compile before the clock starts
+            meta_step(self.cfg, self.loss, self.now.weights, [self._batch(self._text(0))])
+        timed = allowed.meta_steps is None
+        total, unit = (allowed.seconds, "s") if timed else (allowed.meta_steps or 0, "meta-step")
+        with bar(total, "reptile", unit, self.now.elapsed if timed else self.now.meta_steps, main) as progress:
+            while not allowed.used(self.now.meta_steps, self.now.elapsed):
+                before = self.now.elapsed
+                losses = self._step(text)
+                now = self.now
+                progress.update(min(now.elapsed, total) - min(before, total) if timed else 1)
+                progress.set_postfix_str(f"loss {losses[0]:.3f}", refresh=False)
+                if main and (now.meta_steps <= 10 or now.meta_steps % self.cfg.run.log_every == 0):
+                    row = {"kind": "reptile", "step": step, "meta_step": now.meta_steps, "tokens": text.position}
+                    self.run.log(row | {"loss": losses[0], "loss_last": losses[-1], "elapsed": now.elapsed})
+                if time.perf_counter() - saved > SAVE_EVERY_SECONDS:
+                    self._save()
+                    saved = time.perf_counter()
+        self._save()
+        return self.now.weights
 
-def _batch(cfg: Config, text: TokenStream, runtime: Runtime) -> Batch:
-    x, y = text.batch(cfg.reptile.batch_seqs, cfg.data.seq_len)
-    return x.to(runtime.device), y.to(runtime.device)
+    def _step(self, text: TokenStream) -> list[float]:
+        """One meta-step; the loss before each of its inner steps."""
+        began, now = time.perf_counter(), self.now
+        batches = [self._batch(text) for _ in range(self.cfg.reptile.inner_steps)]
+        weights, found = meta_step(self.cfg, self.loss, now.weights, batches)
+        losses = found.tolist()
+        if not all(map(math.isfinite, losses)):
+            raise Diverged(f"reptile, meta-step {now.meta_steps}: expected finite losses, found {losses}")
+        clock = torch.tensor(now.elapsed + time.perf_counter() - began, dtype=torch.float64, device=found.device)
+        all_reduce_mean_([clock])  # all ranks stop at the same meta-step
+        self.now = Progress(weights, now.meta_steps + 1, float(clock))
+        return losses
 
+    def _text(self, meta_steps: int) -> TokenStream:
+        """The text from where that many meta-steps leave it."""
+        r, s = self.cfg.reptile, self.stream
+        position = meta_steps * r.inner_steps * (r.batch_seqs * self.cfg.data.seq_len + 1)
+        return TokenStream(s.shards, s.vocab_size, s.reserve, position)
 
-def _together(seconds: float, runtime: Runtime) -> float:
-    """The mean of the ranks' clocks: all stop at the same meta-step."""
-    if runtime.world == 1:
-        return seconds
-    clock = torch.tensor(seconds, dtype=torch.float64, device=runtime.device)
-    all_reduce_mean_([clock])
-    return float(clock)
+    def _batch(self, text: TokenStream) -> Batch:
+        x, y = text.batch(self.cfg.reptile.batch_seqs, self.cfg.data.seq_len)
+        return x.to(self.runtime.device), y.to(self.runtime.device)
 
+    def _save(self) -> None:
+        if self.runtime.is_main:
+            values = {name: flat(self.now.weights)[name] for name in MOVED}
+            plain = {"meta_steps": self.now.meta_steps, "elapsed": self.now.elapsed}
+            tensors.save_next(self.run.file(CHECKPOINT), values, plain, self.belongs)
 
-def _save(run: RunFolder, now: Progress) -> None:
-    values = {name: flat(now.weights)[name] for name in MOVED}
-    tensors.save(run.file(CHECKPOINT), values, {"meta_steps": now.meta_steps, "elapsed": now.elapsed})
-
-
-def _load(run: RunFolder, fresh: Progress) -> Progress:
-    """Where an earlier process was, or `fresh`."""
-    path = run.file(CHECKPOINT)
-    if not path.exists():
-        return fresh
-    device = fresh.weights.banks.up.device
-    values, plain = tensors.load(path, "a Reptile phase in progress", device=device)
-    return Progress(unflat({**flat(fresh.weights), **values}), plain["meta_steps"], plain["elapsed"])
+    def _load(self, fresh: Progress) -> Progress:
+        """Where an earlier process was, or `fresh`. UserError if its checkpoint is of no such phase."""
+        path, start = self.run.file(CHECKPOINT), flat(fresh.weights)
+        if not path.exists():
+            return fresh
+        say = tqdm.write if self.runtime.is_main else lambda text: None
+        values, plain = tensors.load_last(path, "a Reptile phase in progress", self.belongs, say)
+        tensors.expect(values, {name: start[name] for name in MOVED}, f"{path}")
+        most = float("inf") if self.budget.meta_steps is None else self.budget.meta_steps
+        steps = int(tensors.number(plain, "meta_steps", 0, most, f"{path}", whole=True))
+        elapsed = tensors.number(plain, "elapsed", 0, float("inf"), f"{path}")
+        moved = {name: t.to(start[name].device) for name, t in values.items()}
+        return Progress(unflat({**start, **moved}), steps, elapsed)

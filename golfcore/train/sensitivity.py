@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from golfcore.base.tensors import expect
 from golfcore.config import QuantConfig
 from golfcore.model.weights import Banks, Weights, matrices
 
@@ -30,9 +31,9 @@ def start(cfg: QuantConfig, weights: Weights) -> Sensitivity:
     return Sensitivity(0, {n: torch.zeros(len(b), dtype=torch.float64, device=b.device) for n, b in banks.items()})
 
 
-def update(cfg: QuantConfig, state: Sensitivity, weights: Weights, scale: float) -> Sensitivity:
-    """The state after a step at LR multiplier `scale` whose gradients the banks hold."""
-    if not state.sums or scale >= cfg.guided_scale:
+def update(cfg: QuantConfig, state: Sensitivity, weights: Weights, lr_multiplier: float) -> Sensitivity:
+    """The state after a step at `lr_multiplier` whose gradients the banks hold."""
+    if not state.sums or lr_multiplier >= cfg.guided_scale:
         return state
     grads = {name: bank.grad for name, bank in weights.banks._asdict().items()}
     squares = {name: g.float().square().mean((1, 2)) for name, g in grads.items() if g is not None}
@@ -56,8 +57,13 @@ def state_tensors(state: Sensitivity) -> dict[str, Tensor]:
 
 
 def load(state: Sensitivity, tensors: Mapping[str, Tensor]) -> Sensitivity:
-    """What `state_tensors` returned, where the tensors of `state` (fresh, of the same configuration) are."""
-    if not state.sums:
+    """What `state_tensors` returned, where the tensors of `state` (fresh, of the same configuration) are.
+
+    UserError if it does not fit.
+    """
+    like = state_tensors(state)
+    expect(tensors, like, "sensitivity state")
+    if not like:
         return state
     sums = {name: tensors[name].to(like.device) for name, like in state.sums.items()}
     return Sensitivity(int(tensors["steps"]), sums)

@@ -1,7 +1,7 @@
 """One optimizer step: micro-batches, meta gradient, schedule, clipping, update, averaging (exp101's order)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,14 +14,12 @@ from golfcore.data.stream import TokenStream
 from golfcore.model.forward import Net, forward, training_loss
 from golfcore.model.weights import Weights, flat, map_matrices
 from golfcore.optim import average, build, schedule
+from golfcore.optim.inner import Batch, Loss
 from golfcore.optim.schedule import Clock
 from golfcore.quant.grid import fake_quant, qat_grid
 from golfcore.train import meta, sensitivity
 from golfcore.train.meta import MetaReport
-from golfcore.train.objective import Batch, split
 from golfcore.train.state import TrainState
-
-Loss = Callable[[Weights, Tensor, Tensor], Tensor]
 
 
 class Diverged(UserError):
@@ -32,12 +30,64 @@ class Report(NamedTuple):
     """What a step did, for the metrics file."""
 
     loss: float  # nats a token, over all ranks and micro-batches
-    scale: float  # LR multiplier
+    lr_multiplier: float
     momentum: float
     grad_norm: float  # before clipping
     meta: MetaReport | None  # on meta steps
     qat_started: bool
     warmdown_started: bool
+
+
+class Plan(NamedTuple):
+    """How the text of a step is laid out, and what each of `world` ranks reads of it: the same text for any number.
+
+    A step is `micro` blocks of rows * seq_len + 1 tokens. Each is cut by rows into `parts`; the pieces go round the
+    ranks. Example: 4 micro-batches of 16 rows are 4 whole pieces for 1, 2 or 4 ranks, and 8 of 8 rows for 8 ranks.
+    """
+
+    micro: int
+    rows: int  # of a micro-batch
+    parts: int  # pieces of a micro-batch
+    seq_len: int
+    world: int
+
+    @property
+    def block(self) -> int:
+        """Tokens of text that a micro-batch uses up: one more than it has inputs."""
+        return self.rows * self.seq_len + 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text that a step uses up."""
+        return self.micro * self.block
+
+    def pieces(self, stream: TokenStream, rank: int) -> Iterator[Batch]:
+        """The pieces of the step at `stream.position` that `rank` reads; moves nothing."""
+        rows = self.rows // self.parts
+        for piece in range(rank, self.micro * self.parts, self.world):
+            block, part = divmod(piece, self.parts)
+            yield stream.rows(stream.position + block * self.block + part * rows * self.seq_len, rows, self.seq_len)
+
+    def micro_batch(self, stream: TokenStream, index: int) -> Batch:
+        """Micro-batch `index` of the step at `stream.position`, whole; `micro` is the first of the next step."""
+        return stream.rows(stream.position + index * self.block, self.rows, self.seq_len)
+
+
+def plan(cfg: Config, world: int) -> Plan:
+    """How `world` ranks share a step. UserError if neither its micro-batches nor their rows can be shared evenly."""
+    micro = cfg.optim.grad_accum
+    rows = cfg.optim.batch_tokens // (micro * cfg.data.seq_len)
+
+    def parts(ranks: int) -> int:
+        return ranks // math.gcd(ranks, micro)
+
+    if rows % parts(world):
+        able = ", ".join(str(n) for n in range(1, min(micro * rows, 2 * world) + 1) if rows % parts(n) == 0)
+        raise UserError(
+            f"WORLD_SIZE: expected a number of ranks that shares optim.grad_accum {micro} micro-batches of {rows} rows "
+            f"evenly ({able}), found {world}"
+        )
+    return Plan(micro, rows, parts(world), cfg.data.seq_len, world)
 
 
 def loss_function(net: Net, z_loss: float, compiled: bool) -> Loss:
@@ -59,61 +109,66 @@ def train_step(
     cfg: Config, net: Net, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime
 ) -> Report:
     """Advance `state` by one step. Raises Diverged before any update."""
-    o, plan, elapsed = cfg.optim, schedule.ordinary(cfg), state.elapsed
-    scale = schedule.lr_scale(plan, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
-    qat_started = o.qat != "none" and not state.qat and scale < o.qat_scale
+    o, scheduled, elapsed = cfg.optim, schedule.ordinary(cfg), state.elapsed
+    multiplier = schedule.lr_multiplier(scheduled, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
+    qat_started = o.qat != "none" and not state.qat and multiplier < o.qat_scale
     state.qat = state.qat or qat_started
-    n_micro = o.grad_accum // runtime.world
-    rows = o.batch_tokens // (o.grad_accum * cfg.data.seq_len)
     state.optimizers.zero_grad()
-    total = torch.zeros((), device=runtime.device)
-    for _ in range(n_micro):
-        x, y = (t.to(runtime.device) for t in stream.batch(rows, cfg.data.seq_len, runtime.rank, runtime.world))
-        seen = fake_quantized(cfg, state.weights) if state.qat and o.qat == "matrices" else state.weights
-        loss = loss_fn(seen, x, y)
-        (loss / n_micro).backward()
-        total += loss.detach() / n_micro
+    average_loss = _main_gradient(cfg, state, stream, loss_fn, runtime)
     meta_report = None
-    if meta.due(cfg.meta, state.step, scale):
-        data = _meta_data(cfg, stream, (x, y), runtime)
-        meta_report = meta.add_gradient(cfg, net, state.weights, state.step, n_micro, data, loss_fn)
-    grads = [t.grad for t in flat(state.weights).values() if t.grad is not None]
-    all_reduce_mean_([total, *grads])
-    average_loss = float(total)
+    shared = plan(cfg, runtime.world)
+    if meta.due(cfg.meta, state.step, multiplier):
+        data = meta_data(cfg, shared, stream, runtime.device)
+        meta_report = meta.add_gradient(cfg, net, state.weights, state.step, data, loss_fn)
+    stream.position += shared.tokens
     triggered = state.adaptive.triggered
-    state.adaptive = schedule.update_adaptive(plan, state.adaptive, state.step, elapsed * 1000, average_loss)
+    state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, elapsed * 1000, average_loss)
     momentum = schedule.momentum(o, state.step)
     build.mask_frozen_skips(cfg.model, state.weights)
-    sensed = sensitivity.update(cfg.quant, state.sensitivity, state.weights, scale)  # before clipping, as published
+    sensed = sensitivity.update(
+        cfg.quant, state.sensitivity, state.weights, multiplier
+    )  # before clipping, as published
     norm = float(build.clip_(state.weights, o.grad_clip))
     if not (math.isfinite(average_loss) and math.isfinite(norm)):
         raise Diverged(
             f"step {state.step}: expected a finite loss and gradient, found loss {average_loss}, norm {norm}"
         )
     state.sensitivity = sensed
-    state.optimizers.step(scale, momentum)
+    state.optimizers.step(multiplier, momentum)
     state.step += 1
     state.position = stream.position
-    state.averaged = average.update(cfg.average, state.averaged, state.weights, state.step, scale)
-    return Report(
-        average_loss,
-        scale,
-        momentum,
-        norm,
-        meta_report,
-        qat_started,
-        triggered is None and state.adaptive.triggered is not None,
-    )
+    state.averaged = average.update(cfg.average, state.averaged, state.weights, state.step, multiplier)
+    started = triggered is None and state.adaptive.triggered is not None
+    return Report(average_loss, multiplier, momentum, norm, meta_report, qat_started, started)
 
 
-def _meta_data(cfg: Config, stream: TokenStream, last: Batch, runtime: Runtime) -> tuple[Batch, Batch]:
+def _main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime) -> float:
+    """Leave the gradient of the step's mean loss in the weights, on all ranks; returns that loss."""
+    shared = plan(cfg, runtime.world)
+    n_pieces = shared.micro * shared.parts // shared.world
+    total, targets = torch.zeros((), device=runtime.device), 0
+    for piece in shared.pieces(stream, runtime.rank):
+        x, y = (t.to(runtime.device) for t in piece)
+        seen = fake_quantized(cfg, state.weights) if state.qat and cfg.optim.qat == "matrices" else state.weights
+        loss = loss_fn(seen, x, y)
+        (loss / n_pieces).backward()
+        total += loss.detach() / n_pieces
+        targets += y.numel()
+    if targets * shared.world != cfg.optim.batch_tokens:
+        raise RuntimeError(
+            f"expected {cfg.optim.batch_tokens} targets in a step of {shared.world} ranks, found {targets} on one"
+        )
+    all_reduce_mean_([total, *(t.grad for t in flat(state.weights).values() if t.grad is not None)])
+    return float(total)
+
+
+def meta_data(cfg: Config, shared: Plan, stream: TokenStream, device: torch.device) -> tuple[Batch, Batch]:
     """Inner and outer data out of the step's last micro-batch and, if asked for, the text after it.
 
-    That text is read ahead: the next step trains on it (with several ranks, the next rank does now).
+    Every rank takes all of that micro-batch. The text after it is read ahead: the next step trains on it.
     """
-    ahead = None
-    if cfg.meta.split == "next-chunk":
-        rows, seq_len = last[0].shape
-        x, y = stream.following(rows, seq_len, runtime.rank, runtime.world)
-        ahead = x.to(runtime.device), y.to(runtime.device)
-    return split(cfg.meta, *last, ahead)
+    x, y = (t.to(device) for t in shared.micro_batch(stream, shared.micro - 1))
+    if cfg.meta.split != "next-chunk":
+        return meta.split(cfg.meta, x, y, None)
+    ahead_x, ahead_y = (t.to(device) for t in shared.micro_batch(stream, shared.micro))
+    return meta.split(cfg.meta, x, y, (ahead_x, ahead_y))
