@@ -31,12 +31,15 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
@@ -101,6 +104,11 @@ class Sweep:
     @property
     def configs(self) -> dict[str, Config]:
         return {name: arm.config for name, arm in self.arms.items()}
+
+    def changes(self) -> "pd.DataFrame":
+        """One row an arm: what it is compared with, and what it changes of that."""
+        on = {name: self.arms[arm.on].config for name, arm in self.arms.items() if arm.on}
+        return changes(self.configs, on)
 
     def only(self, names: Sequence[str]) -> "Sweep":
         """The arms named, in the file's order, with those that they are compared with. UserError: no such arm."""
@@ -275,9 +283,27 @@ def run_arms(
     return folders
 
 
+def changes(configs: Mapping[str, Config], on: Mapping[str, Config] | None = None) -> "pd.DataFrame":
+    """One row an arm: `on`, the arm that it is held against (the first, if none is given), and what `changes` of it."""
+    import pandas as pd  # a third of a second, which the command line's help does not need
+
+    first = next(iter(configs.values()))
+    rows = []
+    for name, cfg in configs.items():
+        other = on.get(name) if on is not None else None if cfg is first else first
+        change = config.differences(other, cfg, most=20) if other else ""
+        rows.append({"arm": name, "on": other.name if other else "", "changes": change})
+    return pd.DataFrame(rows)
+
+
 def default_out(plan: Sweep) -> Path:
     """The folder of a sweep's runs: the same whatever arms and seeds are chosen, so that they add up."""
-    return Path("papermill_runs") / f"{plan.name}-{plan.size}-{plan.reference.config.hash[:8]}"
+    return out_of(f"{plan.name}-{plan.size}", plan.reference.config)
+
+
+def out_of(name: str, reference: Config) -> Path:
+    """The usual folder of a study's runs, told apart by the configuration of its reference."""
+    return Path("papermill_runs") / f"{name}-{reference.hash[:8]}"
 
 
 def _minutes(seconds: float) -> str:
