@@ -104,7 +104,10 @@ def test_steps_keep_the_shape_of_the_schedule() -> None:
 
 def test_a_preset_that_repeats_no_block_applies_each_twice() -> None:
     assert stacks.arms("demo", {})["shared"].model.blocks == (0, 1, 2, 3, 0, 1, 2, 3)
-    assert stacks.arms("pr294-recurrent", {}, "smoke")["shared"].model.blocks == load("pr294-recurrent", {}, "smoke").model.blocks
+    assert (
+        stacks.arms("pr294-recurrent", {}, "smoke")["shared"].model.blocks
+        == load("pr294-recurrent", {}, "smoke").model.blocks
+    )
 
 
 def test_what_is_no_comparison_is_refused() -> None:
@@ -199,7 +202,10 @@ def test_every_row_says_where_it_is_from(groups: list[Arm], tables: Tables) -> N
 
 def test_sizes_and_compute_add_up(groups: list[Arm], tables: Tables) -> None:
     for arm in groups:
-        row, runs = one(tables["tradeoff"], kind="arm", arm=arm.label), only(tables["tradeoff"], kind="run", arm=arm.label)
+        row, runs = (
+            one(tables["tradeoff"], kind="arm", arm=arm.label),
+            only(tables["tradeoff"], kind="run", arm=arm.label),
+        )
         parts = only(tables["sizes"], arm=arm.label).set_index("part")
         assert parts["parameters"].sum() == row["parameters"] == exported(arm.config.model)
         assert parts["bytes"].sum() == pytest.approx(row["bytes"])

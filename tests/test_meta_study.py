@@ -1,4 +1,4 @@
-"""The study of meta-learning: arms that differ in it only, frames that add up, verdicts that follow from the numbers."""
+"""The study of meta-learning: arms that differ in it only, frames that add up, verdicts that follow from numbers."""
 
 from pathlib import Path
 

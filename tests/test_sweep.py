@@ -297,6 +297,14 @@ def test_what_arms_change_is_said_of_the_arm_they_are_on(file: Path) -> None:
     assert "epochs" not in said["changes"]["lr"]
 
 
+META = {  # arm -> what it is with exp101's objective
+    "meta-placebo": "meta.inner_steps 1 -> 0",
+    "meta-exp106": "model.meta_sgd False -> True, meta.split time -> batch, meta.delta_weight 0.0 -> 0.3",
+    "meta-next-chunk": "meta.split time -> next-chunk",
+    "meta-second-order": "meta.order first -> second",
+}
+
+
 def test_the_meta_arms_are_the_published_systems() -> None:
     plan = sweep.load("meta-ttt")
     for arm, preset in (("meta-none", "exp105a"), ("meta-exp101", "exp101"), ("meta-exp106", "exp106")):
@@ -306,7 +314,10 @@ def test_the_meta_arms_are_the_published_systems() -> None:
         arms = sweep.load("meta-ttt", size).configs
         same = {dataclasses.replace(c, name="", meta=Config().meta, model=Config().model).hash for c in arms.values()}
         assert len(same) == 1 and all(c.schedule.clock == "steps" for c in arms.values())
-        assert arms["meta-placebo"].meta.inner_steps == 0 and not arms["meta-none"].meta.enabled
+        base, exp101 = arms["meta-none"], arms["meta-exp101"]
+        assert not base.meta.enabled and config.differences(base, exp101) == "meta.enabled False -> True"
+        for arm, change in META.items():
+            assert config.differences(exp101, arms[arm], most=20) == change
 
 
 # -- against the publication
