@@ -177,8 +177,8 @@ def as_text(plan: Sweep, table: pd.DataFrame) -> str:
 
 
 def _notes(row: Mapping[str, Any]) -> list[str]:
-    said = [str(row[column]) for column in ("published_note", "note") if row.get(column)]
-    return said + ([f"not published: {row['unknown']}"] if row.get("unknown") else [])
+    said = [row[column] for column in ("published_note", "note") if isinstance(row.get(column), str)]
+    return said + ([f"not published: {row['unknown']}"] if isinstance(row.get("unknown"), str) else [])
 
 
 def summary(table: pd.DataFrame) -> str:
