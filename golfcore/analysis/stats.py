@@ -13,7 +13,7 @@ from scipy import linalg, optimize, stats
 
 MIN_CHUNKS = 8  # fewer say nothing about their own spread
 LEVEL, POWER = 0.95, 0.8
-NEIGHBOURS = 0.2  # correlation of neighbouring chunks for which the text's variance is unbiased
+NEIGHBOURS = 0.25  # correlation of neighbouring chunks for which the text's variance is unbiased
 TELLS = (0.6, 0.75)  # quantiles of F above which the seeds' and the text's variance are told from the interaction's
 QUANTILES = 2000
 
