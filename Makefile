@@ -32,9 +32,9 @@ check: setup ## lint, check the formatting, check the types
 
 # Parameters that make a notebook quick; tests/test_notebooks.py executes these very commands.
 SMALL := -p preset smoke
-SMALL_02_fomaml_ablation := -p preset smoke -p seeds 1
+SMALL_02_fomaml_ablation := -p size smoke -p seeds 1 -p arms meta-none,meta-exp106
 SMALL_07_ttt_protocols := -p preset smoke -p cells "abc,float,order,stride,epochs 0,error-guided,ppm"
-SMALL_09_depth_recurrence := -p preset smoke -p size smoke -p seeds 1 -p repeats 2 -p arms shared,unique
+SMALL_09_depth_recurrence := -p preset smoke -p seeds 1 -p size smoke -p arms shared,unique
 SMALL_10_ablation_suite := -p size smoke -p seeds 1 -p arms tight-swa,ppm
 
 notebooks: setup $(NOTEBOOKS:%=notebook-%) ## execute every notebook on the smallest preset

@@ -248,15 +248,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> None:
-    from golfcore.analysis import compare, suite
-    from golfcore.runs import sweep, sweepfile
+    from golfcore.analysis import claims, compare
+    from golfcore.runs import sweep
 
-    plan = sweepfile.load(args.file, args.size, overrides(args))
+    plan = sweep.load(args.file, args.size, overrides(args))
     out = args.out or sweep.default_out(plan)
     plan = plan.only(args.arm) if args.arm else plan
     runs = sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
-    table = suite.suite(plan, compare.arms_of([run.path for run in runs]))
-    print(f"\n{suite.as_text(plan, table)}\n\n{suite.reading(table)}")
+    table = claims.suite(plan, compare.arms_of([run.path for run in runs]))
+    print(f"\n{claims.as_text(plan, table)}\n\n{claims.summary(table)}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -293,8 +293,8 @@ def compare(args: argparse.Namespace) -> None:
     from golfcore.analysis import compare
 
     arms = compare.arms_of(args.runs)
-    rows = compare.compare(arms)
-    print(json.dumps(rows, indent=1) if args.json else compare.as_text(arms, rows))
+    table = compare.compare(arms)
+    print(table.to_json(orient="records", indent=1) if args.json else compare.as_text(arms, table))
 
 
 def artifact_info(args: argparse.Namespace) -> None:

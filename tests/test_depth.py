@@ -1,27 +1,31 @@
 """Depth recurrence: arms are equal in what they claim, compute is counted by hand, scales are those of the weights."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from synthetic_run import make_run
 from test_plots import check_legible
 
 from golfcore import config
-from golfcore.analysis import compare, depth, depth_readings, depth_scales
+from golfcore.analysis import compare, depth
 from golfcore.analysis.compare import Arm
-from golfcore.analysis.depth import applied, exported, flops_per_token
-from golfcore.analysis.table import Table, number, read_csv
+from golfcore.analysis.frames import one, only, read_csv
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.config import Config, load
 from golfcore.model import params
 from golfcore.model.weights import flat
+from golfcore.plots import depth as plots
 from golfcore.plots import figures as draw
 from golfcore.plots import style
-from golfcore.runs.pipeline import FLOAT
+from golfcore.runs import stacks
+from golfcore.runs.results import FLOAT
+from golfcore.runs.stacks import applied, exported, flops_per_token
 
 BASES = [
     ("demo", {}, "full", 2),
@@ -35,14 +39,14 @@ BASES = [
 
 @pytest.fixture(params=BASES, ids=lambda base: f"{base[0]}-{base[2]}-{base[3]}-{len(base[1])}")
 def arms(request: pytest.FixtureRequest) -> dict[str, Config]:
-    return depth.arms(*request.param)
+    return stacks.arms(*request.param)
 
 
 # -- arms
 
 
 def test_arms_are_equal_in_what_they_claim(arms: dict[str, Config]) -> None:
-    assert list(arms) == list(depth.ARMS) and all(cfg.name == name for name, cfg in arms.items())
+    assert list(arms) == list(stacks.ARMS) and all(cfg.name == name for name, cfg in arms.items())
     shared, unique, shallow, long, narrow = (cfg.model for cfg in arms.values())
     assert flops_per_token(arms["shared"]) == flops_per_token(arms["unique"])
     assert (
@@ -81,30 +85,39 @@ def test_arms_differ_in_nothing_but_the_stack(arms: dict[str, Config]) -> None:
 
 def test_what_names_layers_follows_the_stack() -> None:
     base = load("exp101", {"model.xsa_last_n": 4, "ttt.freeze_blocks": 4})
-    longer = depth.restack(base, tuple(range(22)))
+    longer = stacks.restack(base, tuple(range(22)))
     assert longer.model.ve_layers == (18, 19, 20, 21) and longer.model.xsa_last_n == 4
     assert longer.model.frozen_skips == (3, 4) and longer.ttt.freeze_blocks == 8
-    shorter = depth.restack(base, (0, 1, 2))
+    shorter = stacks.restack(base, (0, 1, 2))
     assert shorter.model.ve_layers == (0, 1, 2) and shorter.model.xsa_last_n == 3
     assert shorter.model.frozen_skips == () and shorter.ttt.freeze_blocks == 1
-    assert depth.restack(load("exp101"), tuple(range(22))).model.xsa_last_n == 22  # all stays all
-    assert depth.restack(base, base.model.blocks) == base
-    assert depth.restack(load("demo", {"model.ve_layers": [0]}), (0, 1)).model.ve_layers == (1,)
-    assert depth.restack(load("demo", {"model.ve_layers": []}), (0, 1)).model.ve_layers == ()
+    assert stacks.restack(load("exp101"), tuple(range(22))).model.xsa_last_n == 22  # all stays all
+    assert stacks.restack(base, base.model.blocks) == base
+    assert stacks.restack(load("demo", {"model.ve_layers": [0]}), (0, 1)).model.ve_layers == (1,)
+    assert stacks.restack(load("demo", {"model.ve_layers": []}), (0, 1)).model.ve_layers == ()
 
 
 def test_steps_keep_the_shape_of_the_schedule() -> None:
-    found = depth.arms("demo", {}, repeats=2, steps=100)["unique"].schedule
+    found = stacks.lasting(load("demo"), 100).schedule
     assert (found.iterations, found.warmdown_steps) == (100, 60)
 
 
+def test_a_preset_that_repeats_no_block_applies_each_twice() -> None:
+    assert stacks.arms("demo", {})["shared"].model.blocks == (0, 1, 2, 3, 0, 1, 2, 3)
+    assert (
+        stacks.arms("pr294-recurrent", {}, "smoke")["shared"].model.blocks
+        == load("pr294-recurrent", {}, "smoke").model.blocks
+    )
+
+
 def test_what_is_no_comparison_is_refused() -> None:
-    with pytest.raises(UserError, match=r"expected blocks that are applied more than once, found model.blocks \[0, 1"):
-        depth.arms("demo", {})
-    with pytest.raises(UserError, match="expected shared and then different others, found unique, shared"):
-        depth.arms("demo", {}, repeats=2, names=["unique", "shared"])
+    with pytest.raises(UserError, match="repeats: expected 0 or 2 and more, found 1, which shares no block"):
+        stacks.arms("demo", {}, repeats=1)
+    for names, repeats in ((["unique", "shared"], 2), ([], 2), (["shared", "shared"], 2), (["shared"], -1)):
+        with pytest.raises(UserError, match="expected shared and then different others, and repeats from 0 on, found"):
+            stacks.arms("demo", {}, repeats=repeats, names=names)
     with pytest.raises(UserError, match="arms: unknown key 'uniqe'; did you mean 'unique'"):
-        depth.arms("demo", {}, repeats=2, names=["shared", "uniqe"])
+        stacks.arms("demo", {}, repeats=2, names=["shared", "uniqe"])
 
 
 # -- compute
@@ -128,7 +141,7 @@ def test_compute_by_hand() -> None:
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
     """The arms of the smallest preset with two seeds, without training; scores and weights are random."""
     folder, found = tmp_path_factory.mktemp("depth"), []
-    for name, cfg in depth.arms("smoke", {}, repeats=3).items():
+    for name, cfg in stacks.arms("smoke", {}, repeats=3).items():
         for seed in (1, 2):
             seeded = config.override(cfg, {"run.seed": seed}, name)
             run, _ = make_run(folder / f"{name}-s{seed}", config=seeded)
@@ -155,154 +168,163 @@ def _shift(run: Path, by: float) -> None:
     files.write_json(run / "results.json", report)
 
 
-def made(groups: list[Arm]) -> dict[str, Table]:
+def made(groups: list[Arm]) -> dict[str, pd.DataFrame]:
     return {
         "sizes": depth.sizes(groups),
         "tradeoff": depth.summary(groups),
         "differences": depth.differences(groups),
         "curves": depth.curves(groups),
-        "scales": depth_scales.scales(groups),
-        "specialisation": depth_scales.specialisation(groups),
+        "scales": depth.scales(groups),
+        "specialisation": depth.specialisation(groups),
     }
 
 
+Tables = dict[str, pd.DataFrame]
+
+
 @pytest.fixture(scope="module")
-def tables(groups: list[Arm]) -> dict[str, Table]:
+def tables(groups: list[Arm]) -> Tables:
     return made(groups)
 
 
-def test_every_row_says_where_it_is_from(groups: list[Arm], tables: dict[str, Table]) -> None:
+def test_every_row_says_where_it_is_from(groups: list[Arm], tables: Tables) -> None:
     configs = {run.run.id: run.run.config_hash() for arm in groups for run in arm.runs}
-    for row in [row for table in tables.values() for row in table]:
+    of_arm = {arm.label: arm.config.hash for arm in groups}
+    for row in [row for table in tables.values() for row in table.to_dict("records")]:
         assert row["data"] == "d" * 64
-        if "run" in row:
-            assert row["config"] == configs[str(row["run"])] and str(row["run"]) == f"{row['arm']}-s{row['seed']}"
+        if isinstance(row.get("run"), str):
+            assert row["config"] == configs[row["run"]] and row["run"] == f"{row['arm']}-s{row['seed']}"
         else:
             assert row["runs"] == f"{row['arm']}-s1 {row['arm']}-s2" and row["seeds"] == "1 2"
-            assert row["config"] == next(arm.config.hash for arm in groups if arm.label == row["arm"])
-    assert all(row["other_runs"] == f"{row['other']}-s1 {row['other']}-s2" for row in tables["differences"])
+            assert row["config"] == of_arm[row["arm"]]
+    assert all(r["other_runs"] == f"{r['other']}-s1 {r['other']}-s2" for r in tables["differences"].to_dict("records"))
 
 
-def test_sizes_and_compute_add_up(groups: list[Arm], tables: dict[str, Table]) -> None:
+def test_sizes_and_compute_add_up(groups: list[Arm], tables: Tables) -> None:
     for arm in groups:
-        mean, runs = (tables["tradeoff"].only(kind=kind, arm=arm.label) for kind in ("arm", "run"))
-        parts, row = tables["sizes"].only(arm=arm.label), mean[0]
-        assert sum(parts.numbers("parameters")) == row["parameters"] == exported(arm.config.model)
-        assert sum(parts.numbers("bytes")) == pytest.approx(number(row, "bytes"))
-        assert number(parts.one(part="matrices"), "bytes") == pytest.approx(number(row, "matrix_bytes"))
-        assert number(row, "bits_per_parameter") == pytest.approx(8 * number(row, "bytes") / number(row, "parameters"))
-        assert number(row, "flops") == flops_per_token(arm.config) * 102 * arm.config.optim.batch_tokens
-        assert number(row, "step_seconds") == pytest.approx(0.1)
-        assert number(row, "ttt") == pytest.approx(np.mean(runs.numbers("ttt")))
-        assert number(row, "ttt_low") < number(row, "ttt") < number(row, "ttt_high")
+        row, runs = (
+            one(tables["tradeoff"], kind="arm", arm=arm.label),
+            only(tables["tradeoff"], kind="run", arm=arm.label),
+        )
+        parts = only(tables["sizes"], arm=arm.label).set_index("part")
+        assert parts["parameters"].sum() == row["parameters"] == exported(arm.config.model)
+        assert parts["bytes"].sum() == pytest.approx(row["bytes"])
+        assert parts["bytes"]["matrices"] == pytest.approx(row["matrix_bytes"])
+        assert row["bits_per_parameter"] == pytest.approx(8 * row["bytes"] / row["parameters"])
+        assert row["flops"] == flops_per_token(arm.config) * 102 * arm.config.optim.batch_tokens
+        assert row["ttt"] == pytest.approx(runs["ttt"].mean())
 
 
-def test_differences_are_shared_less_the_other(tables: dict[str, Table]) -> None:
-    means = tables["tradeoff"].only(kind="arm")
-    for row in tables["differences"]:
-        if row["measure"] != "ttt_gain":
-            ours, theirs = (number(means.one(arm=row[side]), str(row["measure"])) for side in ("arm", "other"))
-            assert number(row, "difference") == pytest.approx(ours - theirs)
-    rows = tables["differences"].only(measure="ttt")
-    assert number(rows.one(other="unique"), "flops_ratio") == 1 and number(rows.one(other="unique"), "bytes_ratio") < 1
-    assert 0.9 < number(rows.one(other="shallow"), "bytes_ratio") < 1.2
-    assert number(rows.one(other="shallow"), "flops_ratio") > 1.5
+def test_differences_are_shared_less_the_other(tables: Tables) -> None:
+    means, table = only(tables["tradeoff"], kind="arm").set_index("arm"), tables["differences"]
+    for row in table[table["measure"] != "ttt_gain"].to_dict("records"):
+        ours, theirs = (means[row["measure"]][row[side]] for side in ("arm", "other"))
+        assert row["difference"] == pytest.approx(ours - theirs)
+    rows = only(table, measure="ttt").set_index("other")
+    assert rows["flops_ratio"]["unique"] == 1 and rows["bytes_ratio"]["unique"] < 1
+    assert 0.9 < rows["bytes_ratio"]["shallow"] < 1.2 and rows["flops_ratio"]["shallow"] > 1.5
 
 
-def test_a_difference_is_read_only_if_both_kinds_of_chance_leave_it(tables: dict[str, Table]) -> None:
-    parts = depth_readings.differences(tables["differences"]).split("shared less ")
-    text = {part.split(" ")[0]: part for part in parts[1:]}
-    assert "+0.2000, shared is worse (" in text["unique"]
-    assert "not resolved (" in text["shallow"] and "includes no difference" in text["unique-narrow"]
-    one_seed = Table({k: v for k, v in row.items() if not k.startswith("seeds_")} for row in tables["differences"])
-    assert depth_readings.differences(one_seed).count("not resolved (too few seeds or chunks") == 4
-    assert "one arm" in depth_readings.differences(Table())
+def test_a_difference_is_said_to_be_one_only_if_its_interval_excludes_0(tables: Tables) -> None:
+    parts = plots.differences_caption(tables["differences"]).split(": ", 1)[1].split("; ")
+    said = {part.split(" ")[0]: part for part in parts}
+    assert "+0.2000" in said["unique"] and "shared is worse" in said["unique"]
+    assert "not resolved" in said["shallow"] and "not resolved" in said["unique-narrow"]
+    bare = plots.differences_caption(tables["differences"].drop(columns=["low", "high"]))
+    assert bare.count("too little text for an interval") == 4
+    assert "one arm" in plots.differences_caption(pd.DataFrame())
+
+
+def test_without_adaptation_there_is_no_panel_of_it(groups: list[Arm]) -> None:
+    def still(run: compare.Scored) -> compare.Scored:
+        same = {"bpb": run.bpb | {"ttt": run.bpb["sliding"]}, "chunks": run.chunks | {"ttt": run.chunks["sliding"]}}
+        return dataclasses.replace(run, **same)
+
+    none = [Arm(arm.label, arm.config, tuple(map(still, arm.runs))) for arm in groups]
+    table = depth.differences(none)
+    assert set(table["measure"]) == {"static", "sliding"}
+    with style.drawing():
+        assert len(plots.differences(table).axes) == 2
+    assert plots.differences_caption(table).startswith("(b)")
 
 
 def test_an_arm_that_is_no_larger_no_dearer_and_better_is_named() -> None:
     rows = [("small", 1, 1, 3.0), ("large", 2, 1, 3.1), ("good", 2, 2, 2.9)]
-    columns = ("arm", "bytes", "flops", "ttt")
-    table = Table(dict(zip(columns, row, strict=True)) | {"kind": "arm", "static": 3.0, "sliding": 3.0} for row in rows)
-    text = depth_readings.tradeoff(table)
-    assert text.endswith("by the mean better: small than large.") and "(c) good" in text
+    table = pd.DataFrame(rows, columns=["arm", "bytes", "flops", "ttt"]).assign(kind="arm")
+    assert plots.tradeoff_caption(table).endswith("by the mean better: small than large.")
 
 
-def test_curves_count_the_compute_of_their_arm(groups: list[Arm], tables: dict[str, Table]) -> None:
+def test_curves_count_the_compute_of_their_arm(groups: list[Arm], tables: Tables) -> None:
     for arm in groups:
-        rows = tables["curves"].only(kind="val", arm=arm.label, seed=1)
+        rows = only(tables["curves"], arm=arm.label, seed=1)
         per_step = flops_per_token(arm.config) * arm.config.optim.batch_tokens
-        assert rows.numbers("flops") == [step * per_step for step in rows.numbers("step")]
+        assert list(rows["flops"]) == [step * per_step for step in rows["step"]]
 
 
 # -- scales
 
 
-def test_scales_are_those_of_the_weights(groups: list[Arm], tables: dict[str, Table]) -> None:
-    shared = groups[0]
-    weights = tensors.load(shared.runs[0].run.file(FLOAT), "weights")[0]
-    rows = tables["scales"].only(arm="shared", seed=1)
+def test_scales_are_those_of_the_weights(groups: list[Arm], tables: Tables) -> None:
+    weights = tensors.load(groups[0].runs[0].run.file(FLOAT), "weights")[0]
+    rows = only(tables["scales"], arm="shared", seed=1)
     assert len(rows) == 4 * 6 + 3
-    for row in rows.only(kind="layer"):
-        layer, name = int(number(row, "layer")), str(row["name"])
+    for row in only(rows, kind="layer").to_dict("records"):
+        layer, name = row["layer"], row["name"]
         assert (row["block"], row["application"]) == (layer % 2, layer // 2)
         tensor = weights["resid_mix"][:, int(name[-1] == "0")] if name.startswith("mix") else weights[name]
-        assert number(row, "mean") == pytest.approx(float(tensor[layer].mean()))
-        assert number(row, "spread") == pytest.approx(float(tensor[layer].std(correction=0)))
-    assert [row["start"] for row in rows.only(name="mix_x0")] == [0.0] * 6
-    assert rows.only(name="attn_scale").numbers("start") == pytest.approx([0.1, 1, 1, 1, 1, 1])
-    skips = rows.only(kind="skip")
-    assert [(row["from_layer"], row["layer"], row["block"]) for row in skips] == [(2, 3, 1), (1, 4, 0), (0, 5, 1)]
-    assert skips.numbers("mean") == pytest.approx([float(row.mean()) for row in weights["skip"]])
+        assert row["mean"] == pytest.approx(float(tensor[layer].mean()))
+        assert row["spread"] == pytest.approx(float(tensor[layer].std(correction=0)))
+    assert list(only(rows, name="mix_x0")["start"]) == [0.0] * 6
+    assert list(only(rows, name="attn_scale")["start"]) == pytest.approx([0.1, 1, 1, 1, 1, 1])
+    skips = only(rows, kind="skip")
+    assert skips[["from_layer", "layer", "block"]].to_numpy().tolist() == [[2, 3, 1], [1, 4, 0], [0, 5, 1]]
+    assert list(skips["mean"]) == pytest.approx([float(row.mean()) for row in weights["skip"]])
 
 
 def test_shares_of_variance_are_those_of_what_made_it() -> None:
     generator = torch.Generator().manual_seed(0)
     channels, own = (torch.randn(shape, generator=generator) for shape in ((1, 4000), (4, 4000)))
     levels = torch.tensor([[-1.0], [0], [1], [2]])
-    assert depth_scales.variances(channels.expand(4, -1))["common"] == pytest.approx(1)
-    assert depth_scales.variances(levels.expand(-1, 9))["level"] == pytest.approx(1)
-    unrelated = depth_scales.variances(own)
+    assert depth.variances(channels.expand(4, -1))["common"] == pytest.approx(1)
+    assert depth.variances(levels.expand(-1, 9))["level"] == pytest.approx(1)
+    unrelated = depth.variances(own)
     assert unrelated["common"] == pytest.approx(0.25, abs=0.02) and unrelated["pattern"] == pytest.approx(
         0.75, abs=0.02
     )
-    mixed = depth_scales.variances(channels + levels + own)
-    assert number(mixed, "level") + number(mixed, "common") + number(mixed, "pattern") == pytest.approx(1)
+    mixed = depth.variances(channels + levels + own)
+    assert mixed["level"] + mixed["common"] + mixed["pattern"] == pytest.approx(1)
     assert mixed["between"] == pytest.approx(1.25, rel=0.1) and mixed["within"] == pytest.approx(2, rel=0.1)
-    assert mixed["ratio"] == pytest.approx(number(mixed, "between") / number(mixed, "within"))
-    assert "ratio" not in depth_scales.variances(torch.ones(2, 3))
+    assert mixed["ratio"] == pytest.approx(mixed["between"] / mixed["within"])
+    assert "ratio" not in depth.variances(torch.ones(2, 3))
 
 
-def test_applications_are_grouped_by_the_shared_blocks_in_every_arm_as_deep(tables: dict[str, Table]) -> None:
+def test_applications_are_grouped_by_the_shared_blocks_in_every_arm_as_deep(tables: Tables) -> None:
     table = tables["specialisation"]
-    assert {(row["arm"], row["shares"]) for row in table} == {
-        ("shared", True),
-        ("unique", False),
-        ("unique-narrow", False),
-    }
-    assert {row["applications"] for row in table} == {3} and len(table) == 3 * 2 * 4 * 2  # arms, seeds, scales, blocks
+    shares = table.groupby("arm")["shares"].first()
+    assert shares.to_dict() == {"shared": True, "unique": False, "unique-narrow": False}
+    assert set(table["applications"]) == {3} and len(table) == 3 * 2 * 4 * 2  # arms, seeds, scales, blocks
 
 
 # -- figures
 
 
-def test_every_table_is_drawn_read_and_legible(tables: dict[str, Table], tmp_path: Path) -> None:
-    drawn = draw.draw_group(draw.DEPTH, tables | {"nothing": Table()}, tmp_path, {"notebook": "a test"})
-    assert drawn.keys() == tables.keys() and all(len(d.reading) > 40 for d in drawn.values())
-    assert {f"depth-{name}" for name in tables} == {name for name in draw.PLOTS if name.startswith(draw.DEPTH)}
+def test_every_frame_is_drawn_said_and_legible(tables: Tables, tmp_path: Path) -> None:
+    drawn = draw.draw_group("depth-", tables | {"nothing": pd.DataFrame()}, tmp_path, {})
+    assert {f"depth-{name}" for name in drawn} == {f"depth-{name}" for name in tables} == set(plots.FIGURES)
+    assert all(len(found.caption) > 40 for found in drawn.values())
     for name, figure in drawn.items():
         again = read_csv(tmp_path / f"depth-{name}.csv")
         assert len(again) == len(figure.table)
         with style.drawing():
-            found = draw.PLOTS[f"depth-{name}"](again)
-        check_legible(found)
+            check_legible(plots.FIGURES[f"depth-{name}"][0](again))
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_few_arms_and_one_seed_are_drawn_and_read_too(groups: list[Arm], n: int) -> None:
+def test_few_arms_and_one_seed_are_drawn_and_said_too(groups: list[Arm], n: int) -> None:
     few = [Arm(arm.label, arm.config, arm.runs[:1]) for arm in groups[:n]]
-    assert bool(depth.differences(few)) == (n > 1)
+    assert len(depth.differences(few)) == (4 if n > 1 else 0)
     for name, table in made(few).items():
-        if table:
+        if len(table):
             with style.drawing():
-                check_legible(draw.PLOTS[f"depth-{name}"](table))
-            assert len(getattr(depth_readings, name)(table)) > 40
+                check_legible(plots.FIGURES[f"depth-{name}"][0](table))
+            assert len(plots.FIGURES[f"depth-{name}"][1](table)) > 40

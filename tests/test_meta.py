@@ -1,4 +1,4 @@
-"""Laws of meta-learning: the objective's gradients, what each arm changes, what is recorded, exp106 to the end."""
+"""Laws of meta-learning: the objective's gradients, what is recorded, exp106 to the end."""
 
 import json
 import math
@@ -533,12 +533,6 @@ def test_switches_that_would_do_nothing_are_refused(overrides: dict, sentence: s
 ARMS = {  # preset -> (the preset that it changes, what it changes)
     "exp106": ("exp101", {"model.meta_sgd": True, "meta.split": "batch", "meta.delta_weight": 0.3}),
     "exp107": ("exp101", {"meta.split": "batch", "meta.delta_weight": 0.3, "meta.sam_rho": 0.05}),
-    "meta-none": ("demo", {}),
-    "meta-exp101": ("demo", {"meta.enabled": True}),
-    "meta-placebo": ("meta-exp101", {"meta.inner_steps": 0}),
-    "meta-exp106": ("meta-exp101", {"model.meta_sgd": True, "meta.split": "batch", "meta.delta_weight": 0.3}),
-    "meta-next-chunk": ("meta-exp101", {"meta.split": "next-chunk"}),
-    "meta-second-order": ("meta-exp101", {"meta.order": "second"}),
 }
 
 

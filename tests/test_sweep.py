@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 from small_text import dataset
 
 from golfcore import cli, config
-from golfcore.analysis import compare, suite
-from golfcore.analysis.claims import OPEN, REFUTED, REPRODUCED
-from golfcore.analysis.stats import Interval
-from golfcore.analysis.table import Table, number, read_csv
+from golfcore.analysis import claims, compare
+from golfcore.analysis.claims import CONFIRMED, OPEN, OPPOSITE, REFUTED, SAME, UNPUBLISHED, Found
+from golfcore.analysis.frames import one, read_csv
 from golfcore.base import files, runtime
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
@@ -21,9 +21,9 @@ from golfcore.config.bounds import is_hashed
 from golfcore.data.datasets import open_dataset, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.plots import figures as draw
-from golfcore.runs import sweep, sweepfile
+from golfcore.runs import sweep
 from golfcore.runs.folder import open_run
-from golfcore.runs.sweepfile import Sweep
+from golfcore.runs.sweep import Sweep
 from golfcore.train import loop
 from golfcore.train.state import TrainingData
 
@@ -153,15 +153,15 @@ class Done(NamedTuple):
     plan: Sweep
     runs: dict[str, RunFolder]
     said: list[str]
-    table: Table
+    table: pd.DataFrame
 
 
 @pytest.fixture(scope="module")
 def done(file: Path) -> Done:
     said: list[str] = []
-    plan = sweepfile.load(file)
+    plan = sweep.load(file)
     runs = sweep.run_arms(plan.configs, plan.seeds, file.parent / "runs", said.append)
-    table = suite.suite(plan, compare.arms_of([run.path for run in runs]))
+    table = claims.suite(plan, compare.arms_of([run.path for run in runs]))
     return Done(plan, {run.id: run for run in runs}, said, table)
 
 
@@ -222,18 +222,18 @@ def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path)
 
 
 def test_every_sweep_that_comes_along_loads_at_every_size() -> None:
-    for name in sweepfile.sweep_names():
-        arms = {size: sweepfile.load(name, size).arms for size in config.size_names()}
+    for name in sweep.sweep_names():
+        arms = {size: sweep.load(name, size).arms for size in config.size_names()}
         assert len({tuple(found) for found in arms.values()}) == 1
         assert all(arm.published is not None or arm.published_note for arm in arms["full"].values() if arm.unknown)
 
 
 def test_an_arm_adds_to_the_one_it_is_on(file: Path, data: Path) -> None:
-    plan = sweepfile.load(file)
+    plan = sweep.load(file)
     assert plan.reference.name == "base" and [arm.on for arm in plan.arms.values()] == ["", "base", "base", "ttt"]
     assert plan.arms["lr"].config.hash == small(data, ttt__epochs=2, optim__matrix_lr=0.01).hash
     assert list(plan.only(["lr"]).arms) == ["base", "ttt", "lr"] and list(plan.only(["bits"]).arms) == ["base", "bits"]
-    assert sweepfile.load(file, overrides={"optim.matrix_lr": 0.5}).arms["lr"].config.optim.matrix_lr == 0.01
+    assert sweep.load(file, overrides={"optim.matrix_lr": 0.5}).arms["lr"].config.optim.matrix_lr == 0.01
     assert sweep.default_out(plan) == sweep.default_out(plan.only(["bits"]))
 
 
@@ -241,7 +241,7 @@ def test_a_size_goes_over_what_all_sizes_have(tmp_path: Path) -> None:
     arms = "[arms.a]\n[arms.b]\nset = { ttt.lr = 1.0, ttt.epochs = 7 }\nsize.demo = { ttt.lr = 2.0 }\n"
     path = tmp_path / "s.toml"
     path.write_text("base = 'smoke'\nall = { ttt.batch_seqs = 4 }\n[size.demo]\n'ttt.batch_seqs' = 2\n" + arms)
-    full, demo = (sweepfile.load(path, size).configs["b"] for size in ("full", "demo"))
+    full, demo = (sweep.load(path, size).configs["b"] for size in ("full", "demo"))
     assert (full.ttt.lr, full.ttt.epochs, full.ttt.batch_seqs) == (1.0, 7, 4)
     assert (demo.ttt.lr, demo.ttt.epochs, demo.ttt.batch_seqs) == (2.0, 7, 2)
     assert full.name == demo.name == "b" and demo.data.seq_len == 256
@@ -270,15 +270,56 @@ def test_a_mistake_in_a_file_is_one_sentence(tmp_path: Path, text: str, said: st
     path = tmp_path / "wrong.toml"
     path.write_text(text)
     with pytest.raises(UserError) as e:
-        sweepfile.load(path)
+        sweep.load(path)
     assert said in str(e.value) and "wrong.toml" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_sweep_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'pr398-ablation'"):
-        sweepfile.load("pr398-ablatoin")
+        sweep.load("pr398-ablatoin")
     with pytest.raises(UserError, match="expected a sweep, found no such file"):
-        sweepfile.load(tmp_path / "gone.toml")
+        sweep.load(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize("text", ["1, x", "1,1", ",", "1,,2"])
+def test_seeds_and_arms_that_are_none_are_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match="seeds: expected different whole numbers with commas between them"):
+        sweep.seeds_in(text)
+    with pytest.raises(UserError, match="arms: expected different names with commas between them"):
+        sweep.names_in(text.replace("x", "1"))
+    with pytest.raises(UserError, match="seeds: expected"):
+        sweep.seeds_in("")
+    assert sweep.seeds_in("", (4, 5)) == (4, 5) and sweep.seeds_in(" 3, 1") == (3, 1)
+    assert sweep.names_in("", ["a"]) == ("a",) and sweep.names_in("a, b") == ("a", "b")
+
+
+def test_what_arms_change_is_said_of_the_arm_they_are_on(file: Path) -> None:
+    said = sweep.load(file).changes().set_index("arm")
+    assert list(said["on"]) == ["", "base", "base", "ttt"] and said["changes"]["ttt"] == "ttt.epochs 1 -> 2"
+    assert "epochs" not in said["changes"]["lr"]
+
+
+META = {  # arm -> what it is with exp101's objective
+    "meta-placebo": "meta.inner_steps 1 -> 0",
+    "meta-exp106": "model.meta_sgd False -> True, meta.split time -> batch, meta.delta_weight 0.0 -> 0.3",
+    "meta-next-chunk": "meta.split time -> next-chunk",
+    "meta-second-order": "meta.order first -> second",
+}
+
+
+def test_the_meta_arms_are_the_published_systems() -> None:
+    plan = sweep.load("meta-ttt")
+    for arm, preset in (("meta-none", "exp105a"), ("meta-exp101", "exp101"), ("meta-exp106", "exp106")):
+        ours, theirs = plan.configs[arm], config.load(preset)
+        assert ours.model == theirs.model and ours.meta == theirs.meta and ours.ttt == theirs.ttt
+    for size in config.size_names():
+        arms = sweep.load("meta-ttt", size).configs
+        same = {dataclasses.replace(c, name="", meta=Config().meta, model=Config().model).hash for c in arms.values()}
+        assert len(same) == 1 and all(c.schedule.clock == "steps" for c in arms.values())
+        base, exp101 = arms["meta-none"], arms["meta-exp101"]
+        assert not base.meta.enabled and config.differences(base, exp101) == "meta.enabled False -> True"
+        for arm, change in META.items():
+            assert config.differences(exp101, arms[arm], most=20) == change
 
 
 # -- against the publication
@@ -286,57 +327,93 @@ def test_a_sweep_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_holds_published_and_measured_differences(done: Done) -> None:
     bpb = {i: files.read_json(run.file("results.json"), "")["measures"] for i, run in done.runs.items()}
-    base, ttt, bits, lr = done.table
-    assert [row["verdict"] for row in (base, bits)] == [suite.REFERENCE, suite.UNPUBLISHED]
-    assert number(ttt, "published_delta") == pytest.approx(-0.1) and number(ttt, "noise") == pytest.approx(
-        0.00277, 1e-2
-    )
+    base, ttt, bits, lr = done.table.to_dict("records")
+    assert [row["verdict"] for row in (base, bits)] == [claims.REFERENCE, UNPUBLISHED]
+    assert ttt["published_difference"] == pytest.approx(-0.1) and ttt["noise"] == pytest.approx(0.00277, 1e-2)
     paired = [bpb[f"lr-s{s}"]["ttt"]["bpb"] - bpb[f"ttt-s{s}"]["ttt"]["bpb"] for s in (1, 2)]
-    assert number(lr, "delta") == pytest.approx(np.mean(paired)) and lr["pairs"] == 2
-    assert number(lr, "seeds_low") <= min(paired) <= max(paired) <= number(lr, "seeds_high")
-    assert number(lr, "low") == min(number(lr, "seeds_low"), number(lr, "chunks_low"))
-    assert number(lr, "high") == max(number(lr, "seeds_high"), number(lr, "chunks_high"))
-    assert ttt["sliding_delta"] == ttt["sliding_low"] == ttt["sliding_high"] == 0  # the same weights
-    assert number(base, "bpb") == np.mean([base["bpb_1"], base["bpb_2"]]) == base["score_first"]
-    assert base["legality"] == "score-first" and suite.is_legal(base)
+    assert lr["difference"] == pytest.approx(np.mean(paired)) and lr["pairs"] == 2 and lr["over"] == "seeds and text"
+    assert lr["low"] < lr["difference"] < lr["high"] and lr["ratio"] == pytest.approx(lr["difference"] / 0.0005)
+    assert ttt["sliding_difference"] == ttt["sliding_low"] == ttt["sliding_high"] == 0  # the same weights
+    assert base["bpb"] == np.mean([base["bpb_1"], base["bpb_2"]]) == base["score_first"]
+    assert base["legality"] == "score-first" and claims.is_legal(base)
     assert ttt["trained_in"] == "base-s1 base-s2" and lr["runs"] == lr["trained_in"] == "lr-s1 lr-s2"
-    text = suite.as_text(done.plan, done.table)
+    assert base["parameters"] > 0 and base["train_tokens"] == 8 * done.plan.reference.config.optim.batch_tokens
+    text = claims.as_text(done.plan, done.table)
     assert "bits: killed" in text and "lr: not published: its momentum" in text
-    assert "noise of the publication's own seeds: lr" in suite.reading(done.table)
+
+
+def test_compare_and_the_suite_say_the_same(done: Done) -> None:
+    arms = compare.arms_of([run.path for i, run in done.runs.items() if i[:-3] in ("base", "ttt")])
+    row = one(compare.compare(arms), measure="ttt", arm="ttt")
+    theirs = one(done.table, arm="ttt")
+    assert all(row[name] == theirs[name] for name in ("difference", "low", "high", "p", "detectable"))
+
+
+def test_the_legal_score_is_of_one_protocol_named_beforehand() -> None:
+    legal, other = {"bpb": 2.0, "legality": "score-first"}, {"bpb": 1.9, "legality": "score-first"}
+    assert claims._legal({"ttt": {"bpb": 1.0, "legality": "train-first"}, "score-first": legal, "lora": other}) == 2.0
+    assert claims._legal({"ttt": legal, "lora": other}) == 2.0
+    assert claims._legal({"ttt": {"bpb": 1.0, "legality": "train-first"}, "lora": other}) is None
 
 
 @pytest.mark.parametrize(
-    ("published", "low", "high", "found"),
+    ("claimed", "low", "high", "here", "decided"),
     [
-        (-0.1, -0.3, -0.2, REPRODUCED),
-        (-0.1, 0.2, 0.3, REFUTED),
-        (0.1, 0.2, 0.3, REPRODUCED),
-        (0.1, -0.3, -0.2, REFUTED),
-        (0.1, -0.1, 0.3, OPEN),
-        (0.1, 0.0, 0.3, OPEN),
-        (0.0, 0.2, 0.3, OPEN),
-        (None, 0.2, 0.3, suite.UNPUBLISHED),
+        (-0.1, -0.3, -0.2, SAME, CONFIRMED),
+        (-0.1, 0.2, 0.3, OPPOSITE, REFUTED),
+        (0.1, 0.2, 0.3, SAME, CONFIRMED),
+        (0.1, -0.3, -0.2, OPPOSITE, REFUTED),
+        (0.1, -0.1, 0.3, OPEN, OPEN),
+        (0.1, 0.0, 0.3, OPEN, OPEN),
+        (0.1, -0.05, 0.05, OPEN, REFUTED),  # nothing as large as what was claimed
+        (0.0, 0.2, 0.3, OPEN, OPEN),
+        (0.1, None, None, OPEN, OPEN),
     ],
 )
-def test_a_verdict_follows_from_the_interval(published: float | None, low: float, high: float, found: str) -> None:
-    assert suite.verdict(published, Interval((low + high) / 2, low, high)) == found
-    assert suite.verdict(published, None) == (suite.UNPUBLISHED if published is None else OPEN)
+def test_only_the_published_scale_confirms_or_refutes(
+    claimed: float, low: float | None, high: float | None, here: str, decided: str
+) -> None:
+    found = Found(0.0, low, high)
+    assert claims.by_sign(found, claimed, decides=False) == here
+    assert claims.by_sign(found, claimed, decides=True) == decided
 
 
-def test_one_seed_leaves_everything_unresolved(done: Done) -> None:
-    alone = suite.suite(done.plan, compare.arms_of([run.path for i, run in done.runs.items() if i.endswith("-s1")]))
-    assert {row["verdict"] for row in alone} == {suite.REFERENCE, suite.UNPUBLISHED, OPEN}
-    assert all("low" not in row or row["low"] is None for row in alone)
+@pytest.mark.parametrize(
+    ("low", "high", "here", "decided"),
+    [
+        (-0.5, 0.5, SAME, CONFIRMED),
+        (0.5, 1.5, OPEN, OPEN),
+        (1.5, 2.0, OPPOSITE, REFUTED),
+        (-3.0, 3.0, OPEN, OPEN),
+        (-3.0, -2.0, OPPOSITE, REFUTED),
+        (None, None, OPEN, OPEN),
+    ],
+)
+def test_a_claimed_band_holds_the_interval_or_does_not(
+    low: float | None, high: float | None, here: str, decided: str
+) -> None:
+    found = Found(0.0, low, high)
+    assert (claims.by_band(found, -1, 1, False), claims.by_band(found, -1, 1, True)) == (here, decided)
+
+
+def test_a_small_model_is_never_at_the_published_scale(done: Done) -> None:
+    arm = compare.arms_of([done.runs["base-s1"].path])[0]
+    assert not any(claims.at_published_scale(arm, preset, steps) for preset, steps in (("exp105a", 8), ("smoke", 8)))
+    assert not set(done.table["verdict"]) & {CONFIRMED, REFUTED}
+
+
+def test_one_seed_is_judged_by_the_text_alone_and_says_so(done: Done) -> None:
+    alone = claims.suite(done.plan, compare.arms_of([r.path for i, r in done.runs.items() if i.endswith("-s1")]))
+    assert set(alone["over"].dropna()) == {"text"}
 
 
 def test_the_figure_is_drawn_from_its_table_again(done: Done, tmp_path: Path) -> None:
-    drawn = draw.draw_suite(done.table, done.plan.name, tmp_path, {"notebook": "a test"})
-    assert drawn.name == "suite-four" and len(drawn.reading) > 40
-    assert read_csv(tmp_path / "suite-four.csv") == [{c: r.get(c) for c in done.table.columns} for r in done.table]
+    drawn = draw.draw_suite(done.table, done.plan.name, tmp_path, {})
+    assert drawn.name == "suite-four" and len(drawn.caption) > 40
+    assert list(read_csv(tmp_path / "suite-four.csv")["arm"]) == list(done.table["arm"])
     before = {path: path.read_bytes() for path in drawn.paths}
     assert draw.redraw(tmp_path) == list(drawn.paths) and before == {path: path.read_bytes() for path in drawn.paths}
-    one = Table([row for row in done.table if row["arm"] == "base"])
-    assert draw.draw_suite(one, "one", tmp_path, {}).paths
+    assert draw.draw_suite(done.table.query("arm == 'base'"), "one", tmp_path, {}).paths
 
 
 def test_the_command_runs_a_file_and_reuses_what_is_there(
@@ -346,6 +423,6 @@ def test_the_command_runs_a_file_and_reuses_what_is_there(
     assert cli.main(["sweep", str(file), "--arm", "ttt", "--seed", "1", "--out", out]) == 0
     printed = capsys.readouterr().out
     assert "run 2 of 2: ttt, seed 1" in printed and "train: done" not in printed and "eval-ttt: reused" in printed
-    assert suite.RULE in printed and "Of 1 published differences" in printed
+    assert claims.RULE in printed and "Of 1 published differences" in printed
     assert cli.main(["sweep", str(file), "--arm", "tt"]) == 2
     assert "did you mean 'ttt'" in capsys.readouterr().err

@@ -1,267 +1,215 @@
 """Depth recurrence: what applying the same blocks several times buys, per byte and per unit of compute (pr294).
 
-One arm shares blocks; each of the others has no sharing and equals it in all but what it gives up:
-
-    arm            layers  blocks  width    against "shared"
-    shared         L       U       D
-    unique         L       L       D        equal compute, depth and width; the bytes of L/U times as many blocks
-    shallow        U       U       D        equal blocks, width and so bytes; U/L of the compute and of the depth
-    shallow-long   U       U       D        the same trained for more steps: equal bytes and equal compute of training
-    unique-narrow  L       L       smaller  equal exported parameters and so about equal bytes, at equal depth
-
-No arm without sharing can have the bytes, depth and compute a token of "shared" at once: at equal bytes sharing costs
-about L/U times the compute. A narrow arm rather than a wider shared one because it is the cheaper one to train.
+The arms are those of `runs.stacks`: the first shares blocks, each of the others shares none and equals it in all but
+what it gives up. What the applications of one block have of their own are the scales, mixes and skip weights of layers.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
 
-from golfcore import config
-from golfcore.analysis import ablation, runs
-from golfcore.analysis.compare import EVALUATIONS, MEASURES, Arm, Scored, contrast, over_seeds
+from golfcore.analysis import compare, meta, runs
+from golfcore.analysis.compare import EVALUATIONS, MEASURES, Arm, Scored
+from golfcore.analysis.frames import frame, one, only
 from golfcore.analysis.sizes import run_bytes
-from golfcore.analysis.table import Row, Table, number
-from golfcore.base.errors import UserError
-from golfcore.config import Config, ModelConfig
+from golfcore.base import tensors
+from golfcore.config import Config
 from golfcore.model import params
-from golfcore.model.weights import Banks
+from golfcore.runs.results import FLOAT
+from golfcore.runs.stacks import EQUAL, applied, exported, flops_per_token
 
-SHARED = "shared"
-EQUAL = {  # arm -> what "shared" has in common with it
-    "unique": "compute, depth, width, tokens",
-    "shallow": "bytes, width, tokens",
-    "shallow-long": "bytes, width, compute",
-    "unique-narrow": "bytes, depth, tokens",
-}
-ARMS = (SHARED, *EQUAL)
 CONTRASTS = (*EVALUATIONS, "ttt_gain")
 PARTS = {"matrices": ("matrix",), "tables": ("table",), "the rest": ("projection", "control")}
+SCALES = ("attn_scale", "mlp_scale", "mix_x", "mix_x0")  # the last two: rows of resid_mix, of the stream and of x0
 
 
-# -- arms
+# -- size, compute and scores
 
 
-def arms(
-    preset: str,
-    changes: Mapping[str, object],
-    size: str = "full",
-    repeats: int = 0,
-    steps: int = 0,
-    names: Sequence[str] = ARMS,
-) -> dict[str, Config]:
-    """The arms of this module on `preset` at `size` with dotted `changes`, in the order of `names`.
-
-    `repeats`: the preset's blocks in turn, so many times (pr294's order); 0: as `model.blocks` has them. `steps`: of
-    the optimizer, the warmdown in proportion; 0: as many as the schedule has. UserError: errors of `config.load`, an
-    unknown arm or one twice, "shared" not the first, or no block that is applied twice.
-    """
-    config.keys(names, list(ARMS), "arms")
-    if len(set(names)) < len(names) or not names or names[0] != SHARED:
-        raise UserError(f"arms: expected {SHARED} and then different others, found {', '.join(names) or 'none'}")
-    base = config.load(preset, changes, size)
-    base = lasting(base, steps) if steps else base
-    shared = restack(base, tuple(range(base.model.n_blocks)) * repeats) if repeats else base
-    n_layers, n_blocks = shared.model.n_layers, shared.model.n_blocks
-    if n_layers == n_blocks:
-        found = f"model.blocks {list(shared.model.blocks)}"
-        raise UserError(f"{preset}: expected blocks that are applied more than once, found {found}")
-    unique, shallow = (restack(shared, tuple(range(n))) for n in (n_layers, n_blocks))
-    longer = round(shallow.schedule.iterations * flops_per_token(shared) / flops_per_token(shallow))
-    found_arms = {
-        SHARED: shared,
-        "unique": unique,
-        "shallow": shallow,
-        "shallow-long": lasting(shallow, longer),
-        "unique-narrow": narrowed(unique, exported(shared.model)),
-    }
-    return {n: config.from_dict({**config.to_dict(found_arms[n]), "name": n}, f"{preset}, arm {n}") for n in names}
-
-
-def lasting(cfg: Config, steps: int) -> Config:
-    """`cfg` with so many steps of the optimizer, and the warmdown in proportion."""
-    s = cfg.schedule
-    warmdown = round(s.warmdown_steps * steps / s.iterations)
-    return replace(cfg, schedule=replace(s, iterations=steps, warmdown_steps=warmdown))
-
-
-def restack(cfg: Config, blocks: tuple[int, ...]) -> Config:
-    """`cfg` with another stack of layers, and what names layers or blocks carried over.
-
-    Value embeddings keep their distance from the last layer where there is such a layer, and go to the last if there
-    is none; exclusive self-attention stays on as many last layers, or on all; skip rows that no longer exist are not
-    frozen; the first blocks that adaptation leaves alone stay the same share of all blocks.
-    """
-    m, n = cfg.model, len(blocks)
-    shift, share = n - m.n_layers, len(set(blocks)) / m.n_blocks
-    ve_layers = tuple(i + shift for i in m.ve_layers if i + shift >= 0)
-    model = replace(
-        m,
-        blocks=blocks,
-        ve_layers=ve_layers or (n - 1,) * bool(m.ve_layers),
-        xsa_last_n=n if m.xsa_last_n >= m.n_layers else min(m.xsa_last_n, n),
-        frozen_skips=tuple(row for row in m.frozen_skips if row < n // 2),
-    )
-    return replace(
-        cfg,
-        model=model,
-        meta=replace(cfg.meta, freeze_blocks=round(cfg.meta.freeze_blocks * share)),
-        ttt=replace(cfg.ttt, freeze_blocks=round(cfg.ttt.freeze_blocks * share)),
-        reptile=replace(cfg.reptile, freeze_blocks=round(cfg.reptile.freeze_blocks * share)),
-    )
-
-
-def narrowed(cfg: Config, wanted: int) -> Config:
-    """`cfg` at the width whose exported parameters come nearest to `wanted`, heads as wide as they were.
-
-    Heads and the MLP's width go down in proportion to choose the width; then the MLP's width alone is fitted, in steps
-    that keep it even (and divisible by 3 for SwiGLU).
-    """
-    m = cfg.model
-    widths = range(m.head_dim, m.dim + 1, m.head_dim)
-    model = min((_at_width(m, dim) for dim in widths), key=lambda c: abs(exported(c) - wanted))
-    step = 6 if m.mlp == "swiglu" else 2
-    per_unit = (exported(replace(model, mlp_hidden=model.mlp_hidden + step)) - exported(model)) / step
-    hidden = model.mlp_hidden + (wanted - exported(model)) / per_unit
-    return replace(cfg, model=replace(model, mlp_hidden=max(step, step * round(hidden / step))))
-
-
-def _at_width(m: ModelConfig, dim: int) -> ModelConfig:
-    heads, step = dim // m.head_dim, 6 if m.mlp == "swiglu" else 2
-    divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-    kv = min(divisors, key=lambda n: abs(n - heads * m.n_kv_heads / m.n_heads))
-    hidden = max(step, step * round(m.mlp_hidden * dim / m.dim / step))
-    return replace(m, dim=dim, n_heads=heads, n_kv_heads=kv, mlp_hidden=hidden)
-
-
-# -- size and compute
-
-
-def exported(m: ModelConfig) -> int:
-    """Scalars that an artifact of this model holds."""
-    return params.summary(m)["exported"]
-
-
-def applied(m: ModelConfig) -> int:
-    """Weights that a token is multiplied with: each block once for every layer that reads it, the head, projections.
-
-    Lookups of embeddings, gains and scales are left out.
-    """
-    sizes = {p.name: int(np.prod(p.shape)) for p in params.table(m) if p.kind in ("matrix", "projection")}
-    blocks = sum(sizes.pop(bank) for bank in Banks._fields)
-    return blocks // m.n_blocks * m.n_layers + sum(sizes.values()) + m.vocab_size * m.dim
-
-
-def flops_per_token(cfg: Config) -> int:
-    """FLOPs of forward and backward for a token in training: 6 N + 12 L D T.
-
-    N: `applied`, L layers of width D (heads x head width) on rows of T tokens. Chowdhery et al. 2022 (PaLM), appendix
-    B, which counts attention as if it were not causal. Inner steps of meta-learning and fake quantization are not in
-    it, nor are a Reptile phase and element-wise operations.
-    """
-    m = cfg.model
-    return 6 * applied(m) + 12 * m.n_layers * m.dim * cfg.data.seq_len
-
-
-# -- tables
-
-
-def summary(found: Sequence[Arm]) -> Table:
+def summary(arms: Sequence[Arm]) -> pd.DataFrame:
     """Size, compute and scores: rows of kind "run", and of kind "arm" with means over seeds.
 
     `bytes`: of the artifact, without code, and `matrix_bytes` of it the blocks' matrices; `bits_per_parameter`: 8 bytes
     over exported parameters; `applied_per_byte`: weights that a token is multiplied with, over bytes;
-    `flops_per_token`: as the function; `flops`: of the whole training. `step_seconds` is of the machine. Scores in bits
-    per byte; `MEASURE_low`, `MEASURE_high`: Student's interval of the mean, for 2 seeds or more.
+    `flops_per_token`: as the function; `flops`: of the whole training. Scores in bits per byte.
     """
-    table = Table(_run_row(arm, run) for arm in found for run in arm.runs)
-    for arm in found:
-        rows = table.only(kind="run", arm=arm.label)
-        row: Row = {"kind": "arm", "arm": arm.label, **source(arm), **_shape(arm.config)}
-        means = ("bytes", "matrix_bytes", "bits_per_parameter", "applied_per_byte", "flops", "step_seconds")
-        row |= {name: float(np.mean(rows.numbers(name))) for name in (*means, *EVALUATIONS)}
-        for name in EVALUATIONS:
-            interval = over_seeds(arm, MEASURES[name])
-            row |= {f"{name}_low": interval.low, f"{name}_high": interval.high} if interval else {}
-        table.append(row)
-    return table
+    rows = [_run_row(arm, run) for arm, run in meta.each(arms)]
+    means = ("bytes", "matrix_bytes", "bits_per_parameter", "applied_per_byte", "flops", *EVALUATIONS)
+    for arm in arms:
+        of_runs = [row for row in rows if row["kind"] == "run" and row["arm"] == arm.label]
+        row = {"kind": "arm", "arm": arm.label, **source(arm), **_shape(arm.config)}
+        row |= {name: float(np.mean([r[name] for r in of_runs])) for name in means}
+        rows.append(row)
+    return frame(rows)
 
 
-def _shape(cfg: Config) -> Row:
+def _shape(cfg: Config) -> dict[str, Any]:
     m = cfg.model
-    row: Row = {"blocks": m.n_blocks, "layers": m.n_layers, "dim": m.dim, "mlp_hidden": m.mlp_hidden}
-    row |= {"parameters": exported(m), "applied": applied(m), "flops_per_token": flops_per_token(cfg)}
-    return row
+    row = {"blocks": m.n_blocks, "layers": m.n_layers, "dim": m.dim, "mlp_hidden": m.mlp_hidden}
+    return row | {"parameters": exported(m), "applied": applied(m), "flops_per_token": flops_per_token(cfg)}
 
 
-def _run_row(arm: Arm, run: Scored) -> Row:
-    last, shape = run.run.metrics("train")[-1], _shape(run.config)
-    n_bytes, steps = runs.report(run.run)["artifact"]["bytes"], max(r["step"] for r in run.run.metrics("val"))
-    row: Row = {"kind": "run", "arm": arm.label, **run_source(run), **shape, "bytes": n_bytes}
-    row["matrix_bytes"] = sum(int(number(r, "bytes")) for r in run_bytes(run.run) if r.get("group") == "matrices")
-    row["bits_per_parameter"] = 8 * n_bytes / number(shape, "parameters")
-    row["applied_per_byte"] = number(shape, "applied") / n_bytes
-    row["flops"] = number(shape, "flops_per_token") * steps * run.config.optim.batch_tokens
-    return row | {"step_seconds": last["elapsed"] / last["step"], **{name: run.bpb[name] for name in EVALUATIONS}}
+def _run_row(arm: Arm, run: Scored) -> dict[str, Any]:
+    shape, n_bytes = _shape(run.config), runs.report(run.run)["artifact"]["bytes"]
+    steps = max(r["step"] for r in run.run.metrics("val"))
+    row = {"kind": "run", "arm": arm.label, **run_source(run), **shape, "bytes": n_bytes}
+    row["matrix_bytes"] = int(run_bytes(run.run).query("group == 'matrices'")["bytes"].sum())
+    row["bits_per_parameter"] = 8 * n_bytes / shape["parameters"]
+    row["applied_per_byte"] = shape["applied"] / n_bytes
+    row["flops"] = float(shape["flops_per_token"] * steps * run.config.optim.batch_tokens)
+    return row | {name: run.bpb[name] for name in EVALUATIONS}
 
 
-def sizes(found: Sequence[Arm]) -> Table:
+def sizes(arms: Sequence[Arm]) -> pd.DataFrame:
     """Exported parameters of each arm by part, and their artifact bytes (mean over seeds; scales are in the rest)."""
-    table = Table()
-    for arm in found:
-        kinds = params.summary(arm.config.model)["kinds"]
-        train_only = params.summary(arm.config.model)["total"] - exported(arm.config.model)
-        components = [run_bytes(run.run).only(kind="component") for run in arm.runs]
+    rows = []
+    for arm in arms:
+        counted = params.summary(arm.config.model)
+        train_only = counted["total"] - exported(arm.config.model)
+        components = [
+            run_bytes(run.run).query("kind == 'component'").groupby("group")["bytes"].sum() for run in arm.runs
+        ]
         for part, names in PARTS.items():
-            held = sum(kinds[kind] for kind in names) - (train_only if "control" in names else 0)
+            held = sum(counted["kinds"][kind] for kind in names) - (train_only if "control" in names else 0)
             group = part if part in ("matrices", "tables") else "the rest of the file"
-            n_bytes = [sum(rows.only(group=group).numbers("bytes")) for rows in components]
-            row: Row = {"arm": arm.label, "part": part, "parameters": held, "bytes": float(np.mean(n_bytes))}
-            table.append(row | source(arm))
-    return table
+            n_bytes = float(np.mean([found.get(group, 0) for found in components]))
+            row = {"arm": arm.label, "part": part, "parameters": held, "bytes": n_bytes}
+            rows.append(row | source(arm))
+    return frame(rows)
 
 
-def differences(found: Sequence[Arm]) -> Table:
-    """ "shared" less every other arm, by measure, with the columns of `compare.contrast`.
+def differences(arms: Sequence[Arm]) -> pd.DataFrame:
+    """The first arm, "shared", less every other arm, by measure, with the columns of `compare.difference`.
 
     `equal`: what the two arms have in common by construction; `bytes_ratio`, `flops_ratio`: of shared to the other,
-    the bytes as measured.
+    the bytes as measured. Where no arm adapts there are no rows of (c) and of the gain of adaptation.
     """
-    shared, table = found[0], Table()
-    means = summary(found).only(kind="arm")
-    ours = means.one(arm=shared.label)
-    for other in found[1:]:
-        theirs = means.one(arm=other.label)
-        ratios: Row = {
-            f"{name}_ratio": number(ours, column) / number(theirs, column)
-            for name, column in (("bytes", "bytes"), ("flops", "flops"))
-        }
-        against: Row = {f"other_{name}": value for name, value in source(other).items() if name != "data"}
-        for name in CONTRASTS:
-            row: Row = {"measure": name, "arm": shared.label, "other": other.label, "equal": EQUAL.get(other.label)}
-            table.append(row | ratios | contrast(other, shared, MEASURES[name]) | source(shared) | against)
-    return table
+    shared, rows = arms[0], []
+    means = only(summary(arms), kind="arm")
+    ours = one(means, arm=shared.label)
+    adapts = any(run.total(MEASURES["ttt_gain"]) for _, run in meta.each(arms))
+    for other in arms[1:]:
+        theirs = one(means, arm=other.label)
+        ratios = {f"{name}_ratio": ours[name] / theirs[name] for name in ("bytes", "flops")}
+        against = {f"other_{name}": value for name, value in source(other).items() if name != "data"}
+        for name in CONTRASTS if adapts else ("static", "sliding"):
+            row = {"measure": name, "arm": shared.label, "other": other.label, "equal": EQUAL.get(other.label)}
+            found = compare.difference(other, shared, MEASURES[name])
+            rows.append(row | ratios | found | source(shared) | against)
+    return frame(rows)
 
 
-def curves(found: Sequence[Arm]) -> Table:
-    """`ablation.learning_curves` with the training FLOPs so far, and where each row is from."""
-    known = {(arm.label, run.seed): run for arm in found for run in arm.runs}
-    table = Table()
-    for row in ablation.learning_curves(found):
-        run = known[str(row["arm"]), int(number(row, "seed"))]
-        per_step = flops_per_token(run.config) * run.config.optim.batch_tokens
-        table.append({**row, "flops": float(number(row, "step") * per_step), **run_source(run)})
-    return table
+def curves(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Validation of `meta.learning_curves` with the training FLOPs so far, and where each row is from."""
+    rows = only(meta.learning_curves(arms), kind="val")
+    per_step = {arm.label: flops_per_token(arm.config) * arm.config.optim.batch_tokens for arm in arms}
+    rows["flops"] = rows["step"] * rows["arm"].map(per_step).astype(float)
+    known = frame({"arm": arm.label, **run_source(run)} for arm, run in meta.each(arms))
+    return rows.merge(known, on=["arm", "seed"], how="left", sort=False)
 
 
-def run_source(run: Scored) -> Row:
+def run_source(run: Scored) -> dict[str, Any]:
     """Run id, configuration hash, seed and data hash of one run."""
     known = runs.provenance(run.run)
     return {name: known[name] for name in ("run", "config", "seed", "data")}
 
 
-def source(arm: Arm) -> Row:
+def source(arm: Arm) -> dict[str, Any]:
     """The same for an arm: its runs, the hash of its configuration with seed 0, its seeds, its data."""
-    row: Row = {"runs": " ".join(run.run.id for run in arm.runs), "config": arm.config.hash}
+    row = {"runs": " ".join(run.run.id for run in arm.runs), "config": arm.config.hash}
     return row | {"seeds": " ".join(map(str, arm.seeds)), "data": arm.runs[0].data}
+
+
+# -- scales
+
+
+def scales(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Rows of kind "layer" (a layer and one of SCALES) and "skip" (a skip connection), for every run.
+
+    `block`: what the layer reads, `application`: how often it was read before. `mean`, `spread`: mean and standard
+    deviation over channels of the trained weights before quantization; `start`: the mean at initialization. A skip's
+    `layer` is the one it enters, `from_layer` the one it leaves.
+    """
+    starts = {arm.label: params.init(arm.config.model, 0).rest for arm in arms}
+    return frame(row for arm, run in meta.each(arms) for row in _scale_rows(arm, run, starts[arm.label]))
+
+
+def _scale_rows(arm: Arm, run: Scored, start: dict[str, Tensor]) -> list[dict[str, Any]]:
+    m, trained = run.config.model, trained_weights(run)
+    head = {"arm": arm.label, **run_source(run)}
+    rows = []
+    for name in SCALES:
+        now, before = by_layer(trained, name), by_layer(start, name)
+        for i, block in enumerate(m.blocks):
+            at = {"layer": i, "block": block, "application": m.blocks[:i].count(block), "name": name}
+            rows.append({"kind": "layer", **head, **at, **_moments(now[i]), "start": float(before[i].mean())})
+    for i in range(m.n_skips):
+        enters, leaves = m.n_layers // 2 + i, m.n_layers // 2 - 1 - i
+        skip = {"layer": enters, "from_layer": leaves, "block": m.blocks[enters], "name": "skip"}
+        found = {**_moments(trained["skip"][i]), "start": float(start["skip"][i].mean())}
+        rows.append({"kind": "skip", **head, **skip, **found})
+    return rows
+
+
+def _moments(channels: Tensor) -> dict[str, float]:
+    return {"mean": float(channels.mean()), "spread": float(channels.std(correction=0))}
+
+
+def trained_weights(run: Scored) -> dict[str, Tensor]:
+    """The weights of a run before quantization, by name."""
+    return tensors.load(run.run.file(FLOAT), "trained weights")[0]
+
+
+def by_layer(weights: dict[str, Tensor], name: str) -> Tensor:
+    """(L, D) of one of SCALES."""
+    if name.startswith("mix_"):
+        return weights["resid_mix"][:, ("mix_x", "mix_x0").index(name)]
+    return weights[name]
+
+
+def specialisation(arms: Sequence[Arm]) -> pd.DataFrame:
+    """How far the applications of a block have gone apart, for each run, one of SCALES and block.
+
+    Of what training changed (R applications x D channels, trained less initial): `between`, the variance over
+    applications of their means; `within`, the mean over applications of the variance over channels; `ratio` of the two.
+    And the shares of the whole variance, a two-way layout that sums to 1: `level` (applications differ in their mean),
+    `common` (channels differ, alike in all applications), `pattern` (what is left: channels that differ in one
+    application only). Unrelated applications have a `common` share of about 1/R.
+
+    Layers are grouped by the blocks of the first arm, also in an arm that has as many layers and shares nothing
+    (`shares` false): what layers at these places differ by without a block in common.
+    """
+    blocks, rows = arms[0].config.model.blocks, []
+    groups = {block: [i for i, read in enumerate(blocks) if read == block] for block in sorted(set(blocks))}
+    for arm in arms:
+        if arm.config.model.n_layers != len(blocks):
+            continue
+        start = params.init(arm.config.model, 0).rest
+        for run in arm.runs:
+            trained = trained_weights(run)
+            for name in SCALES:
+                change = by_layer(trained, name) - by_layer(start, name)
+                for block, layers in groups.items():
+                    head = {"arm": arm.label, **run_source(run), "shares": arm is arms[0], "name": name}
+                    head |= {"block": block, "applications": len(layers)}
+                    if len(layers) > 1:
+                        rows.append(head | variances(change[layers]))
+    return frame(rows)
+
+
+def variances(x: Tensor) -> dict[str, Any]:
+    """The numbers of `specialisation` for x (R, D); none where nothing varies."""
+    x = x.to(torch.float64)
+    means = x.mean(1)
+    between, within = float(means.var(correction=0)), float(x.var(1, correction=0).mean())
+    row = {"between": between, "within": within}
+    total = between + within
+    if total == 0:
+        return row
+    common = float(x.mean(0).var(correction=0))
+    row |= {"ratio": between / within if within else None, "level": between / total}  # type: ignore[dict-item]
+    return row | {"common": common / total, "pattern": (within - common) / total}

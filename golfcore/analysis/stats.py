@@ -1,95 +1,167 @@
-"""Is a difference between two evaluations of the same text more than the choice of the text?"""
+"""The one statistic: a mean over seeds and text, or a difference of two such means, with its interval.
 
+Seeds and text are crossed random effects. Values are the sum of a part of the seed, a part of the text (neighbouring
+chunks are alike) and their interaction. The variance of the mean is estimated as the seeds' plus the text's less the
+interaction's, which both hold; its degrees of freedom are Satterthwaite's.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
-
-from golfcore.analysis.seeds import detectable
-
-
-class Interval(NamedTuple):
-    estimate: float
-    low: float
-    high: float
-
+from scipy import linalg, optimize, stats
 
 MIN_CHUNKS = 8  # fewer say nothing about their own spread
-
-
-def block_length(n: int) -> int:
-    """Chunks in a row that are resampled together, n^(1/3): neighbours may come from one document."""
-    return max(1, round(n ** (1 / 3)))
-
-
-def paired_bootstrap(
-    differences: np.ndarray, weights: np.ndarray, block: int, seed: int, draws: int = 2000, level: float = 0.95
-) -> Interval:
-    """The weighted mean of paired differences (n,) and an interval for it; `weights` (n,) are bytes, say.
-
-    Circular block bootstrap: blocks of `block` neighbours are drawn with replacement until there are n. The interval is
-    the estimate and Student's t times the standard error of the draws, with one degree less than there are blocks and
-    the error enlarged as a variance is by n/(n - 1): percentiles of so few blocks would promise too much. Of 8 to 256
-    independent differences 95 % intervals hold the truth in 95 % to 98 % of trials, of differences with
-    autocorrelation 0.3 in 91 % to 94 %. ValueError if n < 2 or block > n.
-    """
-    d, w, n = np.asarray(differences, float), np.asarray(weights, float), len(differences)
-    if n < 2 or not 1 <= block <= n or w.shape != d.shape:
-        raise ValueError(f"{n} differences, {w.size} weights, blocks of {block}")
-    n_blocks = -(-n // block)
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, n, size=(draws, n_blocks, 1))
-    drawn = ((starts + np.arange(block)) % n).reshape(draws, -1)[:, :n]
-    means = (d * w)[drawn].sum(axis=1) / w[drawn].sum(axis=1)
-    free = max(n_blocks - 1, 1)
-    error = means.std(ddof=1) * np.sqrt((free + 1) / free)
-    reach = stats.t.ppf((1 + level) / 2, free) * error
-    estimate = (d * w).sum() / w.sum()
-    return Interval(float(estimate), float(estimate - reach), float(estimate + reach))
+LEVEL, POWER = 0.95, 0.8
+NEIGHBOURS = 0.25  # correlation of neighbouring chunks for which the text's variance is unbiased
+TELLS = (0.6, 0.75)  # quantiles of F above which the seeds' and the text's variance are told from the interaction's
+QUANTILES = 2000
 
 
 class Estimate(NamedTuple):
-    """A mean and what is known of its error. Bits per byte, if the values are."""
+    """A mean or a difference of means, and what is known of its error; bits per byte, if the values are."""
 
     value: float
     low: float  # 95 % interval
     high: float
     error: float  # standard error
-    df: float  # degrees of freedom (Satterthwaite)
+    df: float  # degrees of freedom
     p: float  # two-sided, against 0
     detectable: float  # the true difference that would be found 4 times out of 5
-    seeds: int
+    seeds: int  # 1: the error is the text's alone
     chunks: int
 
+    @property
+    def over(self) -> str:
+        """What the error is over."""
+        return "seeds and text" if self.seeds > 1 else "text"
 
-def estimate(values: np.ndarray, weights: np.ndarray, level: float = 0.95) -> Estimate:
-    """The weighted mean of `values` (S seeds, C chunks of text) with an interval for other seeds and other text.
 
-    `weights` (C,) are bytes, say. Seeds and text are crossed random effects: the variance of the mean is that of the
-    seeds' means over S, plus that of the text (blocks of neighbouring chunks, mean over seeds), less their
-    interaction, which both hold. With one seed it is the text's alone. ValueError: fewer than 2 chunks.
+class Moments(NamedTuple):
+    """Value, standard error and degrees of freedom; each is an array over the axes before the last two of the data."""
+
+    value: np.ndarray
+    error: np.ndarray
+    df: np.ndarray
+
+
+def estimate(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> Estimate:
+    """The weighted mean of `values` (S seeds, C chunks of text), for other seeds and other text.
+
+    `weights` (C,) are bytes, say; chunks that weigh nothing are left out. A difference that is paired by seed is a mean
+    of differences; with `less` (S', C), of other seeds, it is the difference of the two means, still paired by chunk.
+    If either has one seed, the interval is for other text alone (`over`). Coverage is 93 to 98 % for 2 to 30 seeds and
+    8 to 512 chunks whose neighbours correlate by 0 to 0.3. ValueError: fewer than 2 chunks.
     """
-    x, w = np.atleast_2d(np.asarray(values, float)), np.asarray(weights, float) / np.sum(weights)
-    n_seeds, n_chunks = x.shape
-    if n_chunks < 2 or w.shape != (n_chunks,):
-        raise ValueError(f"expected at least 2 chunks and as many weights, found {n_chunks} and {w.size}")
-    starts = np.arange(0, n_chunks, block_length(n_chunks))
-    blocks = len(starts)
-    by_seed = x @ w
-    value = float(by_seed.mean())
-    spread = blocks / (blocks - 1)
-    by_block = np.add.reduceat(w * (x.mean(0) - value), starts)
-    parts = [(spread * float(by_block @ by_block), blocks - 1)]
-    if n_seeds > 1:
-        parts.append((float(by_seed.var(ddof=1)) / n_seeds, n_seeds - 1))
-        rest = np.add.reduceat(w * (x - by_seed[:, None] - x.mean(0) + value), starts, axis=1)
-        both = spread * float((rest**2).sum()) / (n_seeds * (n_seeds - 1))
-        parts.append((-both, (n_seeds - 1) * (blocks - 1)))
-    variance = max(sum(v for v, _ in parts), *(v for v, _ in parts), 0.0)
-    error = variance**0.5
-    scatter = sum(v**2 / free for v, free in parts)
-    df = max(variance**2 / scatter, 1.0) if scatter else float(sum(free for _, free in parts))
-    reach = float(stats.t.ppf((1 + level) / 2, df)) * error
+    w = np.asarray(weights, float)
+    groups = [np.atleast_2d(np.asarray(x, float)) for x in (values, less) if x is not None]
+    if (w > 0).sum() < 2 or any(x.shape[1:] != w.shape for x in groups):
+        raise ValueError(f"expected at least 2 chunks and as many weights, found {groups[0].shape[1]} and {w.size}")
+    groups = [x[:, w > 0] for x in groups]
+    value, error, df = (float(x) for x in moments(groups, w[w > 0]))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
     p = float(2 * stats.t.sf(abs(value) / error, df)) if error else float(value == 0)
-    found = detectable(error, df) if error else 0.0
-    return Estimate(value, value - reach, value + reach, error, df, p, found, n_seeds, n_chunks)
+    seeds, chunks = min(len(x) for x in groups), groups[0].shape[1]
+    return Estimate(value, value - reach, value + reach, error, df, p, detectable(error, df), seeds, chunks)
+
+
+def moments(groups: Sequence[np.ndarray], weights: np.ndarray) -> Moments:
+    """The mean of one group (..., S, C), or the mean of the first less that of the second, with its error."""
+    w = weights / weights.sum()
+    means = [x.mean(-2) for x in groups]
+    sign = (1.0, -1.0)
+    here = sum(s * m for s, m in zip(sign, means, strict=False))
+    value = np.asarray(here @ w)
+    blocks = _Blocks.of(w)
+    text = blocks.variance(here - value[..., None])
+    if min(x.shape[-2] for x in groups) < 2:
+        return Moments(value, np.sqrt(text), np.full_like(text, blocks.df))
+    seeds, both = [], []
+    for x, mean in zip(groups, means, strict=True):
+        n, by_seed = x.shape[-2], x @ w
+        seeds.append((by_seed.var(-1, ddof=1) / n, n - 1))
+        rest = x - by_seed[..., None] - mean[..., None, :] + (mean @ w)[..., None, None]
+        both.append((blocks.variance(rest).sum(-1) / (n * (n - 1)), (n - 1) * blocks.df))
+    error, df = _total(_sum(seeds), (text, blocks.df), _sum(both))
+    return Moments(value, error, df)
+
+
+class _Blocks(NamedTuple):
+    """Blocks of neighbouring chunks, n^(1/3) chunks each, as neighbours may come from one document.
+
+    The sum of squares of blocks is scaled, and its degrees of freedom are those, that it has if chunks at distance d
+    correlate by NEIGHBOURS^d: blocks this short would find too little of such a correlation.
+    """
+
+    weights: np.ndarray
+    starts: np.ndarray
+    scale: float
+    df: float
+
+    @classmethod
+    def of(cls, w: np.ndarray) -> "_Blocks":
+        n = len(w)
+        starts = np.arange(0, n, max(1, round(n ** (1 / 3))))
+        correlation = linalg.toeplitz(NEIGHBOURS ** np.arange(n))
+        deviations = np.add.reduceat(np.diag(w) - np.outer(w, w), starts, axis=0)  # of block sums from their mean
+        covariance = deviations @ correlation @ deviations.T
+        trace = float(np.trace(covariance))
+        return cls(w, starts, float(w @ correlation @ w) / trace, trace**2 / float((covariance**2).sum()))
+
+    def variance(self, deviations: np.ndarray) -> np.ndarray:
+        """Of the weighted mean of chunks with these deviations (..., C) from it."""
+        return self.scale * (np.add.reduceat(self.weights * deviations, self.starts, axis=-1) ** 2).sum(-1)
+
+
+Part = tuple[np.ndarray, np.ndarray | float]  # a variance and its degrees of freedom
+
+
+def _sum(parts: Sequence[Part]) -> Part:
+    """The sum of independent variances, with Satterthwaite's degrees of freedom."""
+    if len(parts) == 1:
+        return parts[0]
+    total = np.sum([v for v, _ in parts], axis=0)
+    scatter = np.sum([v**2 / df for v, df in parts], axis=0)
+    least = np.full(np.shape(total), min(float(np.min(df)) for _, df in parts))
+    return total, np.divide(total**2, scatter, out=least, where=scatter > 0)
+
+
+def _total(seeds: Part, text: Part, both: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error and degrees of freedom of seeds + text - both.
+
+    What is not told from the interaction is another estimate of it and is pooled with it: the largest of three noisy
+    numbers would be too large where there is nothing but interaction.
+    """
+    told = [_tells(part, both, quantile) for part, quantile in zip((seeds, text), TELLS, strict=True)]
+    free = np.array(np.broadcast_to(both[1], both[0].shape), float)
+    pooled = both[0] * free
+    for known, (variance, df) in zip(told, (seeds, text), strict=True):
+        pooled = pooled + np.where(known, 0.0, variance * df)
+        free = free + np.where(known, 0.0, df)
+    pooled = pooled / free
+    rest = 1.0 - told[0] - told[1]  # how often the interaction is counted: once, not at all, or taken off once
+    kept = [np.where(known, variance, 0.0) for known, (variance, _) in zip(told, (seeds, text), strict=True)]
+    variance = np.maximum(kept[0] + kept[1] + rest * pooled, np.maximum(*kept))
+    scatter = kept[0] ** 2 / seeds[1] + kept[1] ** 2 / text[1] + (rest * pooled) ** 2 / free
+    df = np.divide(variance**2, scatter, out=np.array(free), where=scatter > 0)
+    return np.sqrt(variance), np.maximum(df, 1.0)
+
+
+def _tells(part: Part, both: Part, quantile: float) -> np.ndarray:
+    return part[0] > both[0] * np.maximum(1.0, stats.f.ppf(quantile, part[1], both[1]))
+
+
+def detectable(error: float, df: float) -> float:
+    """The smallest true difference that a two-sided t-test at LEVEL finds with probability POWER.
+
+    The probability, of a noncentral t, as a mean over the quantiles of the estimated spread (scipy's own overflows for
+    few degrees of freedom).
+    """
+    critical = stats.t.ppf((1 + LEVEL) / 2, df)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, df) / df)
+
+    def missing(shift: float) -> float:
+        found = stats.norm.cdf(shift - critical * spread) + stats.norm.cdf(-shift - critical * spread)
+        return float(found.mean()) - POWER
+
+    return error * float(optimize.brentq(missing, 0.0, 3 * critical + 10))

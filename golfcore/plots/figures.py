@@ -13,12 +13,12 @@ from golfcore.analysis.text import Text, text_of
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
-from golfcore.plots import index, legacy, protocols, style, tokens
+from golfcore.plots import depth, index, meta, protocols, style, suite, tokens
 from golfcore.plots import run as run_plots
 
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
-SUBJECTS = (run_plots, protocols, tokens, legacy)
+SUBJECTS = (run_plots, meta, depth, suite, protocols, tokens)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
 
 

@@ -1,68 +1,77 @@
-"""The figure of a sweep beside its publication: golfcore.analysis.suite makes the table."""
+"""The figure of a sweep beside its publication: golfcore.analysis.claims.suite makes the frame."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
-from golfcore.analysis.claims import OPEN, REFUTED, REPRODUCED
-from golfcore.analysis.suite import is_legal
-from golfcore.analysis.table import Row, Table, number
-from golfcore.plots import style
-from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED
+from golfcore.analysis.claims import CONFIRMED, OPEN, OPPOSITE, REFUTED, SAME, UNPUBLISHED, is_legal, summary
+from golfcore.plots import parts, style
+from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, RED, has
 
-SCORES = {"static": "(a) no overlap", "sliding": "(b) sliding", "ttt": "(c) under its own protocol"}
-VERDICTS = {REPRODUCED: GREEN, REFUTED: RED, OPEN: GREY}
+VERDICTS = {CONFIRMED: GREEN, REFUTED: RED, SAME: BLACK, OPPOSITE: BLACK, OPEN: GREY, UNPUBLISHED: GREY}
+LEGAL = {True: ("legal", BLUE), False: ("not legal: trained on what it scores", style.ORANGE)}
 LINEAR = 0.001  # bits per byte around 0 that are drawn to scale; beyond, decades
 
 
-def suite(table: Table) -> Figure:
+def suite(table: pd.DataFrame) -> Figure:
     """Published and measured difference of every arm to the one it is compared with; and what of it is legal.
 
     Left: the publication's measure, under the arm's own protocol. Right: the same weights by a sliding window.
     """
-    rows = Table(row for row in table if row.get("on") is not None)
-    fig = style.figure(1.6 + 0.27 * max(len(rows), 1))
+    rows = [row for row in table.to_dict("records") if has(row, "on") and has(row, "difference")]
+    fig = style.figure(1.9 + 0.3 * max(len(rows), 1))
     style.title(fig, "Does the publication's table hold?")
-    left, right = fig.subplots(1, 2, sharey=True)
-    _panel(left, rows, "", SCORES.get(str(table[0]["measure"]), ""))
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, prefix in zip(axes, ("", "sliding_"), strict=True):
+        _panel(ax, rows, prefix)
     for y, row in enumerate(rows):
-        if row.get("published_delta") is not None:
-            left.plot([number(row, "published_delta")], [y], "D", color="white", mec=BLACK, ms=5, zorder=2)
-    _panel(right, rows, "sliding_", SCORES["sliding"] + ", the same weights: legal")
-    left.set_yticks(range(len(rows)), [_label(row) for row in rows])
-    left.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    verdicts = right.secondary_yaxis("right")
-    verdicts.set_yticks(range(len(rows)), [str(row["verdict"]).removesuffix(" at this scale") for row in rows])
-    verdicts.tick_params(length=0)
-    for label, row in zip(verdicts.get_yticklabels(), rows, strict=True):
-        label.set_color(VERDICTS.get(str(row["verdict"]), GREY))
-    verdicts.spines["right"].set_visible(False)
-    text = (
-        "difference to the arm in brackets (bits per byte); open: published; filled: measured, 95 % over seeds and\n"
-        "text; blue: legal, orange: trained on what it scores; to scale within 0.001, decades beyond"
+        if has(row, "published_difference"):
+            label = "published" if not axes[0].get_legend_handles_labels()[1].count("published") else None
+            look: dict[str, Any] = {"color": "white", "mec": BLACK, "ms": 5, "ls": "none", "label": label}
+            axes[0].plot([row["published_difference"]], [y], "D", **look)
+    parts.rows_axis(axes[0], [f"{row['label']} [{row['on']}]" for row in rows])
+    measure = str(table["measure"].iloc[0])
+    style.subtitle(axes[0], f"{style.measure(measure)[0]}, as published")
+    style.subtitle(axes[1], f"{style.measure('sliding')[0]}, same weights")
+    for y, row in enumerate(rows):
+        where, (verdict, ratio) = axes[1].get_yaxis_transform(), said(row)
+        place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
+        style.note(axes[1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
+        style.note(axes[1], ratio, (1, y), (6, -4), color=GREY, **place)
+    fig.supxlabel(
+        "difference to the arm in brackets (bits per byte); to scale within 0.001, decades beyond", fontsize=8
     )
-    fig.supxlabel(text, fontsize=7.5)
+    parts.legend_below(fig, axes)
     return fig
 
 
-def _panel(ax: Axes, rows: Table, prefix: str, text: str) -> None:
+def said(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The verdict, and under it the published and the measured difference, with their ratio or what would be seen."""
+    if not has(row, "published_difference"):
+        return row["verdict"], f"here {style.signed(row['difference'])}"
+    text = f"{style.signed(row['published_difference'])}, here {style.signed(row['difference'])}"
+    if row["verdict"] == OPEN and has(row, "detectable"):
+        return row["verdict"], f"{text}; seen from {row['detectable']:.2g}"
+    return row["verdict"], f"{text}; ratio {row['ratio']:.2g}" if has(row, "ratio") else text
+
+
+def _panel(ax: Axes, rows: list[dict], prefix: str) -> None:
     ax.set_xscale("symlog", linthresh=LINEAR)
     ax.axvline(0, color=BLACK, lw=0.8)
+    seen = set()
     for y, row in enumerate(rows):
-        colour = BLUE if prefix or is_legal(row) else ORANGE
-        if row.get(f"{prefix}low") is not None:
-            ax.plot([number(row, f"{prefix}low"), number(row, f"{prefix}high")], [y, y], color=colour, lw=1.6)
-        ax.plot([number(row, f"{prefix}delta")], [y], "o", color=colour, ms=4, zorder=3)
-    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR))
-    ax.xaxis.set_major_formatter(FuncFormatter(_tick))
-    ax.tick_params(axis="x", labelsize=6.5)
-    style.subtitle(ax, text)
-    style.no_grid(ax, "y")
+        label, colour = LEGAL[bool(prefix) or is_legal(row)]
+        if has(row, f"{prefix}low"):
+            ax.plot([row[f"{prefix}low"], row[f"{prefix}high"]], [y, y], color=colour, lw=1.6)
+        entry = None if label in seen else f"measured, {label}"
+        seen.add(label)
+        ax.plot([row[f"{prefix}difference"]], [y], "o", color=colour, ms=4, zorder=3, ls="none", label=entry)
+    low, high = ax.get_xlim()
+    ticks = [t for t in (-1.0, -0.01, 0.0, 0.01, 1.0) if low <= t <= high]
+    ax.set_xticks(ticks, [f"{t:+g}".replace("0.", ".").replace("-", "\u2212") if t else "0" for t in ticks])
 
 
-def _tick(x: float, _: int) -> str:
-    return f"{x:+g}".replace("0.", ".").replace("-", "\u2212") if x else "0"
-
-
-def _label(row: Row) -> str:
-    return f"{row['label']} [{row['on']}]"
+FIGURES = {"ablation-suite": (suite, summary)}

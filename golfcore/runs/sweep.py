@@ -1,60 +1,254 @@
-"""Several runs, one after another; what is finished is reused, what was interrupted goes on."""
+"""Sweeps: a file names arms of one preset and what was published of each; every arm is run with every seed.
+
+```toml
+title = "..."                     # the question
+base = "smoke"                    # preset of all arms
+seeds = [42, 43]
+source = "..."                    # the publication
+measure = "ttt"                   # which of a run's numbers the published ones are: static, sliding or ttt
+published_sd = 0.0008             # of published runs over seeds, if known
+published_steps = 7020            # of the optimizer in the published runs, if known
+all = { eval.tail = "exact" }     # overrides of every arm
+[size.demo]                       # the same at one size, over `all`
+ttt.epochs = 5
+[arms.base]                       # the first arm is the reference of all that name no other
+label = "..."
+published = 1.1213
+published_note = "seed 1337"
+[arms.slow]
+on = "base"                       # an arm above, whose overrides this one adds to, and which it is compared with
+set = { optim.matrix_lr = 0.01 }
+size.demo = { optim.matrix_lr = 0.02 }  # in place of `set` where they name the same
+unknown = ["..."]                 # what the publication does not say, and we chose
+note = "..."
+```
+"""
 
 import re
 import time
+import tomllib
+import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
-from golfcore.config import Config, MetaConfig, differences
-from golfcore.runs import pipeline
+from golfcore.config import Config
 from golfcore.runs.folder import identity, run_folders, runs_dir
-from golfcore.runs.sweepfile import Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SWEEPS = Path(__file__).parent / "sweeps"
+Measure = Literal["static", "sliding", "ttt"]
+FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
+    "title": str,
+    "base": str,
+    "seeds": tuple[int, ...],
+    "source": str,
+    "measure": Measure,
+    "published_sd": float,
+    "published_steps": int,
+    "all": dict,
+    "size": dict,
+    "arms": dict,
+}
+ARM: dict[str, Any] = {
+    "on": str,
+    "label": str,
+    "published": float,
+    "published_note": str,
+    "unknown": tuple[str, ...],
+    "note": str,
+    "set": dict,
+    "size": dict,
+}
 
 
-def meta_arms(preset: str, names: Sequence[str], changes: Mapping[str, object]) -> dict[str, Config]:
-    """The meta-learning of each preset in `names` put onto `preset`, with dotted `changes` on top.
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm at one size."""
 
-    What a preset in `names` leaves at its default (but whether there is meta-learning) stays as `preset` has it.
-    UserError: an unknown preset or key, a preset twice, or presets that differ in more than meta-learning, which
-    would be lost.
+    name: str
+    label: str
+    on: str  # the arm that it is compared with; "" for the reference
+    overrides: dict[str, object]  # of the preset, those of all arms included
+    config: Config  # with the preset's seed; named as the arm
+    published: float | None  # bits per byte
+    published_note: str
+    unknown: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file at one size. The first arm is the reference."""
+
+    name: str
+    title: str
+    source: str
+    base: str  # preset of all arms
+    size: str
+    seeds: tuple[int, ...]
+    measure: Measure
+    published_sd: float | None
+    published_steps: int | None
+    arms: dict[str, ArmPlan]
+
+    @property
+    def reference(self) -> ArmPlan:
+        return next(iter(self.arms.values()))
+
+    @property
+    def configs(self) -> dict[str, Config]:
+        return {name: arm.config for name, arm in self.arms.items()}
+
+    def changes(self) -> "pd.DataFrame":
+        """One row an arm: what it is compared with, and what it changes of that."""
+        on = {name: self.arms[arm.on].config for name, arm in self.arms.items() if arm.on}
+        return changes(self.configs, on)
+
+    def only(self, names: Sequence[str]) -> "Sweep":
+        """The arms named, in the file's order, with those that they are compared with. UserError: no such arm."""
+        config.keys(names, list(self.arms), f"sweep {self.name}, arms")
+        wanted = set(names)
+        for name, arm in reversed(self.arms.items()):  # what an arm is on stands above it
+            wanted |= {arm.on} if name in wanted else set()
+        return replace(self, arms={name: arm for name, arm in self.arms.items() if name in wanted})
+
+
+def sweep_names() -> list[str]:
+    return sorted(path.stem for path in SWEEPS.glob("*.toml"))
+
+
+def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] = types.MappingProxyType({})) -> Sweep:
+    """The sweep in a file (the name of one that comes with golfcore, or a path of a .toml file) at a size.
+
+    `overrides` are of all arms; what an arm sets goes over them. UserError: no such file, an unknown key, a value of
+    another type, an arm `on` one that does not stand above it, or two arms of one configuration.
     """
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"arms: expected different presets, found {', '.join(names) or 'none'}")
-    presets = {name: config.load(name) for name in names}
-    first = _without_meta(presets[names[0]])
-    for name, found in presets.items():
-        if _without_meta(found).hash != first.hash:
-            more = differences(first, _without_meta(found))
-            raise UserError(f"arms: expected {name} to differ from {names[0]} in meta-learning only, found {more}")
-    return {name: replace(config.load(preset, _meta_of(c) | dict(changes)), name=name) for name, c in presets.items()}
+    path = Path(file) if str(file).endswith(".toml") else SWEEPS / f"{file}.toml"
+    if path.parent == SWEEPS:
+        config.keys([path.stem], sweep_names(), "sweeps")
+    where = str(file)
+    values = _checked(_read(path), FILE, where)
+    for key in ("base", "arms"):
+        if not values.get(key):
+            raise UserError(f"{where}: expected {key}, found none")
+    if not isinstance(values["arms"], Mapping):
+        raise UserError(f"{where}: expected arms to be a table, found {values['arms']!r}")
+    common = {**_overrides(values, "all", size, where), **overrides}
+    arms: dict[str, ArmPlan] = {}
+    for name, given in values["arms"].items():
+        arms[name] = _arm(name, given, values["base"], common, size, arms, f"{where}, [arms.{name}]")
+    return Sweep(
+        path.stem,
+        values.get("title", path.stem),
+        values.get("source", ""),
+        values["base"],
+        size,
+        values.get("seeds") or (next(iter(arms.values())).config.run.seed,),
+        values.get("measure", "ttt"),
+        values.get("published_sd"),
+        values.get("published_steps"),
+        arms,
+    )
 
 
-def _meta_of(c: Config) -> dict[str, object]:
-    default = asdict(MetaConfig())
-    found: dict[str, object] = {f"meta.{k}": v for k, v in asdict(c.meta).items() if k == "enabled" or v != default[k]}
-    return found | {"model.meta_sgd": c.model.meta_sgd}
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected a sweep, found no such file") from None
+    except tomllib.TOMLDecodeError as e:
+        raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
 
 
-def _without_meta(c: Config) -> Config:
-    return replace(c, meta=MetaConfig(), model=replace(c.model, meta_sgd=False))
+def _checked(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config.keys(values, list(known), where)
+    return {k: v if known[k] is dict else config.coerce(v, known[k], f"{where}, {k}") for k, v in values.items()}
 
 
-def budget(preset: str, steps: int, clock: str, seconds: float) -> dict[str, object]:
-    """Overrides for runs of equal length. 0 leaves what the preset has.
+def _arm(
+    name: str,
+    given: Mapping[str, Any],
+    base: str,
+    common: Mapping[str, object],
+    size: str,
+    above: Mapping[str, ArmPlan],
+    where: str,
+) -> ArmPlan:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: expected a table, found {given!r}")
+    values = _checked(given, ARM, where)
+    on = values.get("on", next(iter(above), ""))
+    if on not in above and (above or on):
+        raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
+    below = above[on].overrides if on else common
+    overrides = {**below, **_overrides(values, "set", size, where)}
+    try:
+        found = replace(config.load(base, overrides, size=size), name=name)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from None
+    for other in above.values():
+        if other.config.hash == found.hash:
+            raise UserError(f"{where}: expected an arm that differs from {other.name} at size {size}, found the same")
+    return ArmPlan(
+        name,
+        values.get("label", name),
+        on,
+        overrides,
+        found,
+        values.get("published"),
+        values.get("published_note", ""),
+        values.get("unknown", ()),
+        values.get("note", ""),
+    )
 
-    `clock` "steps": `steps` optimizer steps, the warmdown in proportion. "wall", as published: `seconds` of training,
-    and at most `steps` steps.
-    """
-    schedule = config.load(preset).schedule
-    found: dict[str, object] = {"schedule.clock": clock}
-    if steps:
-        warmdown = round(schedule.warmdown_steps * steps / schedule.iterations)
-        found |= {"schedule.iterations": steps, "schedule.warmdown_steps": warmdown}
-    return found | ({"schedule.max_seconds": seconds} if seconds else {})
+
+def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> dict[str, object]:
+    """The overrides in `values[key]` with those of the size over them."""
+    sizes = values.get("size", {})
+    if not isinstance(sizes, Mapping):
+        raise UserError(f"{where}, size: expected a table, found {sizes!r}")
+    config.keys([size], config.size_names(), "size")
+    config.keys(sizes, config.size_names(), f"{where}, size")
+    return _flat(values.get(key, {}), f"{where}, {key}") | _flat(sizes.get(size, {}), f"{where}, size.{size}")
+
+
+def _flat(table: Any, where: str) -> dict[str, object]:
+    """Overrides as dotted names, from sections with keys in them or from dotted names."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: expected overrides, found {table!r}")
+    found: dict[str, object] = {}
+    for name, value in table.items():
+        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+# -- running
+
+
+def seeds_in(text: str, default: Sequence[int] = ()) -> tuple[int, ...]:
+    """The seeds in "1, 2, 3"; `default` if there is nothing. UserError: none at all, one twice, or no whole number."""
+    try:
+        found = tuple(int(part) for part in text.split(",")) if text.strip() else tuple(default)
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"seeds: expected different whole numbers with commas between them, found {text!r}")
+    return found
+
+
+def names_in(text: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """The arms in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
+    found = tuple(part.strip() for part in text.split(",")) if text.strip() else tuple(default)
+    if not all(found) or not found or len(set(found)) < len(found):
+        raise UserError(f"arms: expected different names with commas between them, found {text!r}")
+    return found
 
 
 def run_arms(
@@ -68,6 +262,8 @@ def run_arms(
     rest should take. UserError: no arms or seeds, a seed twice, a label that is no name for a folder, or a folder that
     holds another configuration or data.
     """
+    from golfcore.runs import pipeline  # brings torch, which reading a file does not need
+
     if not arms or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"sweep: expected arms and different seeds, found {len(arms)} arms and seeds {list(seeds)}")
     for label in arms:
@@ -88,9 +284,27 @@ def run_arms(
     return folders
 
 
+def changes(configs: Mapping[str, Config], on: Mapping[str, Config] | None = None) -> "pd.DataFrame":
+    """One row an arm: `on`, the arm that it is held against (the first, if none is given), and what `changes` of it."""
+    import pandas as pd  # a third of a second, which the command line's help does not need
+
+    first = next(iter(configs.values()))
+    rows = []
+    for name, cfg in configs.items():
+        other = on.get(name) if on is not None else None if cfg is first else first
+        change = config.differences(other, cfg, most=20) if other else ""
+        rows.append({"arm": name, "on": other.name if other else "", "changes": change})
+    return pd.DataFrame(rows)
+
+
 def default_out(plan: Sweep) -> Path:
     """The folder of a sweep's runs: the same whatever arms and seeds are chosen, so that they add up."""
-    return runs_dir() / f"{plan.name}-{plan.size}-{identity(plan.reference.config)[:8]}"
+    return out_of(f"{plan.name}-{plan.size}", plan.reference.config)
+
+
+def out_of(name: str, reference: Config) -> Path:
+    """The usual folder of a study's runs, told apart by the configuration of its reference."""
+    return runs_dir() / f"{name}-{identity(reference)[:8]}"
 
 
 def _minutes(seconds: float) -> str:

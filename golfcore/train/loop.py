@@ -71,25 +71,22 @@ class _Loop:
         self._warm_up()
         total, done = (steps * c.optim.batch_tokens for steps in (self.schedule.iterations, s.step))
         with bar(total, "train", "tok", done, self.runtime.is_main) as progress:
-            while not self._ended():
+            while s.step < self.schedule.iterations and not s.stopped:
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()
                 report = self._step()
                 progress.update(c.optim.batch_tokens)
                 progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
-                if s.step % c.run.checkpoint_every == 0 and not self._ended():
+                if s.step % c.run.checkpoint_every == 0:
                     self._checkpoint()
         if s.position != s.step * self.plan.tokens:
             raise RuntimeError(f"expected {s.step * self.plan.tokens} tokens of text used up, found {s.position}")
-        self._checkpoint()
         self._validate()
+        self._checkpoint()
         try:
             self._cover()
         except RuntimeError as e:  # the weights are worth keeping: they are what the other switches made of them
             raise UserError(f"{e}; the trained weights are kept in {self.run.file(CHECKPOINT)}") from None
-
-    def _ended(self) -> bool:
-        return self.state.stopped or self.state.step >= self.schedule.iterations
 
     def _step(self) -> Report:
         s, began = self.state, time.perf_counter()
@@ -118,7 +115,8 @@ class _Loop:
                 self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
         if r.meta is not None:
             self.run.log({"kind": "meta", "step": s.step, "lr_multiplier": r.lr_multiplier, **r.meta.row()})
-        if c.model.meta_sgd and (self._ended() or s.step % c.meta.log_rates_every == 0):
+        ended = s.stopped or s.step == self.schedule.iterations
+        if c.model.meta_sgd and (ended or s.step % c.meta.log_rates_every == 0):
             rates = {bank: s.weights.rest[params.RATES + bank].tolist() for bank in Banks._fields}
             self.run.log({"kind": "meta_sgd", "step": s.step, **rates})
         if s.step <= 10 or s.step % c.run.log_every == 0:
