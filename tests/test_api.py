@@ -136,23 +136,24 @@ def test_a_run_its_folder_and_its_artifact_score_alike(made: api.Run) -> None:
 # -- questions
 
 
-class Uniform:
-    """The scorer that knows nothing: every one of 16 tokens is as likely as any other."""
+class Unigram:
+    """A scorer that knows how frequent each of 16 tokens is, and nothing of what stands before it."""
+
+    log_p = np.log(np.arange(1, 17) / np.arange(1, 17).sum())
 
     def run(self, tokens: np.ndarray) -> Scores:
-        n = len(tokens) - 1
-        return Scores(np.arange(n), np.full(n, np.log(16)))
+        return Scores(np.arange(len(tokens) - 1), -self.log_p[tokens[1:]])
 
     def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return np.full((len(positions), 16), -np.log(16))
+        return np.tile(self.log_p, (len(positions), 1))
 
 
 def test_a_scorer_is_audited_on_its_tokens() -> None:
     tokens = np.random.default_rng(0).integers(0, 16, 137).astype(np.uint16)
-    report = gc.audit(Uniform(), tokens, vocab_size=16, chunk=32)
+    report = gc.audit(Unigram(), tokens, vocab_size=16, chunk=32)
     assert report.verdicts[Condition.CAUSALITY] == Verdict.PASS and not report.failed_tests
     with pytest.raises(UserError, match="expected the tokens that the scorer is to score"):
-        gc.audit(Uniform())
+        gc.audit(Unigram())
 
 
 def test_buckets_of_a_run_and_of_tokens(made: api.Run) -> None:
