@@ -180,7 +180,7 @@ def test_errors_of_the_system_are_worded_once(monkeypatch, capsys) -> None:
     [
         (["params", "exp1o1"], "unknown preset 'exp1o1'; did you mean 'exp101'?"),
         (["params", "exp101", "--set", "model.dimm=3"], "unknown key 'dimm'; did you mean 'dim'?"),
-        (["params", "exp101", "--set", "model.dim"], "--set model.dim: expected section.key=value, found no '='"),
+        (["params", "exp101", "--set", "model.dim"], "--set model.dim: expected section.key=value, found 'model.dim'"),
         (["run", "smoke", "--data", "absent"], "absent: expected a dataset folder, found no such folder"),
         (["eval", "absent"], "absent: expected a golfcore artifact, a run folder or a run's id, found none"),
         (["artifact", "info", "absent"], "absent: expected a golfcore artifact"),
@@ -266,7 +266,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(corpus, tmp_p
 
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", full)
-        assert "no space left on the device" in refused(capsys, *smoke(corpus, "--out", tmp_path / "run"))
+        assert "no space left on device" in refused(capsys, *smoke(corpus, "--out", tmp_path / "run"))
     assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".part", ".safetensors")]
     assert golf(*smoke(corpus, "--out", tmp_path / "run")) == 0
 
