@@ -1,7 +1,6 @@
 """The one exception for mistakes a user can make; everything else keeps its traceback."""
 
 import errno
-import os
 
 # Errors of the system that come from a name that a user gave, or from the disk.
 USERS = {getattr(errno, name) for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM ENAMETOOLONG".split()}
@@ -21,7 +20,7 @@ def sentence(e: OSError) -> str | None:
         return None
     where = e.filename2 or e.filename
     named = f"{shown(str(where))}: " if where else ""
-    return f"{named}expected to be able to use it, found {os.strerror(e.errno).lower()!r}"
+    return f"{named}expected to be able to use it, found {str(e.strerror).lower()!r}"
 
 
 def shown(value: object, most: int = 80) -> str:

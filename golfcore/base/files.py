@@ -126,7 +126,7 @@ def read_text(path: Path, what: str) -> str:
     except OSError as e:
         if e.errno not in USERS:
             raise
-        found = f"a file that cannot be read ({os.strerror(e.errno)})"
+        found = f"a file that cannot be read ({e.strerror})"
     raise UserError(f"{path}: expected {what}, found {found}")
 
 

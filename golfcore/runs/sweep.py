@@ -238,8 +238,10 @@ def seeds_in(text: str, default: Sequence[int] = ()) -> tuple[int, ...]:
         found = tuple(int(part) for part in text.split(",")) if text.strip() else tuple(default)
     except ValueError:
         found = ()
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"seeds: expected different whole numbers with commas between them, found {text!r}")
+    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
+        raise UserError(
+            f"seeds: expected different whole numbers with commas between them, 0 to {2**32 - 1}, found {text!r}"
+        )
     return found
 
 
@@ -271,14 +273,14 @@ def run_arms(
             raise UserError(f"sweep: expected arms named with letters, digits, '.', '_', '+' and '-', found {label!r}")
     folders: list[RunFolder] = []
     spent: list[float] = []
-    jobs = [(label, arm, seed) for seed in seeds for label, arm in arms.items()]
+    jobs = [(n, config.override(arm, {"run.seed": s}, f"sweep, {n}"), s) for s in seeds for n, arm in arms.items()]
     for number, (label, arm, seed) in enumerate(jobs, 1):
         folder = out / f"{label}-s{seed}"
         left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
         others = tuple(run_folders(out))
-        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
+        folders.append(pipeline.run(arm, folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
