@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
 
-CLOSED_PIPE = 141  # as a program that the signal SIGPIPE ended
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command: 0, 2 for a mistake in its input, 1 for a condition of legality that does not hold."""
@@ -39,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         with contextlib.suppress(OSError, ValueError):  # nothing that is still to be printed is written at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(e, BrokenPipeError):  # `| head`: who reads has seen enough
-            return CLOSED_PIPE
+        if isinstance(e, BrokenPipeError):  # `| head` has seen enough: as a program that SIGPIPE ended
+            return 141
         if (said := sentence(e)) is None:
             raise
         return _ended(said, 2)
@@ -270,15 +268,14 @@ def audit(args: argparse.Namespace) -> int:
 
 
 def run_study(args: argparse.Namespace) -> None:
-    from golfcore.analysis import frames, protocols
-    from golfcore.analysis.runs import as_rows
+    from golfcore.analysis import frames, protocols, runs
     from golfcore.runs import folder, reopen, study
 
     target, changes = folder.find_target(args.target), dict(args.changes)
     cells = study.select(study.standard(reopen.open_packed(target, changes).cfg), args.cells)
     say = partial(print, file=sys.stderr)
     table = protocols.table(study.measure(target, cells, changes=changes, out=args.out, say=say))
-    print(json.dumps(as_rows(table), indent=1) if args.json else frames.to_text(table[protocols.SHOWN]))
+    print(json.dumps(runs.as_rows(table), indent=1) if args.json else frames.to_text(table[protocols.SHOWN]))
 
 
 def list_runs(args: argparse.Namespace) -> None:
@@ -290,12 +287,11 @@ def list_runs(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    from golfcore.analysis import compare
-    from golfcore.analysis.runs import as_rows
+    from golfcore.analysis import compare, runs
 
     arms = compare.arms_of(args.runs)
     table = compare.compare(arms)
-    print(json.dumps(as_rows(table), indent=1) if args.json else compare.as_text(arms, table))
+    print(json.dumps(runs.as_rows(table), indent=1) if args.json else compare.as_text(arms, table))
 
 
 def artifact_info(args: argparse.Namespace) -> None:
