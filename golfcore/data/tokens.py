@@ -5,6 +5,7 @@ nothing after a boundary (start of document, padding, unknown) where the model d
 evaluation has it. The bytes are those of the text as the tokenizer normalizes it (NFKC and single spaces, usually).
 """
 
+import io
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
@@ -16,10 +17,8 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from golfcore.base.errors import UserError
-from golfcore.data.contents import read
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-COUNT_TOKENS = 1 << 22
 PROOF_TOKENS = 1 << 18
 DENORMALIZER, CHARACTER_MAP = 5, 2  # fields of sentencepiece_model.proto: ModelProto.denormalizer_spec, its map
 UNLIKE = "expected a tokenizer that decodes its pieces as they are, found one that rewrites the decoded text"
@@ -48,18 +47,15 @@ class TokenClass(IntEnum):
 
 
 def open_tokenizer(path: Path) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not there, or not such a model."""
-    proto = read(path, "a SentencePiece model")
+    """The SentencePiece model in `path`. UserError: not such a model. OSError: it cannot be read."""
     try:
-        if proto:  # without a model the constructor succeeds
-            return SentencePieceProcessor(model_proto=proto)
+        return SentencePieceProcessor(model_proto=path.read_bytes() or b"none")  # without a model the class succeeds
     except RuntimeError:
-        pass
-    raise UserError(f"{path}: expected a SentencePiece model, found a file that is none")
+        raise UserError(f"{path}: expected a SentencePiece model, found a file that is none") from None
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not there, not such a model, or not of `vocab_size` pieces."""
+    """The same, of `vocab_size` pieces. UserError: of another number."""
     tokenizer = open_tokenizer(path)
     if tokenizer.vocab_size() != vocab_size:
         raise UserError(f"{path}: expected a tokenizer of {vocab_size} pieces, found {tokenizer.vocab_size()}")
@@ -107,11 +103,8 @@ def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
 
 def count_bytes(tables: Tables, tokens: np.ndarray) -> int:
     """Bytes of all targets in a text: tokens[1:], each after its predecessor. `tokens`: (N,), any integer type."""
-    total = 0
-    for start in range(0, len(tokens) - 1, COUNT_TOKENS):
-        piece = torch.from_numpy(tokens[start : start + COUNT_TOKENS + 1].astype(np.int64))
-        total += int(target_bytes(tables, piece[:-1], piece[1:]).sum())
-    return total
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    return int(target_bytes(tables, ids[:-1], ids[1:]).sum())
 
 
 def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> int:
@@ -121,7 +114,7 @@ def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> in
     UserError, naming the tokenizer in `path`: the tables count other bytes than the decoded text has.
     """
     tokenizer = open_tokenizer(path)
-    anchor, letter = _anchor(tokenizer), _letter(tokenizer)
+    anchor, letter = _anchor(tokenizer), tokenizer.piece_to_id("<0x41>")
     is_byte = np.array([tokenizer.is_byte(i) for i in range(tokenizer.vocab_size())])
     boundary = tables.boundary.numpy()
     before, total = np.empty(0, np.int64), 0
@@ -167,28 +160,17 @@ def _decoded_bytes(tokenizer: SentencePieceProcessor, ids: np.ndarray, boundary:
 
 
 def _field(message: bytes, number: int) -> bytes:
-    """The content of a field of a protobuf message that holds bytes or another message; b"" if it is not there."""
-    at, found = 0, b""
+    """The content of a field of a protobuf message of varints, bytes and other messages; b"" if it is not there."""
+    rest, found = io.BytesIO(message), b""
 
     def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
+        byte = rest.read(1)[0]
+        return byte if byte < 128 else byte - 128 + (varint() << 7)
 
-    while at < len(message):
-        key = varint()
-        if key & 7 == 2:
-            size = varint()
-            found = message[at : at + size] if key >> 3 == number else found
-            at += size
-        elif key & 7 == 0:
-            varint()
-        else:
-            at += 8 if key & 7 == 1 else 4
+    while rest.tell() < len(message):
+        key, value = varint(), varint()
+        content = rest.read(value) if key & 7 == 2 else b""
+        found = content if key >> 3 == number else found
     return found
 
 
@@ -209,10 +191,6 @@ def _anchor(tokenizer: SentencePieceProcessor) -> int:
         special = tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) or tokenizer.is_byte(i)
         if not special and tokenizer.decode([i]).strip():
             return i
-    return _letter(tokenizer)
-
-
-def _letter(tokenizer: SentencePieceProcessor) -> int:
     return tokenizer.piece_to_id("<0x41>")
 
 

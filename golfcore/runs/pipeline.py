@@ -18,8 +18,7 @@ from golfcore.base.progress import bar
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config
-from golfcore.data.datasets import Dataset, train_stream, val_tokens
-from golfcore.data.prepare import prepare_data
+from golfcore.data.datasets import Dataset, prepare_data, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.evals import result as results
 from golfcore.evals.adapt import Diverged
