@@ -99,16 +99,13 @@ class Source:
 
         The hub's client continues a transfer that ends early; after a reset connection we start the file again.
         """
-        _, expected = self.facts(name)
+        expected = self.facts(name)[1]
+        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        staged = self.staging / name
         with self._failures(name):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    staged = Path(
-                        self.hub.hf_hub_download(
-                            REPO, name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint,
-                            local_dir=self.staging,
-                        )
-                    )  # fmt: skip
+                    self.hub.hf_hub_download(REPO, name, **where, local_dir=self.staging)
                     break
                 except self._transport_error as e:
                     if attempt == ATTEMPTS or isinstance(e, self.hub.errors.HfHubHTTPError):

@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 from golfcore.base.errors import UserError
 from golfcore.data.contents import recall, remember
 from golfcore.data.stream import TokenStream
-from golfcore.data.tokens import load_tables, open_tokenizer, proven_bytes
+from golfcore.data.tokens import load_tables, load_tokenizer, proven_bytes
 
 RULES = 2  # raised when a proof changes, so that what was proven before is proven again
 SAMPLE_TOKENS = 1 << 18  # the bytes of so many tokens of each split are proven whenever new content is opened
@@ -41,7 +41,7 @@ def prove(model: Path, train: Sequence[Path], val: Sequence[Path], data_hash: st
     known = {} if whole else recall("datasets", data_hash, {"rules": int, "documents": dict, "bytes": dict})
     if known.get("rules") == RULES:
         return Facts(known["documents"], known["bytes"])
-    tokenizer = open_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     vocab_size = tokenizer.vocab_size()
     tables = load_tables(model, vocab_size)
     texts = {"train": TokenStream(train, vocab_size), "val": TokenStream(val, vocab_size)}

@@ -63,11 +63,9 @@ class TokenStream:
         tokens = torch.from_numpy(self.read(position, rows * seq_len + 1).astype(np.int64))
         return tokens[:-1].view(rows, seq_len), tokens[1:].view(rows, seq_len)
 
-    def tail(self, count: int) -> np.ndarray:
-        """The last `count` tokens of the whole text, (count,) uint16: a development slice never trained on."""
-        if not 0 < count <= self.reserve:
-            raise ValueError(f"tail of {count} tokens, but only the last {self.reserve} are kept out of training")
-        return self.slice(self.total - count, self.total)
+    def tail(self) -> np.ndarray:
+        """The reserve, (reserve,) uint16: a development slice never trained on."""
+        return self.slice(self.length, self.total)
 
     def pieces(self, stop: int | None = None) -> Iterator[np.ndarray]:
         """The tokens of one pass, or those before `stop`, in pieces of at most 4M: (n,) uint16 each."""

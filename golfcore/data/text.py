@@ -67,33 +67,30 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> bytes:
             max_sentence_length=1 << 30, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as e:
-        most, least = re.search(r"<= (\d+)", str(e)), re.search(r"(\d+) vs (\d+)", str(e))
-        bound = f" (at most {most[1]})" if most else f" (more than {least[2]})" if least else ""
-        raise UserError(f"vocab_size: expected a size that suits the text, found {vocab_size}{bound}") from None
+        most = re.search(r"<= (\d+)", str(e))
+        size_wanted = f"at most {most[1]} for this text" if most else "more pieces for this text"
+        raise UserError(f"vocab_size: expected {size_wanted}, found {vocab_size}") from None
     return model.getvalue()
 
 
 def build(
-    documents: Iterable[str],
-    out: Path,
-    vocab_size: int,
-    sources: Mapping[str, object],
-    tokenizer: Path | None = None,
+    documents: Iterable[str], out: Path, vocab_size: int, sources: Mapping[str, object], tokenizer: Path | None = None
 ) -> None:
     """Make the dataset folder `out`: `tokenizer.model`, `train_*.bin`, `val_*.bin` and, last, `manifest.json`.
 
     Each document is BOS and its tokens; documents follow one another and may span shards. A training document that is
-    token for token a validation document (texts may differ in what the tokenizer normalizes) is left out. The bytes
-    of the whole text are counted and held against decoding it. The folder is made beside its place and renamed, so a
-    killed build leaves no half of one. All text is held in memory. `sources` says where the documents come from and
-    goes into the manifest; `tokenizer` is used instead of training one.
+    token for token a validation document (texts may differ in what the tokenizer normalizes) is left out. The folder
+    is made beside its place and renamed, so a killed build leaves no half of one. `sources` says where the documents
+    come from; `tokenizer` is used instead of training one.
     UserError: `out` exists with something in it; too few documents; a tokenizer that does not fit, does not cover the
     text, or whose bytes cannot be counted.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: expected a folder that is new or empty, found something there")
     train, val = split_documents(documents, str(out))
-    proto = _existing_tokenizer(tokenizer, vocab_size) if tokenizer else train_tokenizer(train, vocab_size)
+    if tokenizer and load_tokenizer(tokenizer, vocab_size).bos_id() < 0:
+        raise UserError(f"{tokenizer}: expected a tokenizer with a start-of-document token, found none")
+    proto = tokenizer.read_bytes() if tokenizer else train_tokenizer(train, vocab_size)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as holder:
         part = Path(holder) / out.name
@@ -119,12 +116,6 @@ def build(
         except OSError:
             if not (out / MANIFEST).is_file():  # otherwise another process has just finished the same build
                 raise
-
-
-def _existing_tokenizer(path: Path, vocab_size: int) -> bytes:
-    if load_tokenizer(path, vocab_size).bos_id() < 0:
-        raise UserError(f"{path}: expected a tokenizer with a start-of-document token, found none")
-    return path.read_bytes()
 
 
 def _encode(
@@ -161,19 +152,15 @@ def _write(folder: Path, split: str, documents: Sequence[tuple[str, np.ndarray]]
 # -- folders of text
 
 
-def build_folder(folder: Path, out: Path, vocab_size: int = 1024, tokenizer: Path | None = None) -> None:
-    """Make a dataset of all .txt, .md and .jsonl files below `folder`, in the order of their paths.
-
-    UserError: what `folder_documents` and `build` raise.
-    """
+def build_folder(folder: Path, out: Path, vocab_size: int, tokenizer: Path | None = None) -> None:
+    """Make a dataset of the `folder_documents`, as `build`."""
     build(folder_documents(folder), out, vocab_size, {"corpus": "folder", "name": folder.resolve().name}, tokenizer)
 
 
 def folder_documents(folder: Path) -> list[str]:
-    """The documents of a folder: every line of a .jsonl file (its "text"), every .txt or .md file.
+    """The documents below a folder in the order of their paths: the "text" of .jsonl lines, .txt and .md files.
 
-    Text files longer than 16 Ki characters are cut at blank lines. Documents of white space only are dropped; hidden
-    files and folders are not read.
+    Text files are `cut`; documents of white space only are dropped.
     UserError: no such folder, no such files, bytes that are not UTF-8, a line without a JSON object with "text".
     """
     if not folder.is_dir():

@@ -46,25 +46,29 @@ class TokenClass(IntEnum):
     WITHIN_WORD = 3
 
 
-def open_tokenizer(path: Path) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not such a model. OSError: it cannot be read."""
+def load_tokenizer(path: Path, vocab_size: int | None = None) -> SentencePieceProcessor:
+    """The SentencePiece model in `path`. UserError: not such a model, or of another vocabulary size."""
     try:
-        return SentencePieceProcessor(model_proto=path.read_bytes() or b"none")  # without a model the class succeeds
+        tokenizer = SentencePieceProcessor(model_proto=path.read_bytes() or b"none")  # b"" would be taken for no model
     except RuntimeError:
         raise UserError(f"{path}: expected a SentencePiece model, found a file that is none") from None
-
-
-def load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:
-    """The same, of `vocab_size` pieces. UserError: of another number."""
-    tokenizer = open_tokenizer(path)
-    if tokenizer.vocab_size() != vocab_size:
+    if vocab_size not in (None, tokenizer.vocab_size()):
         raise UserError(f"{path}: expected a tokenizer of {vocab_size} pieces, found {tokenizer.vocab_size()}")
     return tokenizer
 
 
 def token_classes(path: Path, vocab_size: int) -> Tensor:
     """The `TokenClass` of every token id, (V,) int8. UserError as `load_tokenizer`."""
-    return _classes(load_tokenizer(path, vocab_size))
+    tokenizer = load_tokenizer(path, vocab_size)
+
+    def kind(token: int) -> TokenClass:
+        if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
+            return TokenClass.CONTROL
+        if tokenizer.is_byte(token):
+            return TokenClass.BYTE
+        return TokenClass.WORD_START if tokenizer.id_to_piece(token).startswith(SPACE) else TokenClass.WITHIN_WORD
+
+    return torch.tensor([kind(i) for i in range(vocab_size)], dtype=torch.int8)
 
 
 def load_tables(path: Path, vocab_size: int) -> Tables:
@@ -75,9 +79,8 @@ def load_tables(path: Path, vocab_size: int) -> Tables:
     tokenizer = load_tokenizer(path, vocab_size)
     if _field(_field(tokenizer.serialized_model_proto(), DENORMALIZER), CHARACTER_MAP):
         raise UserError(f"{path}: {UNLIKE}")
-    classes = _classes(tokenizer)
     boundary = torch.tensor([_is_boundary(tokenizer, i) for i in range(vocab_size)])
-    starts = classes == TokenClass.WORD_START
+    starts = token_classes(path, vocab_size) == TokenClass.WORD_START
     alone, inside = _measure(path, tokenizer, boundary)
     inside[boundary] = alone[boundary] = 0
     base = inside - starts.to(torch.int64)
@@ -113,7 +116,7 @@ def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> in
     A text that begins within a document counts from its second token. A byte token is one byte wherever it stands.
     UserError, naming the tokenizer in `path`: the tables count other bytes than the decoded text has.
     """
-    tokenizer = open_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     anchor, letter = _anchor(tokenizer), tokenizer.piece_to_id("<0x41>")
     is_byte = np.array([tokenizer.is_byte(i) for i in range(tokenizer.vocab_size())])
     boundary = tables.boundary.numpy()
@@ -192,14 +195,3 @@ def _anchor(tokenizer: SentencePieceProcessor) -> int:
         if not special and tokenizer.decode([i]).strip():
             return i
     return tokenizer.piece_to_id("<0x41>")
-
-
-def _classes(tokenizer: SentencePieceProcessor) -> Tensor:
-    def kind(token: int) -> TokenClass:
-        if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
-            return TokenClass.CONTROL
-        if tokenizer.is_byte(token):
-            return TokenClass.BYTE
-        return TokenClass.WORD_START if tokenizer.id_to_piece(token).startswith(SPACE) else TokenClass.WITHIN_WORD
-
-    return torch.tensor([kind(i) for i in range(tokenizer.vocab_size())], dtype=torch.int8)

@@ -189,8 +189,7 @@ class _Stages:
         t, rows = self.cfg.ttt, list[dict]()
         candidates = t.lr_candidates if adapts(self.cfg) else ()
         if candidates:
-            text = self.stream.tail(self.cfg.data.reserve_tokens)
-            subject = Subject(self.load(QUANTIZED), text, self.tables, self.rt)
+            subject = Subject(self.load(QUANTIZED), self.stream.tail(), self.tables, self.rt)
         for lr in candidates:
             trial, part = replace(self.cfg, ttt=replace(t, lr=lr)), self.run.file(f"ttt-{lr:g}.part")
             try:
