@@ -573,7 +573,7 @@ def as_stream(folder: Path, text: list[int], cuts: list[int]) -> TokenStream:
 @given(train=texts, val=texts, cuts=st.lists(st.integers(1, 59), max_size=3), size=st.integers(1, 30))
 def test_shared_documents_are_those_of_a_plain_comparison(tmp_path, train, val, cuts, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proofs, "PIECE_TOKENS", size)
+        patch.setattr(streams_module, "PIECE_TOKENS", size)
         patch.setattr(proofs, "MIN_TOKENS", 2)
         streams = [as_stream(tmp_path / name, text, cuts) for name, text in (("t", train), ("v", val))]
         parts = list(documents_of(streams[0], 1))
@@ -591,7 +591,6 @@ def test_shared_documents_are_those_of_a_plain_comparison(tmp_path, train, val, 
 
 
 def test_no_more_than_a_piece_of_the_training_text_is_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(proofs, "PIECE_TOKENS", 1 << 14)
     monkeypatch.setattr(streams_module, "PIECE_TOKENS", 1 << 14)
     text = np.random.default_rng(0).integers(0, 100, 2_000_000).astype(np.uint16)  # 4 MB; 16 MB as int64
     paths = make_shards(tmp_path, text, [700_000, 700_001])

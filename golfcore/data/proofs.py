@@ -15,7 +15,6 @@ from golfcore.data.tokens import load_tables, load_tokenizer, proven_bytes
 RULES = 2  # raised when a proof changes, so that what was proven before is proven again
 SAMPLE_TOKENS = 1 << 18  # the bytes of so many tokens of each split are proven whenever new content is opened
 MIN_TOKENS = 64  # shorter documents are not compared: notices and stubs are equal without anybody's fault
-PIECE_TOKENS = 1 << 20
 BASE, INVERSE = 0x9E3779B97F4A7C15, pow(0x9E3779B97F4A7C15, -1, 1 << 64)
 
 
@@ -85,16 +84,15 @@ def documents_of(text: TokenStream, separator: int) -> Iterator[Documents]:
     values = np.random.default_rng(0).integers(0, 1 << 64, 1 << 16, np.uint64)
     values[separator] = 0
     start, before, scale = np.zeros(1, np.int64), np.zeros(1, np.uint64), np.ones(1, np.uint64)
-    total = np.uint64(0)
-    for at in range(0, text.total, PIECE_TOKENS):
-        ids = text.slice(at, min(at + PIECE_TOKENS, text.total))
+    at, total = 0, np.uint64(0)
+    for ids in text.pieces():
         sums = np.cumsum(values[ids] * _powers(BASE, at, len(ids)), dtype=np.uint64) + total
         found = np.flatnonzero(ids == separator)
         start = np.concatenate([start[-1:], found + at + 1])
         before = np.concatenate([before[-1:], sums[found]])
         scale = np.concatenate([scale[-1:], _powers(INVERSE, at + 1, len(ids))[found]])
         yield Documents(start[:-1], np.diff(start) - 1, np.diff(before) * scale[:-1])
-        total = sums[-1]
+        at, total = at + len(ids), sums[-1]
     yield Documents(start[-1:], text.total - start[-1:], (total - before[-1:]) * scale[-1:])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 from golfcore.data.shards import open_shard, shard_tokens
 
-PIECE_TOKENS = 1 << 22
+PIECE_TOKENS = 1 << 20
 
 
 class TokenStream:
@@ -68,7 +68,7 @@ class TokenStream:
         return self.slice(self.length, self.total)
 
     def pieces(self, stop: int | None = None) -> Iterator[np.ndarray]:
-        """The tokens of one pass, or those before `stop`, in pieces of at most 4M: (n,) uint16 each."""
+        """The tokens of one pass, or those before `stop`, in pieces of at most a million: (n,) uint16 each."""
         stop = self.length if stop is None else min(stop, self.total)
         for start in range(0, stop, PIECE_TOKENS):
             yield self.slice(start, min(start + PIECE_TOKENS, stop))

@@ -53,16 +53,12 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> bytes:
     """
     if not 1 <= vocab_size <= MAX_VOCAB:
         raise UserError(f"vocab_size: expected 1 to {MAX_VOCAB}, found {vocab_size}")
-    sample, size = [], 0
-    for text in sorted(documents, key=sha256_text):
-        sample.append(text)
-        size += len(text)
-        if size >= SAMPLE_CHARS:
-            break
+    ordered = sorted(documents, key=sha256_text)
+    enough = np.searchsorted(np.cumsum([len(text) for text in ordered]), SAMPLE_CHARS) + 1
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            sentence_iterator=iter(ordered[:enough]), model_writer=model, model_type="bpe", vocab_size=vocab_size,
             byte_fallback=True, split_digits=True, add_dummy_prefix=False, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
             max_sentence_length=1 << 30, minloglevel=2,
         )  # fmt: skip

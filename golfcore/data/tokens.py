@@ -19,7 +19,6 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-PROOF_TOKENS = 1 << 18
 DENORMALIZER, CHARACTER_MAP = 5, 2  # fields of sentencepiece_model.proto: ModelProto.denormalizer_spec, its map
 UNLIKE = "expected a tokenizer that decodes its pieces as they are, found one that rewrites the decoded text"
 
@@ -122,17 +121,16 @@ def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> in
     boundary = tables.boundary.numpy()
     before, total = np.empty(0, np.int64), 0
     for piece in pieces:
-        for start in range(0, len(piece), PROOF_TOKENS):
-            ids = np.concatenate([before, piece[start : start + PROOF_TOKENS].astype(np.int64)])
-            counted = count_bytes(tables, ids)
-            ids[is_byte[ids]] = letter  # a run of bytes may be cut here; one letter is as long as one byte
-            decoded = _decoded_bytes(tokenizer, ids, boundary[ids], anchor)
-            if counted != decoded:
-                raise UserError(
-                    f"{path}: expected a tokenizer whose bytes can be counted token by token, found {counted:,} bytes "
-                    f"counted where the decoded text has {decoded:,}"
-                )
-            before, total = ids[-1:], total + counted
+        ids = np.concatenate([before, piece.astype(np.int64)])
+        counted = count_bytes(tables, ids)
+        ids[is_byte[ids]] = letter  # a run of bytes may be cut here; one letter is as long as one byte
+        decoded = _decoded_bytes(tokenizer, ids, boundary[ids], anchor)
+        if counted != decoded:
+            raise UserError(
+                f"{path}: expected a tokenizer whose bytes can be counted token by token, found {counted:,} bytes "
+                f"counted where the decoded text has {decoded:,}"
+            )
+        before, total = ids[-1:], total + counted
     return total
 
 
