@@ -44,7 +44,7 @@ from golfcore.quant.gptq import solve
 from golfcore.quant.grid import matrix_grid, round_to_nearest, table_grid
 from golfcore.quant.quantize import quantize_weights
 from golfcore.quant.stored import dequantize_weights
-from golfcore.train.meta import meta_gradients
+from golfcore.train import meta as objectives
 
 Arrays = dict[str, np.ndarray]
 Outcome = tuple[int, list[str]]
@@ -450,9 +450,10 @@ def case_e(meta: Options, arrays: Arrays) -> Outcome:
     )
     if cfg["prior"]:
         (nll(forward(Net(config, tables), leaves, x), y).mean() * cfg["grad_scale"]).backward()
-    loss, gradients = meta_gradients(Net(config, tables), meta_cfg, leaves, x, y)
-    together = tree_map(lambda leaf, g: grad_of(leaf) + cfg["grad_scale"] * g, leaves, gradients)
-    check.close("out/returned_loss", loss, 1e-5 * max(1.0, float(arrays["out/returned_loss"])))
+    data, objective = objectives.split(meta_cfg, x, y), objectives.model_loss(Net(config, tables), meta_cfg)
+    outcome = objectives.evaluate(meta_cfg, objective, leaves, data, objectives.freeze_masks(config, meta_cfg))
+    together = tree_map(lambda leaf, g: grad_of(leaf) + cfg["grad_scale"] * g, leaves, outcome.gradients)
+    check.close("out/returned_loss", outcome.loss_post, 1e-5 * max(1.0, float(arrays["out/returned_loss"])))
     found = to_reference(together, config, shapes_of(arrays, "grad/"))
     compare_tensors(check, "grad/", found, lambda top: 1e-3 * top + 1e-9)
     return check.outcome

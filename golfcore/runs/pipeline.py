@@ -49,10 +49,8 @@ from golfcore.runs.results import (
     table,
 )
 from golfcore.train import reptile, sensitivity
-from golfcore.train.checks import check_begins
-from golfcore.train.loop import train
+from golfcore.train.loop import check, train
 from golfcore.train.state import TrainingData
-from golfcore.train.step import plan
 
 
 def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
@@ -63,7 +61,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
     """
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     try:
-        plan(cfg, rt.world)  # may refuse the number of ranks
+        check(cfg, rt.world)
         tell = say if rt.is_main else (lambda text: None)
         if rt.is_main:
             prepare_data(cfg, tell)
@@ -95,9 +93,6 @@ class _Stages:
         for _, protocol in measures(cfg).values():
             configure(protocol, cfg)  # what cannot be is said now, not after training
         check_names(cfg)
-        check_begins(cfg)
-        if cfg.reptile.share:
-            reptile.budget(cfg)
 
     def all(self, donors: tuple[RunFolder, ...]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
