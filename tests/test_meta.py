@@ -438,7 +438,7 @@ def test_learned_rates_are_train_only(tmp_path: Path) -> None:
 def test_rates_of_the_original_come_in_our_order_or_not_at_all() -> None:
     with np.load(Path(__file__).parent / "golden/e_fomaml_exp106_batch_delta_sgd.npz", allow_pickle=False) as data:
         recorded = json.loads(str(data["meta"]))
-    cfg = reference_config("exp106", recorded["cfg"]["kw"], poscond=True, meta_sgd=True)
+    cfg = reference_config("exp106", recorded["cfg"]["kw"] | {"poscond": True}, meta_sgd=True)
     state_dict = {name: torch.from_numpy(value) for name, value in generated(recorded["state"]).items()}
     theirs, weights = state_dict["meta_sgd_qo"], from_reference(state_dict, cfg)
     ours = weights.rest["meta_sgd_qo"]
