@@ -231,7 +231,8 @@ def _words(schema: Schema) -> str:
 
 
 def _wrong(where: str, key: str, wanted: str, value: object) -> str:
-    return f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {shown(value)}"
+    found = repr(shown(value)) if isinstance(value, str) else shown(value)
+    return f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {found}"
 
 
 def below(folder: Path, name: str, where: str) -> Path:

@@ -26,7 +26,9 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("protocol", "legality"), str),
     **dict.fromkeys(("nats", "bpb", "seconds"), float),
     **dict.fromkeys(("tokens", "bytes", "repeats", "dropped"), int),
-    "chunks": [{"start": int, "stop": int, "nats": float, "bytes": int}],
+    "chunks": [{"start": int, "stop": int, "nats": float, "bytes": int, "adapt_losses?": [float]}],
+    "adapt_losses?": [float],
+    "source?": dict,
     "coverage": {"*": {"done": int, "of": int, "unit": str, "note": str}},
 }
 
