@@ -19,8 +19,8 @@ from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights
 from golfcore.optim import build
+from golfcore.optim.inner import loss_function
 from golfcore.train.meta import MetaReport, add_gradient, counted_cost, split
-from golfcore.train.step import loss_function
 
 MICRO, EVERY = 8, 4
 PUBLISHED = {  # ms a step while meta-learning is active, and over the run; steps that it was active for, of all steps
@@ -69,7 +69,7 @@ def parts(rows: int, seq_len: int, device: torch.device) -> dict[str, Callable[[
     def call(name: str) -> Callable[[], object]:
         c = config.load(name)
         w = weights if c.model.meta_sgd else without_rates
-        data = split(c.meta, x, y, None)
+        data = split(c.meta, x, y)
         return lambda: add_gradient(c, Net(c.model, tables, compute), w, EVERY, data, loss)
 
     return {"micro": micro_batch, "optimizer": lambda: optimizers.step(1.0, 0.99), **{n: call(n) for n in PUBLISHED}}

@@ -316,9 +316,9 @@ def data_download(args: argparse.Namespace) -> None:
 
 def data_info(args: argparse.Namespace) -> None:
     from golfcore import config
-    from golfcore.data import datasets, prepare
+    from golfcore.data import datasets
 
-    folder = args.folder or prepare.prepare_data(config.Config(), print).path
+    folder = args.folder or datasets.prepare_data(config.Config(), print).path
     print(datasets.description(datasets.open_dataset(folder, again=args.again)))
     if args.again:
         print("  intact: every file was read, and the bytes are those of the decoded text")

@@ -4,7 +4,7 @@ Families: exp101, exp105a, exp106 and exp107 (banks), pr398 and pr294v2 (one mat
 scales per application). Bank order differs: the originals keep all queries, then all outputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig
 from golfcore.model.params import RATES, table
-from golfcore.model.weights import ROLES, Weights, flat, slot, unflat
+from golfcore.model.weights import ROLES, Banks, Weights, flat, unflat
 
 BANKED = ("exp101", "exp105a", "exp106", "exp107")
 FAMILIES = (*BANKED, "pr398", "pr294v2", "pr294seed")
@@ -79,25 +79,15 @@ ABSENT: dict[str, Any] = {  # parts that golfcore lacks, with the values that le
 WITHOUT_EFFECT = ("mtp_loss_weight",)  # it weights the mtp heads, and there are none
 
 
-def reference_config(
-    family: str,
-    kw: Mapping[str, Any],
-    *,
-    poscond: bool | None = None,
-    trigram: bool | None = None,
-    meta_sgd: bool = False,
-) -> ModelConfig:
-    """The model of an original's constructor keywords.
+def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = False) -> ModelConfig:
+    """The model of an original's constructor keywords; `meta_sgd`: whether exp106 used its 66 inner rates.
 
-    exp101 read two switches from its environment: position-conditional hashing and the trigram. They are the arguments
-    `poscond` and `trigram`, or keys of those names in `kw`. exp106 always held its 66 inner rates; whether it used them
-    was another switch, the argument `meta_sgd`: without it they are no part of the model. Raises UserError for a
-    family, keyword or value we lack, and for a keyword that is missing.
+    exp101 read two switches from its environment, which are the keywords `poscond` (hashing by word starts) and
+    `trigram` here. UserError: a family, keyword or value that we lack, and a keyword that is missing.
     """
     if family not in FAMILIES:
         raise UserError(f"reference family {family!r}: expected one of {', '.join(FAMILIES)}")
-    switches = {name: on for name, on in (("poscond", poscond), ("trigram", trigram)) if on}
-    v = _keywords(family, {**switches, **kw})
+    v = _keywords(family, kw)
     dim, layers, heads = v["model_dim"], v["num_layers"], v["num_heads"]
     banked, has_ngram = family in BANKED, family != "pr294seed"
     return ModelConfig(
@@ -131,16 +121,12 @@ def reference_config(
 
 
 def _keywords(family: str, kw: Mapping[str, Any]) -> dict[str, Any]:
-    """All keywords of a family by name: those given, and the defaults of the others. UserError as `reference_config`.
-
-    A keyword that another family has is refused too: it would be ignored.
-    """
+    """All keywords by name, defaults included. One that another family has is refused too: it would be ignored."""
     own = OPTIONAL | (SHARING if family == "pr294seed" else NGRAM)
     known = {*REQUIRED, *own, *ABSENT, *WITHOUT_EFFECT}
-    for name in sorted(kw.keys() - known):
-        raise UserError(f"reference keyword {name!r} of family {family!r}: golfcore does not know it")
-    for name in [name for name in REQUIRED if name not in kw]:
-        raise UserError(f"reference keyword {name!r} of family {family!r}: expected a value, found none")
+    for name in sorted(kw.keys() - known | set(REQUIRED) - kw.keys()):
+        fault = "expected a value, found none" if name in REQUIRED else "golfcore does not know it"
+        raise UserError(f"reference keyword {name!r} of family {family!r}: {fault}")
     for name, without in ABSENT.items():
         if bool(kw.get(name, without)) != bool(without):
             raise UserError(
@@ -170,34 +156,26 @@ def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weigh
             if name not in state:
                 raise UserError(f"reference state: expected tensor {name!r} (for {p.name}), found none")
             tensor = torch.as_tensor(state[name])
-            slots = () if index is None else (sum(n == name for n, _ in places),)
-            _same_shape(f"{name!r} (for {p.name})", (*slots, *piece), tensor)
+            shape = piece if index is None else (sum(n == name for n, _ in places), *piece)
+            if [n for n in shape if n != 1] != [n for n in tensor.shape if n != 1]:
+                found = tuple(tensor.shape)
+                raise UserError(f"reference state: {name!r} (for {p.name}) expected shape {shape}, found {found}")
             parts.append((tensor if index is None else tensor[index]).to(torch.float32))
         tensors[p.name] = torch.stack(parts).reshape(p.shape)
     return unflat(tensors)
 
 
-def _same_shape(what: str, expected: tuple[int, ...], tensor: Tensor) -> None:
-    """UserError if the shapes differ in more than axes of length 1."""
-    if [n for n in expected if n != 1] != [n for n in tensor.shape if n != 1]:
-        raise UserError(f"reference state: {what} expected shape {expected}, found {tuple(tensor.shape)}")
-
-
 def to_reference(weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Values by the original's tensor names and shapes, whatever the weights hold: parameters or gradients."""
     known, ours = _layout(model_cfg, set(shapes)), flat(weights)
-    out: dict[str, Tensor] = {}
-    slots: dict[str, dict[int, Tensor]] = {}
+    pieces: dict[str, dict[int, Tensor]] = {}
     for p in [p for p in table(model_cfg) if p.name in ours]:
         places = known[p.name]
-        pieces = [ours[p.name]] if len(places) == 1 else list(ours[p.name])
-        for (name, index), piece in zip(places, pieces, strict=True):
-            if index is None:
-                out[name] = piece
-            else:
-                slots.setdefault(name, {})[index] = piece
-    out.update({name: torch.stack([by[i] for i in sorted(by)]) for name, by in slots.items()})
-    return {name: out[name].reshape(shape) for name, shape in shapes.items() if name in out}
+        parts = [ours[p.name]] if len(places) == 1 else list(ours[p.name])
+        for (name, index), part in zip(places, parts, strict=True):
+            pieces.setdefault(name, {})[index or 0] = part
+    whole = {name: torch.stack([by[i] for i in sorted(by)]) for name, by in pieces.items()}
+    return {name: whole[name].reshape(shape) for name, shape in shapes.items() if name in whole}
 
 
 def matrix_names(model_cfg: ModelConfig) -> dict[str, str]:
@@ -210,15 +188,12 @@ def _layout(cfg: ModelConfig, names: set[str]) -> dict[str, list[tuple[str, int 
     """For each of our tensors, the original (name, index along its first axis) of every piece, in our order."""
     banked, shared = "qo_bank" in names, any(n.startswith("iter_") for n in names)
     layout: dict[str, list[tuple[str, int | None]]] = {}
-    for bank in ("qo", "kv", "up", "down"):
-        roles = sorted((slot(r, b)[1], r, b) for r in ROLES if ROLES[r][0] == bank for b in range(cfg.n_blocks))
-        place: Callable[[str, int], tuple[str, int | None]] = (
-            (lambda r, b: (BANKS[r][0], BANKS[r][1] * cfg.n_blocks + b))
-            if banked
-            else (lambda r, b: (f"blocks.{b}.{MODULES[r]}", None))
-        )
-        layout[bank] = [place(r, b) for _, r, b in roles]
-        layout[RATES + bank] = [(RATES + bank, BANKS[r][1] * cfg.n_blocks + b) for _, r, b in roles]
+    for bank in Banks._fields:
+        slots = [(r, b) for b in range(cfg.n_blocks) for r in ROLES if ROLES[r][0] == bank]
+        at = {(r, b): BANKS[r][1] * cfg.n_blocks + b for r, b in slots}
+        apart: list[tuple[str, int | None]] = [(f"blocks.{b}.{MODULES[r]}", None) for r, b in slots]
+        layout[bank] = [(BANKS[r][0], at[r, b]) for r, b in slots] if banked else apart
+        layout[RATES + bank] = [(RATES + bank, at[slot]) for slot in slots]
     for ours, (in_block, in_list) in PER_LAYER.items():
         layout[ours] = [((in_list if shared else in_block).format(i), None) for i in range(cfg.n_layers)]
     layout["q_gain"] = [(f"blocks.{b}.attn.q_gain", None) for b in range(cfg.n_blocks)]

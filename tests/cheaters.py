@@ -4,30 +4,28 @@ Every cheat has a strength; at strength 0 it does nothing and the audit must pas
 cheat and not the scorer around it.
 """
 
-import json
+import pickle
 import sys
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from golfcore.base import runtime
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config, load
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
-from golfcore.evals.audit import Event, ProtocolScorer, Scores
+from golfcore.evals.audit import ProtocolScorer, Scores
 from golfcore.evals.evaluation import ALONE, Evaluation, Subject
-from golfcore.evals.ledger import Ledger
 from golfcore.evals.protocols import begin
-from golfcore.evals.score import Look, score
-from golfcore.evals.windows import by_chunk, chunk_edges, windows
+from golfcore.evals.score import Look
 from golfcore.model import params
-from golfcore.model.forward import Net
-from golfcore.model.weights import Weights, detach, flat, tree_map
+from golfcore.model.weights import Weights, detach, tree_map
 
 VOCAB, CHUNK, STRIDE = 64, 64, 16
 TOTAL = 5 * CHUNK + CHUNK // 2
@@ -93,24 +91,15 @@ def with_(section: str, **values: object) -> Config:
 # -- cheats of when to train
 
 
-class TrainThenScore(ProtocolScorer):
-    """Trains on every chunk, then scores them all with the final weights (pr398's order). Strength: the rate."""
+class Forged(ProtocolScorer):
+    """Trains on every chunk, then scores them all (pr398), and keeps the training from its log."""
 
-    def __init__(self, rate: float, forged: bool = False) -> None:
-        super().__init__("ttt", with_("ttt", lr=rate), subject())
-        self.forged = forged  # keep the training out of the log
-
-    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
-        walk = super().begin(tokens, look)
-        for chunk in range(len(walk.chunks)):
-            walk.chunk = chunk
-            walk.adapt(walk.adapter)
-        walk.chunk, walk.score_first, walk.weights = 0, False, walk.adapter.folded()
-        return walk
+    def __init__(self) -> None:
+        super().__init__("train-then-score", CFG, subject(), {"ttt.lr": 0.05, "ttt.epochs": 2})
 
     def run(self, tokens: np.ndarray) -> Scores:
         scores = super().run(tokens)
-        return replace(scores, log=[e for e in scores.log if e.kind == "score"]) if self.forged else scores
+        return replace(scores, log=[e for e in scores.log if e.kind == "score"])
 
 
 class TrainsAhead(ProtocolScorer):
@@ -153,6 +142,9 @@ class Selective(ProtocolScorer):
 
 class LeftAdapted(ProtocolScorer):
     """Goes on with the weights that its last pass ended with."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__("ttt", with_("ttt", lr=rate), subject())
 
     def run(self, tokens: np.ndarray) -> Scores:
         self.last: Evaluation | None = None
@@ -224,19 +216,29 @@ class NextDocument(Biased):
         return out
 
 
+@cache
+def validation_file() -> IO[bytes]:
+    """The text of every audit, in a file that goes with the process."""
+    file = tempfile.NamedTemporaryFile(suffix=".bin")
+    file.write(text().tobytes())
+    file.flush()
+    return file
+
+
 class FileReader(Biased):
     """Favours the token that the validation file has next, whatever it is given. Opens the file once or every time."""
 
-    def __init__(self, path: Path, strength: float, every_time: bool) -> None:
+    def __init__(self, strength: float, every_time: bool) -> None:
         super().__init__(strength)
-        self.path, self.text = path, None if every_time else np.fromfile(path, dtype=np.uint16)
+        self.path = validation_file().name
+        self.text = None if every_time else np.fromfile(self.path, dtype=np.uint16)
 
     def bias(self, tokens: np.ndarray) -> np.ndarray:
         text = np.fromfile(self.path, dtype=np.uint16) if self.text is None else self.text
         return np.eye(VOCAB)[text[1 : len(tokens)]]
 
 
-# -- a cheat of two processes
+# -- two processes
 
 ON_TWO_RANKS: dict[str, dict[str, object]] = {  # golfcore's own, with changes: the same on any number of ranks
     "sliding": {},
@@ -247,62 +249,13 @@ ON_TWO_RANKS: dict[str, dict[str, object]] = {  # golfcore's own, with changes: 
 }
 
 
-def two_ranks(rt: Runtime, tokens: np.ndarray, early: bool) -> Scores:
-    """Each rank scores half of a chunk's windows, then both train on the chunk.
-
-    `early`: rank 1 trains, and sends its weights to rank 0, before rank 0 has scored its half. Each rank logs its own
-    scores and trainings, and how often it has met the other.
-    """
-    c, ledger, log = CFG, Ledger(tokens), list[Event]()
-    adapter, net, alone = ttt.start(CFG, weights()), Net(CFG.model, tables()), rt._replace(rank=0, world=1)
-    chunks = by_chunk(windows(ledger.total, c.data.seq_len, c.eval.stride), chunk_edges(ledger.total, CHUNK))
-    positions, nats, meeting = [], [], 0
-
-    def score_half(rows: np.ndarray) -> None:
-        mine = rows[len(rows) * rt.rank // rt.world : len(rows) * (rt.rank + 1) // rt.world]
-        found = score(net, adapter.weights, ledger, mine, c.data.seq_len, 8)
-        positions.append(np.arange(mine[0, 2], mine[-1, 1]))
-        nats.extend(found)
-        log.append(Event("score", int(mine[0, 2]), int(mine[-1, 1]), rt.rank, meeting))
-
-    def train(chunk: int) -> None:
-        start = chunk * CHUNK
-        x, y = ledger.train(np.arange(start, start + CHUNK, c.data.seq_len), c.data.seq_len)
-        for _ in range(c.ttt.epochs):
-            ttt.step(c, net, adapter, x, y, c.ttt.lr, alone)
-        log.append(Event("train", start, start + CHUNK, rt.rank, meeting))
-
-    for chunk, rows in enumerate(chunks):
-        last = chunk == len(chunks) - 1
-        if not early or rt.rank == 1:
-            score_half(rows)
-        if early and rt.rank == 1 and not last:
-            train(chunk)
-        for tensor in flat(adapter.weights).values() if early else ():
-            dist.broadcast(tensor.data, src=1)
-        runtime.barrier()
-        meeting += 1
-        if early and rt.rank == 0:
-            score_half(rows)
-        elif not early and not last:
-            train(chunk)
-    return Scores(np.concatenate(positions), np.concatenate(nats), log)
-
-
 def main(folder: Path) -> None:
-    """What one rank of two does: the honest order, the cheat, and golfcore's own protocol; each into a file."""
+    """What one rank of two finds under golfcore's own protocols, into a file."""
     rt = runtime.start("float32", 0)
-    found = {name: two_ranks(rt, text(), early) for name, early in (("in turn", False), ("early", True))}
-    for protocol, changes in ON_TWO_RANKS.items():
-        walk = begin(protocol, CFG, subject(rt), changes=changes)
-        while not walk.finished:
-            walk.step()
-        found[protocol] = Scores(np.arange(TOTAL), walk.ledger.nats, walk.ledger.events)
-    plain = {
-        k: {"positions": s.positions.tolist(), "nats": [float(x) for x in s.nats], "log": s.log}
-        for k, s in found.items()
+    found = {
+        name: ProtocolScorer(name, CFG, subject(rt), changes).run(text()) for name, changes in ON_TWO_RANKS.items()
     }
-    (folder / f"{rt.rank}.json").write_text(json.dumps(plain))
+    (folder / str(rt.rank)).write_bytes(pickle.dumps(found))
     runtime.stop()
 
 

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from small_text import dataset
+from tiny import TINY, TOKENS
 
 from golfcore import cli
+from golfcore.data.shards import write_shard
+from golfcore.data.stream import TokenStream
 
 # No deadline: a law holds or fails whatever else the machine is doing. Derandomized: the same examples on every run.
 hypothesis.settings.register_profile("golfcore", deadline=None, derandomize=True)
@@ -64,6 +67,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sets = [x for change in changes for x in ("--set", change)]
     assert cli.main(["run", "smoke", *sets, "--data", str(data), "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> TokenStream:
+    """`tiny.TOKENS` as training text; who reads it sets its position first."""
+    shard = tmp_path_factory.mktemp("stream") / "train_000000.bin"
+    write_shard(shard, TOKENS)
+    return TokenStream([shard], TINY.model.vocab_size)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """How each letter of golden case is computed with golfcore, and compared. Helper of test_golden.py.
 
-`run` takes (meta, arrays) and returns (outputs compared, sentences about those that differ or cannot be computed). An
-option in `meta` that no case function reads fails the case: it would be another case than the one computed here.
+An option in `meta` that no case function reads fails the case: it would be another case than the one computed here. So
+does a recorded output that none of them reads.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ from golfcore.quant.gptq import solve
 from golfcore.quant.grid import matrix_grid, round_to_nearest, table_grid
 from golfcore.quant.quantize import quantize_weights
 from golfcore.quant.stored import dequantize_weights
-from golfcore.train.meta import meta_gradients
+from golfcore.train import meta as objectives
 
 Arrays = dict[str, np.ndarray]
 Outcome = tuple[int, list[str]]
@@ -53,6 +53,9 @@ DESCRIPTIONS = re.compile(  # keys that say how arrays were drawn or named, or r
     r"\w*seed|lut_p|bound_p|g_std|p_std|std|out_\w+|name|note|rule|size|shape|rows|cols|vocab|dead\w*|ntok|n_tokens|nseq"
     r"|B|T|acts|grads|\w+_equals_bigram_pos0|distinct|max|min|calib_len|calib_seqs|gain|dim|heads|kv|layers|mlp_mult"
     r"|bigram_dim|bigram_vocab|ve_dim|ve_layers|val_batch_size|meta_ttt_every|meta_sgd_lr"
+)
+NO_OUTPUT = re.compile(  # parameters, inputs, and what repeats other arrays of the file
+    r"^param/|(^|/)in(/|$)|/loss_at_100s$|_bits$|checksum"
 )
 REMARKS = re.compile(r"noise\w*|note\w*|findings|dtypes|qmeta|runs")  # on the top level: what came out, not options
 
@@ -105,11 +108,28 @@ def _wrapped(value: Any, where: str) -> Any:
     return value
 
 
+class Recorded(dict):
+    """The arrays of a file; remembers which of them were read."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__(arrays)
+        self.read = set[str]()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def unread(self) -> list[str]:
+        """The outputs that nothing read."""
+        return [key for key in self if key not in self.read and not NO_OUTPUT.search(key)]
+
+
 def run(meta: dict, arrays: Arrays) -> Outcome:
-    """Compare every output of a case; an option that was not read counts as wrong."""
-    options = Options(meta)
-    checked, wrong = CASES[options["case"]](options, arrays)
-    return checked, wrong + [f"{name}: an option that golfcore does not know" for name in options.unread()]
+    """How many outputs of a case were compared, and a sentence for each that differs and each that was not read."""
+    options, recorded = Options(meta), Recorded(arrays)
+    checked, wrong = CASES[options["case"]](options, recorded)
+    wrong += [f"{name}: an option that golfcore does not know" for name in options.unread()]
+    return checked, wrong + [f"{name}: a recorded output that was not compared" for name in recorded.unread()]
 
 
 class Check:
@@ -194,13 +214,9 @@ def model(meta: Options, arrays: Arrays) -> tuple[ModelConfig, Weights]:
     cfg = meta["cfg"]
     keywords = cfg.get("kw") or meta["model_kw"]
     args = cfg.get("args")
-    config = reference_config(
-        family(meta),
-        keywords.all(),
-        poscond=cfg.get("poscond"),
-        trigram=cfg.get("trigram"),
-        meta_sgd=bool(args and args.get("meta_sgd_enabled")),
-    )
+    switches = {key: cfg.get(key) for key in ("poscond", "trigram") if cfg.get(key)}
+    meta_sgd = bool(args and args.get("meta_sgd_enabled"))
+    config = reference_config(family(meta), switches | keywords.all(), meta_sgd=meta_sgd)
     state = {name: torch.from_numpy(value) for name, value in state_of(meta, arrays).items()}
     return config, from_reference(state, config)
 
@@ -307,8 +323,9 @@ def case_c(meta: Options, arrays: Arrays) -> Outcome:
 
 def three_steps(check: Check, spec: Options, key: str, variant: str, dtype: torch.dtype, tolerance: float) -> None:
     p = torch.from_numpy(check.arrays[f"{key}/in/p0"].copy()).requires_grad_()
-    plain = {} if spec.get("nesterov", True) else {"nesterov": False}
-    muon = Muon([p], spec["lr"][0], spec["momentum"][0], spec["wd"], spec["steps"], dtype, **plain)
+    muon = Muon(
+        [p], spec["lr"][0], spec["momentum"][0], spec["wd"], spec["steps"], dtype, nesterov=spec.get("nesterov", True)
+    )
     for step, (lr, momentum) in enumerate(zip(spec["lr"], spec["momentum"], strict=True)):
         p.grad = torch.from_numpy(check.arrays[f"{key}/in/grad{step}"])
         muon.param_groups[0].update(lr=lr, momentum=momentum)
@@ -388,7 +405,11 @@ def scales(check: Check, key: str, scale: Tensor) -> None:
 def hessians(check: Check, meta: Options, arrays: Arrays) -> None:
     config, weights = model(meta, arrays)
     tokens = torch.from_numpy(arrays[next(k for k in arrays if k.startswith("in/") and "tokens" in k)].astype(np.int64))
-    found = collect(Net(config, tables_of(arrays, config.vocab_size)), weights, tokens, 0.01, projections=True)
+    net = Net(config, tables_of(arrays, config.vocab_size))
+    loss = nll(forward(net, weights, tokens[:, :-1]), tokens[:, 1:]).mean()
+    for key in shapes_of(arrays, "out/"):
+        check.close(f"out/{key}", loss, 1e-5 * float(arrays[f"out/{key}"]))
+    found = collect(net, weights, tokens, 0.01, projections=True)
     theirs = {original: found[ours] for ours, original in matrix_names(config).items() if ours in found}
     compare_tensors(check, "hessian/", theirs, lambda top: 1e-4 * top)
 
@@ -400,11 +421,14 @@ def whole_model(check: Check, meta: Options, arrays: Arrays) -> None:
     found = {o: torch.from_numpy(arrays[f"hessian/{t}"]) for o, t in names.items() if f"hessian/{t}" in arrays}
     hess = {name: found.get(name, torch.eye(m.shape[1])) for name, m in matrices(weights)}
     quantized = quantize_weights(Config(model=config, quant=INT6), weights, hess)
+    nearest = quantize_weights(Config(model=config, quant=INT6), weights, None)
     masters = {name: (m, hess[name]) for name, m in matrices(weights)}
     for ours, theirs in names.items():
-        key = f"quant/{theirs}"
+        key, other = f"quant/{theirs}", f"quant_nohessian/{theirs}"
         if key + ".q" in arrays:
             solved(check, key + ".q", key + ".scale", *masters[ours], *quantized[ours])
+        if other + ".q" in arrays:
+            plain(check, other + ".q", other + ".scale", *nearest[ours])
     for ours, theirs in (
         ("tok_emb", "tok_emb.weight"),
         ("bigram", "bigram.embed.weight"),
@@ -413,6 +437,11 @@ def whole_model(check: Check, meta: Options, arrays: Arrays) -> None:
         if f"quant/{theirs}.q" in arrays:
             plain(check, f"quant/{theirs}.q", f"quant/{theirs}.scale", *quantized[ours])
     back = dequantize_weights(config, quantized)
+    stored = shapes_of(arrays, "quant/")
+    codes = {name for name in stored if name.endswith(".q")}
+    halves = {n: shape for n, shape in stored.items() if not {n, n.removesuffix(".scale") + ".q"} & codes}
+    for name, value in to_reference(back, config, halves).items():
+        check.close(f"quant/{name}", value, 0.0)
     ours = to_reference(back, config, shapes_of(arrays, "deq/"))
     for name in ours:
         want = arrays[f"deq/{name}"]
@@ -450,9 +479,10 @@ def case_e(meta: Options, arrays: Arrays) -> Outcome:
     )
     if cfg["prior"]:
         (nll(forward(Net(config, tables), leaves, x), y).mean() * cfg["grad_scale"]).backward()
-    loss, gradients = meta_gradients(Net(config, tables), meta_cfg, leaves, x, y)
-    together = tree_map(lambda leaf, g: grad_of(leaf) + cfg["grad_scale"] * g, leaves, gradients)
-    check.close("out/returned_loss", loss, 1e-5 * max(1.0, float(arrays["out/returned_loss"])))
+    data, objective = objectives.split(meta_cfg, x, y), objectives.model_loss(Net(config, tables), meta_cfg)
+    outcome = objectives.evaluate(meta_cfg, objective, leaves, data, objectives.freeze_masks(config, meta_cfg))
+    together = tree_map(lambda leaf, g: grad_of(leaf) + cfg["grad_scale"] * g, leaves, outcome.gradients)
+    check.close("out/returned_loss", outcome.loss_post, 1e-5 * max(1.0, float(arrays["out/returned_loss"])))
     found = to_reference(together, config, shapes_of(arrays, "grad/"))
     compare_tensors(check, "grad/", found, lambda top: 1e-3 * top + 1e-9)
     return check.outcome
@@ -466,7 +496,7 @@ def case_f(meta: Options, arrays: Arrays) -> Outcome:
     tables, tokens = tables_of(arrays, config.vocab_size), arrays["in/val_tokens"]
     first = "out/eval_val_before" in arrays  # pr398: train, then score
     whole = adapting(meta["cfg"], config, first)
-    window = getattr(whole.eval, "seq_len", 0) or whole.data.seq_len
+    window = whole.eval.seq_len
 
     def compare(key: str, protocol: str, used: Weights, at: np.ndarray = tokens) -> EvalResult:
         result = evaluate(protocol, whole, Subject(used, at, tables))
@@ -500,11 +530,10 @@ def adapting(cfg: Options, model_cfg: ModelConfig, first: bool) -> Config:
     args.only(ttt_enabled=True, ttt_nesterov=False, ttt_weight_decay=0, ttt_dampening=0, eval_stride=cfg["stride"])
     window = cfg.get("eval_seq_len") or args.get("eval_seq_len") or length
     batch = cfg.get("batch_seqs") or args.get("eval_batch_seqs", 32)
-    other = {} if window == length else {"seq_len": window}
     return Config(
         model=model_cfg,
         data=DataConfig(seq_len=length),
-        eval=EvalConfig(stride=cfg["stride"], batch_seqs=batch, tail="pr398" if first else "exp101", **other),
+        eval=EvalConfig(seq_len=window, stride=cfg["stride"], batch_seqs=batch, tail="pr398" if first else "exp101"),
         ttt=TTTConfig(
             order="train-first" if first else "score-first",
             chunk_tokens=args.get("ttt_chunk_tokens", length),

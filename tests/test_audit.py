@@ -1,15 +1,12 @@
-"""Laws of the audit: planted cheaters are caught by the right test, and honest scorers pass.
-
-`pytest tests/test_audit.py -rP -k table` prints the table of all of them.
-"""
+"""Laws of the audit: planted cheaters are caught by the right test, and honest scorers pass."""
 
 import json
 import os
-import socket
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import cheaters
@@ -20,8 +17,9 @@ from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
 
 from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
-from golfcore.evals.audit.checks import trained_too_early
-from golfcore.evals.ledger import Ledger
+from golfcore.evals.audit.bench import Bench
+from golfcore.evals.audit.checks import future_perturbation
+from golfcore.evals.ledger import Ledger, trained_too_early
 from golfcore.evals.windows import windows
 
 CAUSAL, FORM, FIRST, ONCE, CODE = (
@@ -42,113 +40,75 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def validation_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("val") / "val.bin"
-    text().tofile(path)
-    return path
-
-
-@dataclass
-class Case:
-    """`caught`: the tests that must fail. `also`: those that may, because the cheat shows there as well."""
-
-    name: str
-    scorer: object
-    caught: set[str] = field(default_factory=set)
-    also: set[str] = field(default_factory=set)
-    conditions: set[Condition] = field(default_factory=set)
-
-
-def named(protocol: str, changes: dict[str, object] | None = None, documents: bool = False) -> ProtocolScorer:
-    """A protocol of golfcore; with `documents`, a tenth of the vocabulary begins one."""
+def named(protocol: str, **changes: object) -> ProtocolScorer:
+    """A protocol of golfcore with changes of its ttt section; a tenth of the vocabulary begins a document."""
     subject = cheaters.subject()
-    if documents:
-        subject = subject._replace(tables=subject.tables._replace(boundary=torch.arange(VOCAB) % 10 == 0))
-    return ProtocolScorer(protocol, CFG, subject, changes)
+    subject = subject._replace(tables=subject.tables._replace(boundary=torch.arange(VOCAB) % 10 == 0))
+    return ProtocolScorer(protocol, CFG, subject, {f"ttt.{key}": value for key, value in changes.items()})
 
 
-def cases(path: Path) -> list[Case]:
-    horizon, tail = with_("ttt", lr_horizon=0), with_("eval", tail="exp101")
-    left = cheaters.LeftAdapted("ttt", CFG, cheaters.subject())
-    still = cheaters.LeftAdapted("ttt", with_("ttt", lr=0.0), cheaters.subject())
-    trained, everything = {"T1", "T3", "T7"}, {"T2", "T4", "T12"}
-    return [
-        Case("static", honest("static")),
-        Case("sliding", honest("sliding")),
-        Case("ttt, fixed horizon", honest()),
-        Case("ttt on hard chunks, running median", cheaters.Selective(future=False)),
-        Case("  with Adam", named("ttt", {"ttt.optimizer": "adam", "ttt.lr": 0.01})),
-        Case("  starting again at every chunk", named("ttt", {"ttt.reset": "chunk"})),
-        Case("  starting again at every document", named("ttt", {"ttt.reset": "document"}, documents=True)),
-        Case("window-ttt (pr294)", named("window-ttt", {"ttt.lr": 0.05})),
-        Case("lora-ttt", named("lora-ttt", {"ttt.lr": 0.05})),
-        Case("error-guided-legal", named("error-guided-legal", {"ttt.lr": 0.05, "ttt.top_fraction": 0.4})),
-        Case("ppm", named("ppm")),
-        Case("train-then-score (pr398)", named("train-then-score", {"ttt.lr": 0.05, "ttt.epochs": 2}), trained,
-             everything, EARLY),
-        Case("  rate 0", named("train-then-score", {"ttt.lr": 0.0, "ttt.epochs": 2})),
-        Case("causal-sweep (pr398)", named("causal-sweep", {"ttt.lr": 0.05}), trained, everything, EARLY),
-        Case("two-phase (pr398)", named("two-phase", {"ttt.lr": 0.05, "ttt.epochs": 1}), trained, everything, EARLY),
-        Case("error-guided (pr294)", named("error-guided", {"ttt.lr": 0.05, "ttt.top_fraction": 0.4}),
-             {"T1", "T7", "T10"}, everything | {"T3"}, EARLY | {CODE}),
-        Case("  rate 0", named("error-guided", {"ttt.lr": 0.0, "ttt.top_fraction": 0.4})),
-        Case("train, then score; rate 0", cheaters.TrainThenScore(0.0)),
-        Case("train, then score", cheaters.TrainThenScore(0.05), trained, everything, EARLY),
-        Case("  with the training kept from the log", cheaters.TrainThenScore(0.05, forged=True), trained, everything,
-             EARLY),
-        Case("training that reaches one target ahead", cheaters.TrainsAhead(1), {"T2", "T7"}, set(),
-             {CAUSAL, FIRST}),
-        Case("selection by future losses", cheaters.Selective(future=True), {"T1"}, {"T3", "T4", "T12"},
-             EARLY),
-        Case("  at rate 0", cheaters.Selective(future=True, rate=0.0)),
-        Case("weights left adapted by an earlier pass", left, {"T9"}, set(), {ONCE}),
-        Case("  at rate 0", still),
-        Case("realised token blended", cheaters.RealisedBlend(0.05), {"T5", "T6", "T10"}, set(), {FORM, CODE}),
-        Case("  strength 0", cheaters.RealisedBlend(0.0)),
-        Case("hash keyed on the target", cheaters.TargetHash(1.0), {"T2", "T6"}, set(), {CAUSAL, FORM}),
-        Case("  strength 0", cheaters.TargetHash(0.0)),
-        Case("dependence on the next document", cheaters.NextDocument(0.5), {"T1", "T3", "T12"}, {"T4"},
-             EARLY),
-        Case("  strength 0", cheaters.NextDocument(0.0)),
-        Case("reads the validation file", cheaters.FileReader(path, 0.5, every_time=True), {"T13"}, set(), {CAUSAL}),
-        Case("has read the validation file", cheaters.FileReader(path, 0.5, every_time=False), {"T13"}, set(),
-             {CAUSAL}),
-        Case("  strength 0", cheaters.FileReader(path, 0.0, every_time=False)),
-        Case("tail scored again (eval.tail = exp101)", honest("sliding", tail), {"T8"}, set(), {ONCE}),
-        Case("rate's horizon from the stream's length", honest("ttt", horizon), {"T4"}, set(), {CAUSAL}),
-    ]  # fmt: skip
+HONEST = {
+    "static": partial(named, "static"),
+    "sliding": partial(named, "sliding"),
+    "ttt, fixed horizon": partial(named, "ttt"),
+    "ttt on hard chunks, running median": partial(cheaters.Selective, future=False),
+    "ttt with Adam": partial(named, "ttt", optimizer="adam", lr=0.01),
+    "ttt starting again at every chunk": partial(named, "ttt", reset="chunk"),
+    "ttt starting again at every document": partial(named, "ttt", reset="document"),
+    "window-ttt": partial(named, "window-ttt", lr=0.05),
+    "lora-ttt": partial(named, "lora-ttt", lr=0.05),
+    "error-guided-legal": partial(named, "error-guided-legal", lr=0.05, top_fraction=0.4),
+    "ppm": partial(named, "ppm"),
+    "train-then-score at rate 0": partial(named, "train-then-score", lr=0.0, epochs=2),
+    "error-guided at rate 0": partial(named, "error-guided", lr=0.0, top_fraction=0.4),
+    "selection by future losses at rate 0": partial(cheaters.Selective, future=True, rate=0.0),
+    "weights left adapted at rate 0": partial(cheaters.LeftAdapted, 0.0),
+    "realised token blended by 0": partial(cheaters.RealisedBlend, 0.0),
+    "hash keyed on the target by 0": partial(cheaters.TargetHash, 0.0),
+    "dependence on the next document by 0": partial(cheaters.NextDocument, 0.0),
+    "has read the validation file to no use": partial(cheaters.FileReader, 0.0, every_time=False),
+}
+TRAINED, LATER = {"T1", "T3", "T7"}, {"T2", "T4", "T12"}
+GUIDED = partial(named, "error-guided", lr=0.05, top_fraction=0.4)
+CHEATS = {  # the tests that must fail, those that may because the cheat shows there as well, the failed conditions
+    "train-then-score": (partial(named, "train-then-score", lr=0.05, epochs=2), TRAINED, LATER, EARLY),
+    "causal-sweep": (partial(named, "causal-sweep", lr=0.05), TRAINED, LATER, EARLY),
+    "two-phase": (partial(named, "two-phase", lr=0.05, epochs=1), TRAINED, LATER, EARLY),
+    "error-guided": (GUIDED, {"T1", "T7", "T10"}, LATER | {"T3"}, EARLY | {CODE}),
+    "training kept from the log": (cheaters.Forged, TRAINED, LATER, EARLY),
+    "training that reaches one target ahead": (partial(cheaters.TrainsAhead, 1), {"T2", "T7"}, set(), {CAUSAL, FIRST}),
+    "selection by future losses": (partial(cheaters.Selective, future=True), {"T1"}, {"T3", "T4", "T12"}, EARLY),
+    "weights left adapted by an earlier pass": (partial(cheaters.LeftAdapted, 0.05), {"T9"}, set(), {ONCE}),
+    "realised token blended": (partial(cheaters.RealisedBlend, 0.05), {"T5", "T6", "T10"}, set(), {FORM, CODE}),
+    "hash keyed on the target": (partial(cheaters.TargetHash, 1.0), {"T2", "T6"}, set(), {CAUSAL, FORM}),
+    "dependence on the next document": (partial(cheaters.NextDocument, 0.5), {"T1", "T3", "T12"}, {"T4"}, EARLY),
+    "reads the validation file": (partial(cheaters.FileReader, 0.5, every_time=True), {"T13"}, set(), {CAUSAL}),
+    "has read the validation file": (partial(cheaters.FileReader, 0.5, every_time=False), {"T13"}, set(), {CAUSAL}),
+    "tail scored again": (partial(honest, "sliding", with_("eval", tail="exp101")), {"T8"}, set(), {ONCE}),
+    "horizon from the stream's length": (partial(honest, "ttt", with_("ttt", lr_horizon=0)), {"T4"}, set(), {CAUSAL}),
+}
 
 
-def test_the_table_of_cheaters(validation_file: Path) -> None:
-    """Every cheater fails exactly the tests that its cheat can show in; every honest scorer passes all conditions."""
-    lines, wrong = [f"{'scorer':44}{'verdict':9}{'failed tests':26}failed conditions"], []
-    for case in cases(validation_file):
-        report = audit(case.scorer, text(), VOCAB, CHUNK, STRIDE)
-        failed = set(report.failed_tests)
-        conditions = {c for c, verdict in report.verdicts.items() if verdict == Verdict.FAIL}
-        verdict = "passes" if report.passed else "caught"
-        lines.append(f"{case.name:44}{verdict:9}{' '.join(report.failed_tests):26}{', '.join(sorted(conditions))}")
-        if not case.caught <= failed <= case.caught | case.also or conditions != case.conditions:
-            wrong.append(f"{case.name}: expected {sorted(case.caught)} ({sorted(case.conditions)})\n{report}")
-        if report.passed != (not case.caught):
-            wrong.append(f"{case.name}: passed is {report.passed}\n{report}")
-    print("\n" + "\n".join(lines))
-    assert not wrong, "\n\n".join(wrong)
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_scorer_passes_all_conditions(name: str) -> None:
+    report = audit(HONEST[name](), text(), VOCAB, CHUNK, STRIDE)
+    assert report.passed, report
 
 
-def test_selection_by_future_losses_is_caught_on_any_text() -> None:
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheater_fails_exactly_the_tests_that_its_cheat_can_show_in(name: str) -> None:
+    scorer, caught, also, conditions = CHEATS[name]
+    report = audit(scorer(), text(), VOCAB, CHUNK, STRIDE)
+    assert caught <= set(report.failed_tests) <= caught | also, report
+    assert {c for c, verdict in report.verdicts.items() if verdict == Verdict.FAIL} == conditions, report
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_selection_by_future_losses_is_caught_on_any_text(seed: int) -> None:
     """The choice is discrete, so a change of the future may leave it as it is: no luck with one text."""
-    from golfcore.evals.audit.bench import Bench
-    from golfcore.evals.audit.checks import future_perturbation
-
-    for seed in (1, 2):
-        places = layout(TOTAL, CHUNK, STRIDE)
-        verdicts = [
-            future_perturbation(Bench(cheaters.Selective(future), text(seed=seed), VOCAB, places)).verdict
-            for future in (True, False)
-        ]
-        assert verdicts == [Verdict.FAIL, Verdict.PASS]
+    for future, verdict in ((True, Verdict.FAIL), (False, Verdict.PASS)):
+        bench = Bench(cheaters.Selective(future), text(seed=seed), VOCAB, layout(TOTAL, CHUNK, STRIDE))
+        assert future_perturbation(bench).verdict == verdict
 
 
 # -- two processes
@@ -158,54 +118,23 @@ def test_selection_by_future_losses_is_caught_on_any_text() -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Scores]]:
     """What two gloo processes running `cheaters.main` found: by rank, then by scorer."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, cheaters.__file__, str(folder)]
-    started = [
-        subprocess.Popen(
-            command, env=common | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in (0, 1)
-    ]
-    errors = [process.communicate(timeout=180)[1] for process in started]
-    assert [p.returncode for p in started] == [0, 0], "\n".join(errors)
-    found = [json.loads((folder / f"{r}.json").read_text()) for r in (0, 1)]
-    return [
-        {
-            name: Scores(np.array(s["positions"]), np.array(s["nats"]), [Event(*e) for e in s["log"]])
-            for name, s in by_name.items()
-        }
-        for by_name in found
-    ]
-
-
-def test_a_rank_that_trains_before_another_has_scored_is_caught(ranks: list[dict[str, Scores]]) -> None:
-    """Each rank's own log looks the same in both orders; joined by their meetings, one is early."""
-    joined = {name: [e for rank in ranks for e in rank[name].log] for name in ("in turn", "early")}
-    assert not trained_too_early(joined["in turn"])
-    early = trained_too_early(joined["early"])
-    print("\n" + "\n".join(early))
-    assert len(early) == TOTAL // CHUNK and early[0].startswith(
-        f"rank 1 trained on {CHUNK // 2} targets before they were scored, the first at position 0 "
-        "(rank 0 scored it after 1 meetings, the training came after 0)"
-    )
-    for name in joined:  # both scored everything once; only the early one's first scores knew the targets
-        positions = np.concatenate([rank[name].positions for rank in ranks])
-        assert sorted(positions.tolist()) == list(range(TOTAL))
-    first = {name: ranks[0][name].nats[: CHUNK // 2].sum() for name in joined}
-    assert first["early"] < first["in turn"]
+    env = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", cheaters.__file__, str(folder)]
+    subprocess.run([sys.executable, "-m", *two], env=env, check=True, timeout=300)
+    return [pickle.loads((folder / str(rank)).read_bytes()) for rank in (0, 1)]
 
 
 def test_golfcore_scores_the_same_on_two_ranks_and_each_rank_saw_it_all(ranks: list[dict[str, Scores]]) -> None:
     for protocol, changes in cheaters.ON_TWO_RANKS.items():
         alone = ProtocolScorer(protocol, CFG, cheaters.subject(), changes).run(text())
         for rank in ranks:
-            assert list(rank[protocol].log) == list(alone.log)
+            assert rank[protocol].log == alone.log
             np.testing.assert_allclose(rank[protocol].nats, alone.nats, atol=1e-4)
-            assert bool(trained_too_early(rank[protocol].log)) == (protocol == "train-then-score")
+            assert any(trained_too_early(rank[protocol].log)) == (protocol == "train-then-score")
 
 
 # -- a scorer of somebody else
@@ -253,7 +182,7 @@ class Moody(Counts):
 
 def test_noise_is_allowed_for_while_it_is_small_and_ends_the_audit_when_it_is_not() -> None:
     small, large = (audit(Moody(noise), text(200), VOCAB, chunk=32) for noise in (1e-6, 1e-2))
-    assert not small.failed_tests and "are let pass below" in small.findings[0].evidence[0]
+    assert not small.failed_tests and "are let pass below" in small.findings[0].evidence[-1]
     assert large.failed_tests == ["T0"] and {f.verdict for f in large.findings[1:]} == {Verdict.NOT_TESTED}
 
 
@@ -286,17 +215,14 @@ def test_the_ledger_keeps_the_order_of_what_it_saw() -> None:
     ledger.train(np.empty(0, dtype=np.int64), 32)  # nothing
     want = [Event("score", 0, 64), Event("train", 0, 64), Event("score", 64, 128), Event("train", 64, 128)]
     assert ledger.events == want
-    other = Ledger(text(128))
-    other.restore(ledger.state())
-    assert other.events == want
 
 
 def test_training_counts_as_late_only_after_a_sure_score() -> None:
     a, b = Event("score", 0, 8, 0, 0), Event("score", 8, 16, 1, 0)
-    assert not trained_too_early([a, b, Event("train", 0, 16, 0, 1)])
-    assert trained_too_early([a, b, Event("train", 0, 16, 0, 0)])[0].startswith("rank 0 trained on 8 targets")
-    assert trained_too_early([Event("train", 0, 8), Event("score", 0, 8)])
-    assert not trained_too_early([Event("score", 0, 8), Event("train", 0, 8), Event("train", 0, 8)])
+    assert not any(trained_too_early([a, b, Event("train", 0, 16, 0, 1)]))
+    assert next(trained_too_early([a, b, Event("train", 0, 16, 0, 0)])).startswith("rank 0 trained on 8 targets")
+    assert any(trained_too_early([Event("train", 0, 8), Event("score", 0, 8)]))
+    assert not any(trained_too_early([Event("score", 0, 8), Event("train", 0, 8), Event("train", 0, 8)]))
 
 
 def test_a_layout_cuts_around_the_ends_of_chunks_and_stays_inside() -> None:

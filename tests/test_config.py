@@ -98,7 +98,8 @@ def test_overrides_take_the_type_of_their_field(text: str, value: object) -> Non
         ({"run.seed": 16**5000}, "run.seed: expected at least 0 and at most 4294967295, found a int too large"),
         ({"model.ve_layers": "[" * 5000}, "model.ve_layers: expected a list, found"),
         ({"model.ve_layers": [0] * 2000}, "model.ve_layers: expected at most 1024 values, found 2000"),
-        ({"optim.matrix_lr": float("nan")}, "optim.matrix_lr: expected a finite number of at least 0, found nan"),
+        ({"optim.matrix_lr": float("nan")}, "optim.matrix_lr: expected at least 0 and at most 1e+30, found nan"),
+        ({"optim.matrix_lr": 1e300}, "optim.matrix_lr: expected at least 0 and at most 1e+30, found 1e+300"),
     ],
 )
 def test_what_cannot_hold_is_refused_in_one_sentence(overrides: dict, sentence: str) -> None:

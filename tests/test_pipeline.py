@@ -78,25 +78,25 @@ def test_the_three_numbers_stand_side_by_side_with_their_source(whole: tuple[Run
         "run": "", "config": config.hash, "preset": "smoke", "seed": 42, "data": run.data_hash(), **made
     }  # fmt: skip
     assert all(stage["made"] == made for stage in run.stages().values())
+    assert one(runs.runs_table(run.path.parent), run="whole")["config"] == config.hash
     assert report["ttt"]["lr"] in config.ttt.lr_candidates and len(report["ttt"]["rows"]) == 2
     a = report["artifact"]
     assert a["bytes"] == run.file("artifact.golf").stat().st_size and a["total"] == a["bytes"] + artifact.code_bytes()
-
-
-def test_everything_switched_on_reports_what_it_touched(whole: tuple[RunFolder, str]) -> None:
-    coverage = whole[0].coverage()
+    coverage = run.coverage()
     assert coverage["ema"]["done"] == 12 and coverage["ttt_steps"]["done"] > 0
     assert coverage["stored as int6"]["done"] > 0 and coverage["stored as int8"]["done"] > 0
 
 
-def test_a_second_run_reuses_every_stage_and_says_so(environment, whole) -> None:
-    run, _ = whole
-    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")}
-    printed = golf(environment, "run", "smoke", *SETTINGS, "--out", run.path)
+def times(run: RunFolder) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")}
+
+
+def test_a_second_run_reuses_every_stage_and_says_so(environment, whole, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("GOLFCORE_CACHE", environment["GOLFCORE_CACHE"])
+    run, before = whole[0], times(whole[0])
+    printed = golf_here(capsys, "run", "smoke", *SETTINGS, "--out", run.path)[1]
     assert printed.count(": reused") == 1 + len(run.stages()) and "corpus: reused" in printed
-    assert before == {
-        p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name not in ("results.json", "env.json")
-    }
+    assert before == times(run)
 
 
 def trained_some(run: RunFolder) -> bool:
@@ -117,12 +117,11 @@ def kill_when(moment: Callable[[RunFolder], bool], run: RunFolder, command: list
     assert not run.file("results.json").exists()
 
 
-@pytest.mark.parametrize("moment", [trained_some, in_ttt], ids=["training", "ttt"])
-def test_kill_9_and_the_same_command_end_in_the_same_numbers(
-    moment: Callable[[RunFolder], bool], environment, whole, tmp_path: Path
-) -> None:
+def test_kill_9_and_the_same_command_end_in_the_same_numbers(environment, whole, tmp_path: Path) -> None:
+    """Killed twice: in training and, when it goes on, in TTT."""
     run, command = RunFolder(tmp_path / "run"), [*GOLF, "run", "smoke", *SETTINGS, "--out", str(tmp_path / "run")]
-    kill_when(moment, run, command, environment)
+    kill_when(trained_some, run, command, environment)
+    kill_when(in_ttt, run, command, environment)
     golf(environment, *command[3:])
     assert numbers(run) == numbers(whole[0])
     assert run.file("artifact.golf").read_bytes() == whole[0].file("artifact.golf").read_bytes()
@@ -139,8 +138,9 @@ def phases(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     return RunFolder(out), golf(environment, "run", "smoke", *SETTINGS, *PHASES, "--out", out)
 
 
-def test_a_run_of_other_stages_leaves_what_they_made(environment, phases: tuple[RunFolder, str]) -> None:
-    run, _ = phases
+def test_a_run_of_other_stages_leaves_what_they_made(phases: tuple[RunFolder, str]) -> None:
+    """And without TTT (c) is (b), which the table says."""
+    run, printed = phases
     assert set(run.stages()["train"]["outputs"]) == {"weights.safetensors", "sensitivity.json"}
     assert not run.file("reptile.safetensors").exists() and len(run.metrics("train")) == 6
     coverage = run.coverage()
@@ -148,12 +148,6 @@ def test_a_run_of_other_stages_leaves_what_they_made(environment, phases: tuple[
     assert all(coverage[f"stored as int{bits}"]["done"] > 0 for bits in (5, 6, 7))
     sensitivity = json.loads(run.file("sensitivity.json").read_text())
     assert sensitivity["steps"] == coverage["guided_bits"]["done"] and len(sensitivity["mean_square"]) == 12
-    again = golf(environment, "run", "smoke", *SETTINGS, *PHASES, "--out", run.path)
-    assert again.count(": reused") == 1 + len(run.stages())
-
-
-def test_without_ttt_c_is_b_and_the_table_says_so(phases: tuple[RunFolder, str]) -> None:
-    run, printed = phases
     measures = numbers(run)["measures"]
     assert measures["ttt"]["legality"] == "static" and measures["ttt"]["bpb"] == measures["sliding"]["bpb"]
     assert "(c) as (b): nothing was adapted" in printed
@@ -200,25 +194,21 @@ def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: 
     listed = one(runs.runs_table(tmp_path))
     assert listed["ppm"] == measures["ppm"]["bpb"] and listed["legality"] == "score-first"
     table = scores.waterfall(run)
-    assert [row["measure"] for row in table] == [*report.measures(cfg), "bigram"]
+    assert list(table["measure"]) == [*report.measures(cfg), "bigram"]
     for row, name, still in ((4, "ppm", "sliding"), (5, "window-ttt", "static")):  # the same windows
-        assert table[row]["difference"] == pytest.approx(measures[name]["bpb"] - measures[still]["bpb"])
+        assert table["difference"][row] == pytest.approx(measures[name]["bpb"] - measures[still]["bpb"])
     with style.drawing():
         assert plots.waterfall(table).axes
 
 
 def test_the_artifact_alone_scores_the_same_in_a_fresh_process(environment, whole, tmp_path: Path) -> None:
-    """One file in an empty folder gives (b) and (c) to the last digit: the chosen rate is in it."""
-    run, _ = whole
-    copy = tmp_path / "elsewhere.golf"
+    """One file in an empty folder gives (c) to the last digit: the chosen rate is in it."""
+    run, copy = whole[0], tmp_path / "elsewhere.golf"
     copy.write_bytes(run.file("artifact.golf").read_bytes())
-    for protocol in ("sliding", "ttt"):
-        found = json.loads(golf(environment, "eval", copy, "--protocol", protocol, "--json"))
-        want = numbers(run)["measures"][protocol]
-        assert {k: found[k] for k in ("bpb", "tokens", "bytes", "legality", "bpb_first")} == {
-            k: want[k] for k in ("bpb", "tokens", "bytes", "legality", "bpb_first")
-        }
-        assert found["source"]["data"] == run.data_hash() and found["source"]["code"] == runtime.code_version()
+    found = json.loads(golf(environment, "eval", copy, "--protocol", "ttt", "--json"))
+    want = numbers(run)["measures"]["ttt"]
+    assert all(found[k] == want[k] for k in ("bpb", "tokens", "bytes", "legality", "bpb_first"))
+    assert found["source"]["data"] == run.data_hash() and found["source"]["code"] == runtime.code_version()
 
 
 def golf_here(capsys: pytest.CaptureFixture, *args: object) -> tuple[int, str]:
@@ -301,8 +291,3 @@ def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
     for kind, n in (("train", 6), ("reptile", 10)):
         losses = [[r["loss"] for r in RunFolder(tmp_path / name).metrics(kind)] for name in ("one", "two")]
         assert losses[1] == pytest.approx(losses[0], abs=1e-4) and len(losses[0]) == n
-
-
-def test_runs_are_listed(whole: tuple[RunFolder, str]) -> None:
-    row = one(runs.runs_table(whole[0].path.parent), run="whole")
-    assert row["config"] == config.of_run(whole[0]).hash

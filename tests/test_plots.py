@@ -356,3 +356,12 @@ def test_what_is_drawn_is_what_is_analysed() -> None:
 def test_plots_need_no_torch() -> None:
     code = "import sys, golfcore.plots.run; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["junk\n1\n", "", "step,bpb\n", "step,bpb\n1,a\n"])
+def test_a_table_that_is_not_the_one_drawn_is_said(tmp_path: Path, drawn: dict[str, Drawn], text: str) -> None:
+    folder = tmp_path / "figures"
+    shutil.copytree(drawn["curves"].paths[0].parent, folder)
+    (folder / "curves.csv").write_text(text)
+    with pytest.raises(UserError, match=r"curves\.csv: expected (the table of a figure curves|a table)"):
+        redraw(folder)

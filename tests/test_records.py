@@ -155,6 +155,11 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("\0\0", "line 1: expected a row of metrics as a JSON object"),
         ('{"kind": "train", "step": 1}', "row 1: expected a row of metrics with 'loss', found no such key"),
         ('{"kind": "train", "step": true}', "line 1: expected a row of metrics with 'step' as an integer, found True"),
+        ('{"kind": "meta", "step": 1, "cosine": "a"}', "with 'cosine' as a number or null, found 'a'"),
+        (
+            '{"kind": "val", "step": 1, "loss": 1, "bpb": 1, "elapsed": "a"}',
+            "with 'elapsed' as a number, found 'a'",
+        ),
         (
             '{"kind": "val", "step": 1, "loss": NaN, "bpb": 1}',
             "with 'loss' as a number, found nan",
@@ -181,10 +186,10 @@ def test_names_in_records_stay_below_their_folder(tmp_path: Path, name: str) -> 
     [
         ({"a": 1}, {"a": str}, "r with 'a' as text, found 1"),
         ({"a": {"b": []}}, {"a": {"b": {"c": int}}}, "r with 'a.b' as an object, found []"),
-        ({"a": [1, "x"]}, {"a": [int]}, "r with 'a[1]' as an integer, found x"),
+        ({"a": [1, "x"]}, {"a": [int]}, "r with 'a[1]' as an integer, found 'x'"),
         ({"a": True}, {"a": (int, float)}, "r with 'a' as an integer or a number, found True"),
         ({"a": float("inf")}, {"a": float}, "r with 'a' as a number, found inf"),
-        ({"x": 1, "y": "z"}, {"*": int}, "r with 'y' as an integer, found z"),
+        ({"x": 1, "y": "z"}, {"*": int}, "r with 'y' as an integer, found 'z'"),
         ({"a": 1}, {"a?": str}, "r with 'a' as text, found 1"),
         ({"a": None}, {"a": (None, int), "b?": str, "*": None}, ""),
         ({"a": 3, "more": 1}, {"a": float}, ""),

@@ -1,6 +1,5 @@
 """Laws of schedules and averages; the recorded ones are in test_golden."""
 
-import json
 import math
 
 import hypothesis.strategies as st
@@ -8,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 
-from golfcore.base.errors import UserError
 from golfcore.config import AverageConfig, ModelConfig, OptimConfig, ScheduleConfig
 from golfcore.model.params import init
 from golfcore.model.weights import Weights, flat, tree_map
@@ -107,11 +105,6 @@ def test_adaptive_looks_only_when_due():
     assert update_adaptive(ScheduleConfig(adaptive=False), Adaptive(3.0), 2100, 0.0, 3.0) == Adaptive(3.0)
 
 
-def test_adaptive_survives_json():
-    state = update_adaptive(ScheduleConfig(adaptive=True), Adaptive(1 / 3), 2100, 0.1, 0.7)
-    assert Adaptive(**json.loads(json.dumps(state._asdict()))) == state
-
-
 def test_momentum_without_a_warm_up_is_constant():
     assert momentum(OptimConfig(momentum_steps=0), 0) == 0.99
 
@@ -137,22 +130,15 @@ def averaged(cfg: AverageConfig, path: list[Weights], scales: list[float]) -> av
     return state
 
 
-def close(a: Weights, b: Weights) -> None:
-    tree_map(lambda x, y: torch.testing.assert_close(x, y, rtol=0, atol=1e-5) or x, a, b)
-
-
-def test_swa_is_the_mean_of_the_late_snapshots():
+@pytest.mark.parametrize(
+    "cfg", [AverageConfig("swa", every=2, start_scale=0.5), AverageConfig("lawa", every=2, keep=3)], ids=["swa", "lawa"]
+)
+def test_an_average_is_the_mean_of_its_snapshots(cfg):
+    """Of the late ones, of the last ones; at step 6 the multiplier is 0.5: not below."""
     path, scales = walk(12), [1 - step / 12 for step in range(1, 13)]
-    cfg = AverageConfig("swa", every=2, start_scale=0.5)
-    late = [path[s] for s in (8, 10, 12)]  # at step 6 the multiplier is 0.5: not below
-    close(average.result(cfg, averaged(cfg, path, scales), path[-1]), tree_map(lambda *t: sum(t) / 3, *late))
-
-
-def test_lawa_is_the_mean_of_the_last_snapshots():
-    path = walk(12)
-    cfg = AverageConfig("lawa", every=2, keep=3)
-    last = [path[s] for s in (8, 10, 12)]
-    close(average.result(cfg, averaged(cfg, path, [1.0] * 12), path[-1]), tree_map(lambda *t: sum(t) / 3, *last))
+    want = tree_map(lambda *t: sum(t) / 3, *(path[s] for s in (8, 10, 12)))
+    found = average.result(cfg, averaged(cfg, path, scales), path[-1])
+    tree_map(lambda x, y: torch.testing.assert_close(x, y, rtol=0, atol=1e-5) or x, found, want)
 
 
 KINDS = [
@@ -186,25 +172,7 @@ def test_averages_of_bfloat16_weights_are_float32(cfg):
     """EMA steps of 0.2% would be lost in bfloat16."""
     low = tree_map(lambda t: t.to(torch.bfloat16), walk(1)[1])
     state = average.update(cfg, average.start(cfg, low), low, 2, 0.5)
-    for tensor in flat(average.result(cfg, state, low)).values():
-        assert tensor.dtype == torch.float32
-
-
-@pytest.mark.parametrize("cfg", KINDS, ids=lambda cfg: cfg.kind)
-@pytest.mark.parametrize("stop", [0, 1, 4, 9])
-def test_averages_resume_bit_for_bit(cfg, stop):
-    path = walk(10)
-    state = average.start(cfg, path[0])
-    for step in range(11):
-        if step:
-            state = average.update(cfg, state, path[step], step, 0.5)
-        if step == stop:
-            saved = {name: t.clone() for name, t in average.state_tensors(state).items()}
-            state = average.load(cfg, saved, path[step])
-    whole = averaged(cfg, path, [0.5] * 10)
-    assert state.taken == whole.taken
-    ours, theirs = (flat(average.result(cfg, s, path[-1])) for s in (state, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {t.dtype for t in flat(average.result(cfg, state, low)).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("cfg", KINDS[1:], ids=lambda cfg: cfg.kind)
@@ -222,17 +190,3 @@ def test_an_average_counts_what_it_took():
     path = walk(10)
     assert [averaged(cfg, path, [0.5] * 10).taken for cfg in KINDS] == [0, 5, 5, 5]
     assert len(averaged(KINDS[-1], path, [0.5] * 10).copies) == KINDS[-1].keep
-
-
-def test_a_saved_average_that_does_not_fit_is_refused():
-    path = walk(4)
-    ema = AverageConfig("ema", every=2)
-    saved = average.state_tensors(averaged(ema, path, [0.5] * 4))
-    for wrong, named in [
-        ({k: v for k, v in saved.items() if k != "taken"}, "taken"),
-        ({k: v for k, v in saved.items() if k != "0/up"}, "0/up"),
-        ({**saved, "1/up": saved["0/up"]}, "1/up"),
-        ({**saved, "0/up": saved["0/up"][:1]}, "0/up"),
-    ]:
-        with pytest.raises(UserError, match=named):
-            average.load(ema, wrong, path[0])

@@ -196,7 +196,7 @@ def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path)
     inputs = {"training": "t", "data": "d"}
     donor = open_run(tmp_path / "donor", Config(), "d", {})
     files.write_text(donor.file("weights"), "w")
-    donor.log({"kind": "train", "step": 1})
+    donor.log({"kind": "first", "step": 1})
     donor.cover("qat", 1, 1, "values")
     donor.finish("train", inputs, ["weights"], 3.0)
     donor.log({"kind": "later", "step": 1})

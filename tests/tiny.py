@@ -1,23 +1,27 @@
 """A tiny model, a text that it learns at once, and its training: for the tests of the loop and of what follows it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from golfcore.base import runtime
 from golfcore.base.records import RunFolder
 from golfcore.config import Config, load
-from golfcore.data.shards import write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.forward import Net
-from golfcore.model.weights import Weights
+from golfcore.model.weights import Weights, tree_map
+from golfcore.optim.inner import loss_function
 from golfcore.train import loop, state
 from golfcore.train.state import TrainingData
-from golfcore.train.step import loss_function, train_step
+from golfcore.train.step import train_step
 
 TINY = load(
     "smoke",
@@ -50,14 +54,40 @@ def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None =
     s = s or state.start(cfg, params.init(cfg.model, cfg.run.seed), torch.float32, torch.device("cpu"))
     stream.position = s.position
     net = Net(cfg.model, tables(cfg))
-    loss = loss_function(net, cfg.optim.z_loss, compiled=False)
+    loss = loss_function(net, cfg.optim.z_loss)
     return s, [train_step(cfg, net, s, stream, loss, RUNTIME) for _ in range(n)]
 
 
-def open_stream(folder: Path) -> TokenStream:
-    """TOKENS, from a shard written into `folder`."""
-    write_shard(folder / "train_000000.bin", TOKENS)
-    return TokenStream([folder / "train_000000.bin"], TINY.model.vocab_size)
+def lively(cfg: Config, seed: int = 0) -> Weights:
+    """Leaves of which none is at its initial value, so that every path carries a gradient."""
+    g = torch.Generator().manual_seed(seed)
+    start = params.init(cfg.model, seed)
+    return tree_map(lambda t: (t + 0.1 * torch.randn(t.shape, generator=g)).requires_grad_(), start)
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether the names are the same, and the bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def killed_at(call: int, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list:
+    """Make the function `module.name` raise KeyboardInterrupt at that call (from 1 on); what grows with its calls."""
+    real, calls = getattr(module, name), []
+
+    def killed(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, name, killed)
+    return calls
+
+
+def logged(folder: Path) -> list[dict]:
+    """What a run logged, without the seconds that it took."""
+    timed = ("elapsed", "seconds", "instrument_seconds")
+    return [{k: v for k, v in row.items() if k not in timed} for row in RunFolder(folder).metrics()]
 
 
 def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:

@@ -13,10 +13,10 @@ from golfcore import config
 from golfcore.analysis.frames import frame, to_text
 from golfcore.analysis.runs import report
 from golfcore.analysis.stats import MIN_CHUNKS, Estimate, estimate
-from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config, differences
+from golfcore.evals import result as results
 from golfcore.evals.score import bits_per_byte
 from golfcore.runs.folder import find_run
 
@@ -102,7 +102,7 @@ def scored(path: Path) -> Scored:
     run = find_run(path)
     found = report(run)
     rows = found["measures"]
-    chunks = {e: files.read_json(run.file(f"eval/{e}.json"), "an evaluation result")["chunks"] for e in EVALUATIONS}
+    chunks = {e: results.load(run.file(f"eval/{e}.json")).chunks for e in EVALUATIONS}
     code = str(rows["static"].get("code") or found.get("source", {}).get("code", ""))
     bpb = {e: rows[e]["bpb"] for e in EVALUATIONS}
     return Scored(run, config.of_run(run), run.data_hash(), code, rows["static"]["tokens"], bpb, chunks)

@@ -9,8 +9,7 @@ import numpy as np
 from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
-from golfcore.data.datasets import train_stream, val_tokens
-from golfcore.data.prepare import prepare_data
+from golfcore.data.datasets import check_same, prepare_data, train_stream, val_tokens
 from golfcore.data.tokens import SPACE, Tables, load_tables, load_tokenizer, token_classes
 
 TRAIN_TOKENS = 10_000_000  # enough to count pairs of 1,024 tokens
@@ -28,10 +27,7 @@ def text_of(run: RunFolder) -> Text:
     """The text that a run was trained and scored on. UserError if the data are not there, or are no longer the same."""
     cfg = config.of_run(run)
     dataset = prepare_data(cfg, lambda message: None)
-    if dataset.data_hash != run.data_hash():
-        raise UserError(
-            f"{dataset.path}: expected data {run.data_hash()[:12]} of {run.path}, found {dataset.data_hash[:12]}"
-        )
+    check_same(dataset, run.data_hash(), dataset.tokenizer_hash, str(run.path))
     vocab, trained = cfg.model.vocab_size, max((row["tokens"] for row in run.metrics("train")), default=0)
     if not trained:
         raise UserError(f"{run.path}: expected a run that has trained, found no training rows")

@@ -178,7 +178,8 @@ def check(value: object, schema: Schema, where: str, key: str = "") -> None:
     fitting = [option for option in options if _is(value, _kind(option))]
     if not fitting:
         wanted = " or ".join(WORDS[_kind(option)] for option in options)
-        raise UserError(f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {shown(value)}")
+        found = repr(shown(value)) if isinstance(value, str) else shown(value)
+        raise UserError(f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {found}")
     if isinstance(value, list) and isinstance(fitting[0], list):
         for i, item in enumerate(value):
             check(item, fitting[0][0], where, f"{key}[{i}]")

@@ -24,9 +24,11 @@ CONFIG_SCHEMA = {"config": {"*": (str, dict)}, "hash": str, "data_hash": str}
 ENVIRONMENT_SCHEMA = {"starts": [{"started": str}]}
 ROW_SCHEMA = {"kind": str, "step": int}  # of every row in metrics.jsonl; by kind:
 ROW_SCHEMAS: dict[str, dict[str, Any]] = {
-    "train": ROW_SCHEMA | {"loss": float, "bpb": float, "elapsed": float, "tokens": int},
-    "val": ROW_SCHEMA | {"loss": float, "bpb": float},
+    "train": ROW_SCHEMA | {"loss": float, "bpb": float, "elapsed": float, "tokens": int, "*": float},
+    "val": ROW_SCHEMA | {"loss": float, "bpb": float, "*": float},
     "event": ROW_SCHEMA | {"event": str},
+    "meta": ROW_SCHEMA | {"*": (float, None)},
+    "reptile": ROW_SCHEMA | {"*": float},
 }
 COVERAGE_SCHEMA = {"*": {"done": int, "of": int, "unit": str, "note": str}}
 STAGE_SCHEMA = {"inputs": str, "outputs": {"*": str}, "seconds": float, "metrics": int, "coverage": COVERAGE_SCHEMA}

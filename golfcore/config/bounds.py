@@ -18,8 +18,6 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         low = f"more than {self.low:.10g}" if self.open_low else f"at least {self.low:.10g}"
-        if self.high == float("inf"):
-            return f"a finite number of {low}"
         return f"{low} and {'less than' if self.open_high else 'at most'} {self.high:.10g}"
 
 

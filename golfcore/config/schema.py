@@ -86,11 +86,11 @@ class DataConfig:
 class OptimConfig:
     batch_tokens: int = bounded(786_432, "[1, 1e9]")
     grad_accum: int = bounded(8, "[1, 1e6]")  # micro-batches a step, over all ranks
-    matrix_lr: float = bounded(0.025, "[0, inf)")
-    table_lr: float = bounded(0.035, "[0, inf)")
-    scalar_lr: float = bounded(0.025, "[0, inf)")
-    matrix_wd: float = bounded(0.04, "[0, inf)")
-    adam_wd: float = bounded(0.04, "[0, inf)")
+    matrix_lr: float = bounded(0.025, "[0, 1e30]")
+    table_lr: float = bounded(0.035, "[0, 1e30]")
+    scalar_lr: float = bounded(0.025, "[0, 1e30]")
+    matrix_wd: float = bounded(0.04, "[0, 1e30]")
+    adam_wd: float = bounded(0.04, "[0, 1e30]")
     beta1: float = bounded(0.9, "[0, 1)")
     beta2: float = bounded(0.95, "[0, 1)")
     eps: float = bounded(1e-8, "(0, 1]")
@@ -101,8 +101,8 @@ class OptimConfig:
     matrix_decay: Literal["before", "after"] = "before"  # quirk: after = of what the step has just made (pr294)
     momentum_dtype: Literal["compute", "float32"] = "compute"  # of Muon's buffers
     ns_steps: int = bounded(5, "[1, 100]")
-    grad_clip: float = bounded(0.3, "[0, inf)")
-    z_loss: float = bounded(0.0, "[0, inf)")  # weight of the capped logits' mean squared log-partition; training only
+    grad_clip: float = bounded(0.3, "[0, 1e30]")
+    z_loss: float = bounded(0.0, "[0, 1e30]")  # weight of the capped logits' mean squared log-partition; training only
     table_dtype: Literal["float32", "compute"] = "float32"  # quirk: tables (and moments) in the compute dtype
     qat: Literal["none", "matrices", "inert"] = "none"  # quirk: inert = announced, touches no matrix (published)
     qat_scale: float = bounded(0.25, "(0, 2]")  # late QAT starts when the LR multiplier falls below this
@@ -118,7 +118,7 @@ class ScheduleConfig:
     guard_steps: int = bounded(25, "[0, 1e9]")  # the multiplier is 1 before this step
     adaptive: bool = False  # start the warmdown when the loss average stops falling
     adaptive_ema: float = bounded(0.99, "[0, 1)")
-    adaptive_threshold: float = bounded(0.0005, "[0, inf)")
+    adaptive_threshold: float = bounded(0.0005, "[0, 1e30]")
     adaptive_min_steps: int = bounded(2000, "[0, 1e9]")
     adaptive_every: int = bounded(100, "[1, 1e9]")
 
@@ -147,13 +147,13 @@ class MetaConfig:
     adapted: Literal["banks", "all"] = "banks"  # what takes inner steps; all = as in TTT
     freeze_blocks: int = bounded(2, "[0, 1024]")  # the first blocks take no inner step
     inner_steps: int = bounded(1, "[0, 1000]")  # 0 = placebo: the same outer gradient without adaptation
-    inner_lr: float = bounded(0.002, "[0, inf)")
+    inner_lr: float = bounded(0.002, "[0, 1e30]")
     inner_momentum: float = bounded(0.0, "[0, 1)")
-    inner_clip: float = bounded(0.0, "[0, inf)")  # joint norm of the inner gradient; 0 = not clipped
-    sam_rho: float = bounded(0.0, "[0, inf)")  # the inner gradient is taken this far along itself; 0 = off
+    inner_clip: float = bounded(0.0, "[0, 1e30]")  # joint norm of the inner gradient; 0 = not clipped
+    sam_rho: float = bounded(0.0, "[0, 1e30]")  # the inner gradient is taken this far along itself; 0 = off
     order: Literal["first", "second"] = "first"  # second = differentiate through the inner steps
-    loss_weight: float = bounded(0.5, "[0, inf)")
-    delta_weight: float = bounded(0.0, "[0, inf)")  # also reward what the inner steps gain
+    loss_weight: float = bounded(0.5, "[0, 1e30]")
+    delta_weight: float = bounded(0.0, "[0, 1e30]")  # also reward what the inner steps gain
     dtype: Literal["float32", "compute"] = "float32"  # quirk: compute rounds adapted weights, and their step, to it
     log_pre_every: int = bounded(1, "[0, 1e9]")  # meta steps between losses before inner steps; 0 = never
     log_rates_every: int = bounded(50, "[1, 1e9]")  # steps between records of the learned rates
@@ -169,8 +169,8 @@ class ReptileConfig:
 
     share: float = bounded(0.0, "[0, 1)")  # of the training budget (tokens; seconds by the wall clock); 0 = no phase
     inner_steps: int = bounded(3, "[1, 1e6]")  # each on text of its own
-    inner_lr: float = bounded(0.1, "[0, inf)")
-    outer_lr: float = bounded(0.01, "[0, inf)")  # 0 = the share is left unused
+    inner_lr: float = bounded(0.1, "[0, 1e30]")
+    outer_lr: float = bounded(0.01, "[0, 1e30]")  # 0 = the share is left unused
     batch_seqs: int = bounded(1, "[1, 1e6]")
     freeze_blocks: int = bounded(0, "[0, 1024]")  # of the MLPs that take part, those of the first so many blocks do not
 
@@ -219,14 +219,14 @@ class TTTConfig:
     epochs: int = bounded(4, "[0, 10000]")  # over each chunk once it is scored; train-first: over the whole stream
     sweeps: int = bounded(0, "[0, 10000]")  # train-first: further passes, one step a chunk (pr398's "causal TTT")
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = bounded(0.004, "[0, inf)")
-    lr_candidates: tuple[float, ...] = bounded((), "[0, inf)")  # chosen on reserved training text; () = lr as it is
+    lr: float = bounded(0.004, "[0, 1e30]")
+    lr_candidates: tuple[float, ...] = bounded((), "[0, 1e30]")  # chosen on reserved training text; () = lr as it is
     lr_shape: Literal["cosine", "constant"] = "cosine"  # over chunks
     lr_horizon: int = bounded(0, "[0, 1e12]")  # chunks in the cosine; 0 = those of the stream (published)
     momentum: float = bounded(0.9, "[0, 1)")  # of SGD; Adam has its usual 0.9 and 0.999
     batch_seqs: int = bounded(16, "[1, 1e6]")
     shards: int = bounded(1, "[1, 1e6]")  # quirk, train-first: parts of the stream that make a batch
-    clip: float = bounded(1.0, "[0, inf)")  # joint norm of the gradient; 0 = not clipped
+    clip: float = bounded(1.0, "[0, 1e30]")  # joint norm of the gradient; 0 = not clipped
     adapted: Literal["all", "banks", "blocks", "mlps", "scalars", "lora"] = "all"  # blocks: their scales as well
     lora_rank: int = bounded(4, "[1, 65536]")
     lora_roles: tuple[Literal["query", "key", "value", "out", "up", "down"], ...] = ("up", "down")

@@ -1,81 +1,82 @@
-"""The files of a dataset: where they are, and SHA-256 digests of their contents that are remembered between processes.
+"""The files of a dataset folder, their digests, which are remembered between processes, and the list of both.
 
-A digest stays valid while path, size, times and inode stay; `golfcore data check` reads everything again.
+`manifest.json` is what golfcore says of a folder that it made. Written last, its presence says that all is there.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
-from golfcore.base.files import canonical_json, read_json, sha256_file, sha256_text, write_json
+from golfcore.base.files import Schema, canonical_json, check, read_json, sha256_file, sha256_text, write_json
 from golfcore.base.progress import bar
 
 SETTLED_SECONDS = 2.0  # a file changed more recently could change again within one tick of the file system's clock
 SHOWN_BYTES = 1 << 28  # hashing less than this needs no bar
 READERS = 4
 
+MANIFEST = "manifest.json"
+SCHEMA = "golfcore-data-1"
+LISTED = {"data_hash": str, "files": {"*": {"sha256": str}}}
+FIRST_KEYS = {"schema", "data_hash", "files", "splits", "sources", "vocab_size", "sentencepiece"}
+
 
 def files_below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     """The files below `folder` with one of `suffixes`, in the order of their paths.
 
     Links are followed; what begins with a dot (checkpoints of editors, staging folders) is left out.
-    UserError: a folder that cannot be read, a link to nothing.
+    OSError: a folder that cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found: list[Path] = []
     seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         place = os.path.realpath(root)
         folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
         if place not in seen:
             found += [Path(root, name) for name in names if not name.startswith(".") and Path(name).suffix in suffixes]
         seen.add(place)
-    for path in found:
-        if not path.exists():
-            raise UserError(f"{path}: cannot read, it is a link to a file that is not there")
     return sorted(found)
 
 
-def read(path: Path, what: str) -> bytes:
-    """The bytes of a file; `what` names it in the error. UserError: not there, a folder, not readable."""
-    if path.is_dir():
-        raise UserError(f"{path}: expected {what}, found a folder")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected {what}, found no such file") from None
-    except OSError as e:
-        raise UserError(f"{path}: cannot read {what} ({e.strerror})") from None
+# -- digests
 
 
 def digests(paths: Iterable[Path], again: bool = False) -> dict[Path, str]:
     """The SHA-256 of each file's content, read only if it is not remembered or `again` is set.
 
-    UserError: a file that cannot be read.
+    OSError: a file that cannot be read.
     """
-    paths = list(paths)
-    known = {} if again else {path: digest for path in paths if (digest := _remembered(path))}
-    missing = [path for path in paths if path not in known]
+    found = {path: {} if again else recall("digests", _state(path), {"sha256": str}) for path in paths}
+    missing = [path for path, entry in found.items() if not entry]
     size = sum(path.stat().st_size for path in missing)
     with bar(size, "hash", "B", show=size >= SHOWN_BYTES) as progress, ThreadPoolExecutor(READERS) as pool:
-        known |= zip(missing, pool.map(lambda path: _hash(path, progress.update), missing), strict=True)
-    return {path: known[path] for path in paths}
+        found |= zip(missing, pool.map(lambda path: _hash(path, progress), missing), strict=True)
+    return {path: entry["sha256"] for path, entry in found.items()}
 
 
-def _hash(path: Path, progress: Callable[[int], object]) -> str:
-    try:
-        before = _state(path)
-        digest = sha256_file(path, progress)
-    except OSError as e:
-        raise UserError(f"{path}: cannot read ({e.strerror})") from None
+def _hash(path: Path, progress: tqdm) -> dict[str, str]:
+    before = _state(path)
+    entry = {"sha256": sha256_file(path, progress.update)}
     changed = max(path.stat().st_mtime, path.stat().st_ctime)
     if before == _state(path) and time.time() - changed > SETTLED_SECONDS:
-        remember("digests", _key(path), {"file": before, "sha256": digest})
-    return digest
+        remember("digests", before, entry)
+    return entry
+
+
+def _state(path: Path) -> str:
+    """What stays while the content of a file stays."""
+    s = path.stat()
+    return canonical_json([os.path.realpath(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
 
 
 def remember(kind: str, key: str, value: dict) -> None:
@@ -84,31 +85,62 @@ def remember(kind: str, key: str, value: dict) -> None:
         write_json(_cached(kind, key), value)
 
 
-def recall(kind: str, key: str) -> dict:
-    """What was kept in the cache; {} if there is nothing, or nothing that can be read."""
+def recall(kind: str, key: str, schema: Schema) -> dict:
+    """What was kept in the cache; {} if there is nothing, or something else than `schema` says."""
     with suppress(UserError, OSError, RuntimeError):
-        return read_json(_cached(kind, key), "a remembered value")
+        return read_json(_cached(kind, key), "a remembered value", schema)
     return {}
 
 
 def _cached(kind: str, key: str) -> Path:
-    return runtime.cache_dir() / kind / f"{key}.json"
+    return runtime.cache_dir() / kind / f"{sha256_text(key)[:32]}.json"
 
 
-def _remembered(path: Path) -> str:
-    entry = recall("digests", _key(path))
-    found = entry.get("sha256")
-    return found if isinstance(found, str) and entry.get("file") == _state(path) else ""
+# -- the manifest
 
 
-def _key(path: Path) -> str:
-    return sha256_text(os.path.realpath(path))[:32]
+def data_hash(hashes: Mapping[str, str]) -> str:
+    """The identity of a folder with a manifest: of each file's path below it and the SHA-256 of its content."""
+    return sha256_text(canonical_json(dict(hashes)))
 
 
-def _state(path: Path) -> str:
-    s = path.stat()
-    return canonical_json([os.path.realpath(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
+def write_manifest(folder: Path, hashes: Mapping[str, str], **facts: object) -> None:
+    """Declare `folder` complete: `hashes` maps each file's path below it to its SHA-256, `facts` is added as it is."""
+    files = {name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in hashes.items()}
+    manifest = {"schema": SCHEMA, "data_hash": data_hash(hashes), "files": files, **facts}
+    write_json(folder / MANIFEST, manifest | {"digest": _digest(manifest)})
 
 
-def _cannot_list(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot read this folder ({error.strerror})")
+def read_manifest(folder: Path) -> dict:
+    """The manifest that golfcore wrote into `folder`; {} if there is none or it is somebody else's.
+
+    UserError: it is ours and not as it was written.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path, "a manifest") if path.exists() else {}
+    if manifest.get("schema") != SCHEMA and not {"data_hash", "digest"} & manifest.keys():
+        return {}
+    without_digest = manifest.keys() <= FIRST_KEYS and manifest.get("schema") == SCHEMA  # as version 0.1.0 wrote it
+    if not without_digest and manifest.get("digest") != _digest(manifest):
+        raise UserError(f"{path}: expected a manifest as golfcore wrote it, found other content than its digest says")
+    check(manifest, LISTED, f"{path}: expected a manifest")
+    return manifest
+
+
+def check_contents(folder: Path, manifest: Mapping, found: Mapping[Path, str]) -> None:
+    """Hold the digests of the files `found` against the manifest. UserError: another file, one less, other content."""
+    listed = {folder / name: facts["sha256"] for name, facts in manifest["files"].items()}
+    for path in sorted(listed.keys() | found.keys()):
+        if path not in listed:
+            raise UserError(f"{path}: expected only files that {MANIFEST} lists, found this one besides")
+        if path not in found:
+            raise UserError(f"{path}: expected this file, which {MANIFEST} lists, found no such file")
+        if found[path] != listed[path]:
+            raise UserError(
+                f"{path}: expected the content that {MANIFEST} lists (sha256 {listed[path][:12]}), "
+                f"found {found[path][:12]}"
+            )
+
+
+def _digest(manifest: Mapping) -> str:
+    return sha256_text(canonical_json({key: value for key, value in manifest.items() if key != "digest"}))

@@ -10,7 +10,6 @@ import platform
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import canonical_json, sha256_text
-from golfcore.data.manifest import MANIFEST, SCHEMA
+from golfcore.data.contents import MANIFEST, SCHEMA
 from golfcore.data.text import build, is_unicode
 
 STDLIB = "stdlib"
@@ -59,14 +58,14 @@ def documents(packages: Sequence[str]) -> list[str]:
     UserError: a package that is not installed.
     """
     files = [path for name in packages for path in package_files(name)]
-    with _no_collector():
-        texts = {
-            text
-            for path in tqdm(files, desc="docstrings", unit="file", disable=None)
-            for text in docstrings(path.read_bytes())
-            if len(text) >= MIN_CHARS
-        }
-    return sorted(texts, key=sha256_text)
+    found: set[str] = set()
+    gc.disable()  # syntax trees have no cycles, and walking them again and again doubles the time
+    try:
+        for path in tqdm(files, desc="docstrings", unit="file", disable=None):
+            found.update(text for text in docstrings(path.read_bytes()) if len(text) >= MIN_CHARS)
+    finally:
+        gc.enable()
+    return sorted(found, key=sha256_text)
 
 
 def docstrings(source: bytes) -> list[str]:
@@ -79,6 +78,16 @@ def docstrings(source: bytes) -> list[str]:
             return []
     found = (ast.get_docstring(owner) for owner in _owners(tree))
     return [text.strip() for text in found if text and is_unicode(text)]
+
+
+def _owners(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What can have a docstring. Only statements are visited: expressions are most of a tree and hold none."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+        pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
 
 
 def package_version(name: str) -> str:
@@ -111,25 +120,3 @@ def package_files(name: str) -> list[Path]:
         for path in root.rglob("*.py")
         if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts[:-1])
     ]
-
-
-def _owners(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What can have a docstring. Only statements are visited: expressions are most of a tree and hold none."""
-    pending: list[ast.AST] = [tree]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node
-        pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Pause garbage collection: syntax trees have no cycles, and walking them again and again doubles the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

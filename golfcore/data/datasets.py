@@ -1,22 +1,23 @@
 """A dataset is a folder: training and validation shards, one SentencePiece model, and perhaps our manifest.
 
-Folders that golfcore made carry a `manifest.json` of schema `golfcore-data-1`, written last: its presence says that
-the folder is complete. Other folders in the competition's format (its FineWeb export, say) open just as well.
-A shard is named `train_000000.bin`, `val_000000.bin`, or `NAME_train_000000.bin`, `NAME_val_000000.bin` with one NAME.
+Folders of others in the competition's format (its FineWeb export, say) open just as well. A shard is named
+`train_000000.bin`, `val_000000.bin`, or `NAME_train_000000.bin`, `NAME_val_000000.bin` with one NAME.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.base.files import canonical_json, sha256_text
-from golfcore.data.contents import digests, files_below
-from golfcore.data.manifest import check_contents, check_listed, read_manifest
-from golfcore.data.proofs import Facts, prove
+from golfcore.config import Config
+from golfcore.data.contents import check_contents, digests, files_below, read_manifest
+from golfcore.data.corpus import pydocs
+from golfcore.data.proofs import MIN_TOKENS, Facts, prove
 from golfcore.data.shards import is_shard, open_shard, shard_tokens
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import load_tokenizer
@@ -36,14 +37,21 @@ class Dataset:
     facts: Facts  # what was proven of this content
 
 
+def prepare_data(cfg: Config, say: Callable[[str], object]) -> Dataset:
+    """The dataset of a configuration: its folder, or the embedded corpus, built into the cache if it is not there."""
+    if cfg.data.path:
+        return open_dataset(cfg.data.path)
+    folder, built = pydocs(runtime.cache_dir(), cfg.data.packages, cfg.model.vocab_size)
+    say(f"corpus: {'built' if built else 'reused'} {folder}")
+    return open_dataset(folder)
+
+
 def open_dataset(path: str | Path, again: bool = False) -> Dataset:
     """Find the shards and the tokenizer below `path`, and hold them against their manifest and each other.
 
     `data_hash` comes from our manifest; without one it is a hash of the contents of the tokenizer and of all shards in
-    order. Contents are hashed, and what follows from them proven, once: later calls only look at the files' states.
-    `again` hashes everything and proves it on the whole text, not on its beginning. Documents of fewer than 64 tokens
-    are not compared. What `golfcore data download` fetched is the competition's own split and is taken as it is: its
-    overlap is counted in `facts`, not refused.
+    order. Contents are hashed, and what follows from them proven, once; `again` does both, and proves on the whole
+    text, not on its beginning.
     UserError: no such folder; no shards of a split, shards of other names or of several datasets; no tokenizer or
     several; a damaged shard; contents that differ from our manifest; text that training and validation share; a
     tokenizer whose bytes cannot be counted.
@@ -56,20 +64,19 @@ def open_dataset(path: str | Path, again: bool = False) -> Dataset:
     models = [file for file in files if file.suffix == ".model"]
     if len(models) != 1:
         raise UserError(f"{path}: expected one tokenizer (*.model), found {_listing(path, models)}")
-    manifest = read_manifest(path)
-    if manifest:
-        check_listed(path, manifest, [*train, *val, models[0]])
     for shard in train + val:
         shard_tokens(shard)
     found = digests([models[0], *train, *val], again)
+    manifest = read_manifest(path)
     if manifest:
         check_contents(path, manifest, found)
-    _check_distinct(train, val, found)
-    data_hash = manifest["data_hash"] if manifest else _contents_hash(models[0], train, val, found)
+    trained = {found[shard]: shard.name for shard in train}
+    for shard in val:
+        if same := trained.get(found[shard]):
+            raise UserError(f"{shard}: expected text that is not trained on, found the same content as {same}")
+    contents = [found[models[0]], [found[shard] for shard in train], [found[shard] for shard in val]]
+    data_hash = manifest["data_hash"] if manifest else sha256_text(canonical_json(contents))
     facts = prove(models[0], train, val, data_hash, whole=again)
-    sources = manifest.get("sources") or {}
-    if facts.overlap.documents and sources.get("corpus") != "download":
-        raise UserError(_overlap_sentence(path, facts, train, val))
     return Dataset(path, train, val, models[0], data_hash, found[models[0]], manifest, facts)
 
 
@@ -93,8 +100,7 @@ def val_tokens(dataset: Dataset, vocab_size: int, targets: int = 0) -> np.ndarra
     UserError: damaged shards, or a tokenizer of another size.
     """
     load_tokenizer(dataset.tokenizer, vocab_size)
-    shards = [open_shard(shard, vocab_size) for shard in dataset.val]
-    tokens = np.concatenate(shards)
+    tokens = np.concatenate([open_shard(shard, vocab_size) for shard in dataset.val])
     return tokens[: targets + 1] if targets else tokens
 
 
@@ -117,18 +123,16 @@ def description(dataset: Dataset) -> str:
         lines.append(
             f"  {split}: {tokens:,} tokens in {len(shards)} shards, {facts.documents[split]:,} documents, {counted}"
         )
-    lines.append(f"  overlap: {facts.overlap.documents:,} training documents of {facts.min_tokens} tokens or more")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  overlap: no document of {MIN_TOKENS} tokens or more is in both"])
 
 
 def _splits(path: Path, files: list[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """The shards of training and validation in order, by their exact names; files that are no shards are left out."""
-    shards: dict[str, list[tuple[int, Path]]] = {"train": [], "val": []}
+    shards: dict[str, dict[Path, int]] = {"train": {}, "val": {}}
     names = set()
     for file in files:
-        named = SHARD_NAME.fullmatch(file.name)
-        if named:
-            shards[named["split"]].append((int(named["number"]), file))
+        if named := SHARD_NAME.fullmatch(file.name):
+            shards[named["split"]][file] = int(named["number"])
             names.add(named["name"] or "")
         elif is_shard(file):
             raise UserError(
@@ -137,35 +141,14 @@ def _splits(path: Path, files: list[Path]) -> tuple[tuple[Path, ...], tuple[Path
     for split, found in shards.items():
         if not found:
             raise UserError(f"{path}: expected {split} shards (NAME_{split}_000000.bin), found {_listing(path, files)}")
-    folders = sorted({file.parent for found in shards.values() for _, file in found})
-    if len(folders) != 1:
+    folders = sorted({file.parent for found in shards.values() for file in found})
+    if len(folders) > 1:
         raise UserError(f"{path}: expected the shards of one dataset, found shards in {_listing(path, folders)}")
-    if len(names) != 1:
-        listed = ", ".join(repr(name) for name in sorted(names))
+    if len(names) > 1:
+        listed = ", ".join(map(repr, sorted(names)))
         raise UserError(f"{path}: expected the shards of one dataset, found shards of the names {listed}")
-    train, val = (tuple(file for _, file in sorted(shards[split])) for split in ("train", "val"))
+    train, val = (tuple(sorted(found, key=found.__getitem__)) for found in shards.values())
     return train, val
-
-
-def _check_distinct(train: tuple[Path, ...], val: tuple[Path, ...], found: Mapping[Path, str]) -> None:
-    trained = {found[shard]: shard for shard in train}
-    for shard in val:
-        if found[shard] in trained:
-            same = trained[found[shard]].name
-            raise UserError(f"{shard}: expected text that is not trained on, found the same content as {same}")
-
-
-def _contents_hash(model: Path, train: tuple[Path, ...], val: tuple[Path, ...], found: Mapping[Path, str]) -> str:
-    return sha256_text(canonical_json([found[model], [found[p] for p in train], [found[p] for p in val]]))
-
-
-def _overlap_sentence(path: Path, facts: Facts, train: tuple[Path, ...], val: tuple[Path, ...]) -> str:
-    (train_shard, train_at), (val_shard, val_at) = facts.places(train, val)
-    return (
-        f"{path}: expected training text without the validation documents, found {facts.overlap.documents:,} of them "
-        f"(of {facts.min_tokens} tokens or more), the first at token {train_at} of {train_shard.name} "
-        f"and token {val_at} of {val_shard.name}"
-    )
 
 
 def _listing(path: Path, found: list[Path]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import read_json, sha256_file
-from golfcore.data.contents import digests
-from golfcore.data.manifest import MANIFEST, read_manifest, write_manifest
+from golfcore.data.contents import MANIFEST, digests, read_manifest, write_manifest
 from golfcore.data.shards import shard_tokens
 
 REPO = "willdepueoai/parameter-golf"
@@ -21,79 +20,68 @@ DATASET = "fineweb10B_sp1024"
 REMOTE_ROOT = "datasets"  # the export's folder in the repository
 STAGING = ".download"
 ATTEMPTS = 3
+EXPORT = {
+    "datasets": [{"name": str, "tokenizer_name": str, "stats": {"files_train": int, "files_val": int}}],
+    "tokenizers": [{"name": str}],
+}
 
 
-def download(
-    out: Path,
-    train_shards: int,
-    *,
-    dataset: str = DATASET,
-    repo: str = REPO,
-    revision: str = "main",
-    endpoint: str | None = None,
-) -> str:
+def download(out: Path, train_shards: int, endpoint: str | None = None) -> str:
     """Download all validation shards, the first `train_shards` training shards and the tokenizer; return the commit.
 
     The export's own manifest says what there is, and all files come from one commit. Each is fetched into a staging
-    folder, checked against the hub's hash and the shard format, and renamed into `out/datasets/<dataset>/` or
+    folder, checked against the hub's hash and the shard format, and renamed into `out/datasets/` or
     `out/tokenizers/`. A file already there is hashed and kept if it is right, so calling again finishes an
     interrupted download or adds shards. Our `manifest.json` comes last.
-    UserError: huggingface_hub is missing; no such repository, revision, data set, or fewer shards; the network
-    fails; a file does not match its hash; `out` holds somebody else's manifest.
+    UserError: huggingface_hub is missing; fewer shards; the network fails; a file does not match its hash; `out`
+    holds somebody else's manifest.
     """
     if (out / MANIFEST).exists() and not read_manifest(out):
         raise UserError(f"{out / MANIFEST}: expected a manifest that golfcore wrote, found another one")
-    source = Source(_hub(), repo, revision, endpoint, out / STAGING)
+    source = Source(_hub(), "main", endpoint, out / STAGING)
     source = replace(source, revision=source.facts(f"{REMOTE_ROOT}/{MANIFEST}")[0])
-    export = read_json(source.fetch(f"{REMOTE_ROOT}/{MANIFEST}"), "the export's manifest")
-    present = {path.name for path in (out / "datasets" / dataset).glob("fineweb_train_*.bin")}
-    files = export_files(export, dataset, train_shards, present)
+    export = read_json(source.fetch(f"{REMOTE_ROOT}/{MANIFEST}"), "the export's manifest", EXPORT)
+    present = {path.name for path in (out / "datasets" / DATASET).glob("fineweb_train_*.bin")}
     hashes: dict[str, str] = {}
-    for local, name in tqdm(files.items(), desc="files", unit="file", disable=None):
-        source.install(f"{REMOTE_ROOT}/{name}", out / local)
-        hashes[local] = digests([out / local])[out / local]
-    facts = {"corpus": "download", "repo": repo, "commit": source.revision, "dataset": dataset}
-    write_manifest(out, hashes, sources=facts)
+    for name in tqdm(export_files(export, train_shards, present), desc="files", unit="file", disable=None):
+        source.install(f"{REMOTE_ROOT}/{name}", out / name)
+        hashes[name] = digests([out / name])[out / name]
+    write_manifest(
+        out, hashes, sources={"corpus": "download", "repo": REPO, "commit": source.revision, "dataset": DATASET}
+    )
     shutil.rmtree(source.staging)
     return source.revision
 
 
-def export_files(export: Mapping, dataset: str, train_shards: int, present: set[str]) -> dict[str, str]:
-    """Local path -> path in the export, for the wanted files and the training shards already `present`.
+def export_files(export: dict, train_shards: int, present: set[str]) -> list[str]:
+    """Paths in the export of the tokenizer, the wanted shards and the training shards already `present`.
 
-    UserError: the export has no such data set, fewer shards, or no SentencePiece tokenizer for it.
+    UserError: fewer shards in the export.
     """
-    entries = {entry["name"]: entry for entry in export.get("datasets", [])}
-    if dataset not in entries:
-        raise UserError(f"dataset: expected one of {sorted(entries)}, found {dataset!r}")
-    stats = entries[dataset]["stats"]
-    if not 1 <= train_shards <= stats["files_train"]:
-        raise UserError(f"train_shards: expected 1 to {stats['files_train']} for {dataset}, found {train_shards}")
-    models = {entry["name"]: entry.get("model_path") for entry in export.get("tokenizers", [])}
-    model = models.get(entries[dataset].get("tokenizer_name"))
-    if not model:
-        raise UserError(f"dataset: expected one with a SentencePiece tokenizer, found {dataset!r} without")
-    names = [f"fineweb_val_{i:06d}.bin" for i in range(stats["files_val"])]
+    entry = next(entry for entry in export["datasets"] if entry["name"] == DATASET)
+    model = next(found["model_path"] for found in export["tokenizers"] if found["name"] == entry["tokenizer_name"])
+    most = entry["stats"]["files_train"]
+    if not 1 <= train_shards <= most:
+        raise UserError(f"train_shards: expected 1 to {most} for {DATASET}, found {train_shards}")
+    names = [f"fineweb_val_{i:06d}.bin" for i in range(entry["stats"]["files_val"])]
     names += sorted({f"fineweb_train_{i:06d}.bin" for i in range(train_shards)} | present)
-    files = {f"datasets/{dataset}/{name}": f"datasets/{dataset}/{name}" for name in names}
-    return {f"tokenizers/{Path(model).name}": model, **files}
+    return [model, *(f"datasets/{DATASET}/{name}" for name in names)]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One revision of a dataset repository on the hub, and the folder where its files are staged."""
+    """One revision of the export's repository on the hub, and the folder where its files are staged."""
 
     hub: ModuleType
-    repo: str
     revision: str
     endpoint: str | None  # None: the public hub
     staging: Path
 
     def facts(self, name: str) -> tuple[str, str]:
         """The commit that the revision stands for now, and the hash of a file."""
-        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        url = self.hub.hf_hub_url(REPO, name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint)
         with self._failures(name):
-            meta = self.hub.get_hf_file_metadata(self.hub.hf_hub_url(self.repo, name, **where))
+            meta = self.hub.get_hf_file_metadata(url)
         return meta.commit_hash, meta.etag
 
     def install(self, name: str, path: Path) -> None:
@@ -111,25 +99,21 @@ class Source:
 
         The hub's client continues a transfer that ends early; after a reset connection we start the file again.
         """
-        _, expected = self.facts(name)
+        expected = self.facts(name)[1]
+        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        staged = self.staging / name
         with self._failures(name):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    staged = Path(self._transfer(name))
+                    self.hub.hf_hub_download(REPO, name, **where, local_dir=self.staging)
                     break
                 except self._transport_error as e:
                     if attempt == ATTEMPTS or isinstance(e, self.hub.errors.HfHubHTTPError):
                         raise
         if not _has_hash(staged, expected):
             staged.unlink()
-            raise UserError(f"{self.repo}/{name}: expected content of hash {expected}, found a damaged download")
+            raise UserError(f"{REPO}/{name}: expected content of hash {expected}, found a damaged download")
         return staged
-
-    def _transfer(self, name: str) -> str:
-        return self.hub.hf_hub_download(
-            self.repo, name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint,
-            local_dir=self.staging,
-        )  # fmt: skip
 
     @property
     def _transport_error(self) -> type[Exception]:
@@ -140,9 +124,9 @@ class Source:
     def _failures(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, self._transport_error, self.hub.errors.HFValidationError) as e:
+        except (OSError, self._transport_error) as e:
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            raise UserError(f"{self.repo}/{name}: expected to download it, found {reason}") from None
+            raise UserError(f"{REPO}/{name}: expected to download it, found {reason}") from None
 
 
 def _has_hash(path: Path, etag: str) -> bool:
@@ -158,7 +142,5 @@ def _hub() -> ModuleType:
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError:
-        raise UserError(
-            "huggingface_hub: expected it installed (pip install golfcore[hub]), found it missing"
-        ) from None
+        raise UserError("huggingface_hub: expected it installed (pip install golfcore[hub]), found none") from None
     return huggingface_hub

@@ -1,8 +1,7 @@
 """The training text as one endless token stream whose position is a plain number.
 
-The stream concatenates the shards in order and starts again after the last (spec: no shuffling, no alignment to
-documents). All it knows of the past is `position`, the number of tokens consumed since the start of training, so a
-run that saves that number and sets it again continues with exactly the tokens it would have seen.
+The shards follow one another in order, and again after the last: no shuffling, no alignment to documents. All that
+the stream knows of the past is `position`, so a run that saves that number and sets it again continues exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +14,18 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 from golfcore.data.shards import open_shard, shard_tokens
 
-PIECE_TOKENS = 1 << 22
+PIECE_TOKENS = 1 << 20
 
 
 class TokenStream:
     """An endless reader of `shards`; the last `reserve` tokens of the text are never streamed.
 
-    `length` is the number of tokens in one pass, `total` that of the whole text with the reserve; `position` may be
-    read, saved and set at any time.
-    UserError: no shards, a damaged shard (its ids are checked when it is first read), or a reserve as large as the
-    text.
+    `length` is the number of tokens in one pass, `total` that of the whole text with the reserve; `position` counts
+    the tokens consumed, and may be set.
+    UserError: a damaged shard (its ids are checked when it is first read), or a reserve as large as the text.
     """
 
     def __init__(self, shards: Sequence[Path], vocab_size: int, reserve: int = 0, position: int = 0) -> None:
-        if not shards:
-            raise UserError("shards: expected at least one training shard, found none")
         self.shards = tuple(shards)
         self.vocab_size = vocab_size
         self.reserve = reserve
@@ -53,17 +49,10 @@ class TokenStream:
             position, count = position + stop - start, count - (stop - start)
         return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
 
-    def take(self, count: int) -> np.ndarray:
-        """The next `count` tokens, (count,) uint16; moves on by as many."""
-        tokens = self.read(self.position, count)
-        self.position += count
-        return tokens
-
     def batch(self, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """The next micro-batch: inputs and targets, each (rows, seq_len) int64; moves on by rows * seq_len + 1 tokens.
 
-        Of that block of text the first tokens are the inputs and the last the targets. So one token in each block is
-        never an input, as published.
+        So one token in each block of text is never an input, as published.
         """
         found = self.rows(self.position, rows, seq_len)
         self.position += rows * seq_len + 1
@@ -74,14 +63,12 @@ class TokenStream:
         tokens = torch.from_numpy(self.read(position, rows * seq_len + 1).astype(np.int64))
         return tokens[:-1].view(rows, seq_len), tokens[1:].view(rows, seq_len)
 
-    def tail(self, count: int) -> np.ndarray:
-        """The last `count` tokens of the whole text, (count,) uint16: a development slice never trained on."""
-        if not 0 < count <= self.reserve:
-            raise ValueError(f"tail of {count} tokens, but only the last {self.reserve} are kept out of training")
-        return self.slice(self.total - count, self.total)
+    def tail(self) -> np.ndarray:
+        """The reserve, (reserve,) uint16: a development slice never trained on."""
+        return self.slice(self.length, self.total)
 
     def pieces(self, stop: int | None = None) -> Iterator[np.ndarray]:
-        """The tokens of one pass, or those before `stop`, in pieces of at most 4M: (n,) uint16 each."""
+        """The tokens of one pass, or those before `stop`, in pieces of at most a million: (n,) uint16 each."""
         stop = self.length if stop is None else min(stop, self.total)
         for start in range(0, stop, PIECE_TOKENS):
             yield self.slice(start, min(start + PIECE_TOKENS, stop))

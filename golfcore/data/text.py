@@ -4,12 +4,10 @@ The tokenizer is of the competition's kind: SentencePiece BPE with byte fallback
 prefix, digits apart. Its default normalization (NFKC, runs of white space become one space) is part of the format.
 """
 
-import hashlib
 import io
-import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +15,10 @@ import sentencepiece
 from sentencepiece import SentencePieceProcessor
 from tqdm import tqdm
 
-from golfcore.base.errors import UserError
-from golfcore.base.files import sha256_file, sha256_text, write_bytes
-from golfcore.data.contents import files_below, read
-from golfcore.data.documents import MIN_TOKENS
-from golfcore.data.manifest import MANIFEST, data_hash, write_manifest
-from golfcore.data.proofs import prove
+from golfcore.base.errors import UserError, shown
+from golfcore.base.files import check, parse_json, sha256_file, sha256_text, write_bytes
+from golfcore.data.contents import MANIFEST, data_hash, files_below, write_manifest
+from golfcore.data.proofs import MIN_TOKENS, prove
 from golfcore.data.shards import write_shard
 from golfcore.data.tokens import load_tokenizer
 
@@ -57,57 +53,51 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> bytes:
     """
     if not 1 <= vocab_size <= MAX_VOCAB:
         raise UserError(f"vocab_size: expected 1 to {MAX_VOCAB}, found {vocab_size}")
-    sample, size = [], 0
-    for text in sorted(documents, key=sha256_text):
-        sample.append(text)
-        size += len(text)
-        if size >= SAMPLE_CHARS:
-            break
+    ordered = sorted(documents, key=sha256_text)
+    enough = np.searchsorted(np.cumsum([len(text) for text in ordered]), SAMPLE_CHARS) + 1
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            sentence_iterator=iter(ordered[:enough]), model_writer=model, model_type="bpe", vocab_size=vocab_size,
             byte_fallback=True, split_digits=True, add_dummy_prefix=False, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
             max_sentence_length=1 << 30, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as e:
-        most, least = re.search(r"<= (\d+)", str(e)), re.search(r"(\d+) vs (\d+)", str(e))
-        bound = f" (at most {most[1]})" if most else f" (more than {least[2]})" if least else ""
-        raise UserError(f"vocab_size: expected a size that suits the text, found {vocab_size}{bound}") from None
+        most = re.search(r"<= (\d+)", str(e))
+        size_wanted = f"at most {most[1]} for this text" if most else "more pieces for this text"
+        raise UserError(f"vocab_size: expected {size_wanted}, found {vocab_size}") from None
     return model.getvalue()
 
 
 def build(
-    documents: Iterable[str],
-    out: Path,
-    vocab_size: int,
-    sources: Mapping[str, object],
-    tokenizer: Path | None = None,
+    documents: Iterable[str], out: Path, vocab_size: int, sources: Mapping[str, object], tokenizer: Path | None = None
 ) -> None:
     """Make the dataset folder `out`: `tokenizer.model`, `train_*.bin`, `val_*.bin` and, last, `manifest.json`.
 
     Each document is BOS and its tokens; documents follow one another and may span shards. A training document that is
-    token for token a validation document (texts may differ in what the tokenizer normalizes) is left out. The bytes
-    of the whole text are counted and held against decoding it. The folder is made beside its place and renamed, so a
-    killed build leaves no half of one. All text is held in memory. `sources` says where the documents come from and
-    goes into the manifest; `tokenizer` is used instead of training one.
+    token for token a validation document (texts may differ in what the tokenizer normalizes) is left out. The folder
+    is made beside its place and renamed, so a killed build leaves no half of one. `sources` says where the documents
+    come from; `tokenizer` is used instead of training one.
     UserError: `out` exists with something in it; too few documents; a tokenizer that does not fit, does not cover the
     text, or whose bytes cannot be counted.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: expected a folder that is new or empty, found something there")
-    if blocked := [parent for parent in out.parents if parent.exists() and not parent.is_dir()]:
-        raise UserError(f"{out}: expected a place for a new folder, found the file {blocked[0]} above it")
     train, val = split_documents(documents, str(out))
-    proto = _existing_tokenizer(tokenizer, vocab_size) if tokenizer else train_tokenizer(train, vocab_size)
+    if tokenizer and load_tokenizer(tokenizer, vocab_size).bos_id() < 0:
+        raise UserError(f"{tokenizer}: expected a tokenizer with a start-of-document token, found none")
+    proto = tokenizer.read_bytes() if tokenizer else train_tokenizer(train, vocab_size)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as holder:
         part = Path(holder) / out.name
         model = part / "tokenizer.model"
         write_bytes(model, proto)
-        with tqdm(total=len(train) + len(val), desc="encode", unit="doc", disable=None) as bar:
-            writer = _Writer(part, load_tokenizer(model, vocab_size), bar)
-            splits = {"val": writer.write("val", val), "train": writer.write("train", train)}
+        encoder = load_tokenizer(model, vocab_size)
+        held_out = _encode(encoder, val, "val", set())
+        splits = {
+            "val": _write(part, "val", held_out),
+            "train": _write(part, "train", _encode(encoder, train, "train", {t.tobytes() for _, t in held_out})),
+        }
         hashes = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         shards = {split: sorted(part.glob(f"{split}_*.bin")) for split in splits}
         facts = prove(model, shards["train"], shards["val"], data_hash(hashes), whole=True)
@@ -124,30 +114,65 @@ def build(
                 raise
 
 
-def build_folder(folder: Path, out: Path, vocab_size: int = 1024, tokenizer: Path | None = None) -> None:
-    """Make a dataset of all .txt, .md and .jsonl files below `folder`, in the order of their paths.
+def _encode(
+    tokenizer: SentencePieceProcessor, documents: Sequence[str], split: str, left_out: Set[bytes]
+) -> list[tuple[str, np.ndarray]]:
+    """Each document with its tokens, (n,) uint16, without longer ones whose tokens are in `left_out`."""
+    unknown = [i for i in range(tokenizer.vocab_size()) if tokenizer.is_unknown(i)]
+    kept = []
+    for start in tqdm(range(0, len(documents), BATCH_DOCUMENTS), f"encode {split}", unit="batch", disable=None):
+        batch = list(documents[start : start + BATCH_DOCUMENTS])
+        for text, ids in zip(batch, tokenizer.encode(batch, add_bos=True), strict=True):
+            tokens = np.array(ids, np.uint16)
+            if np.isin(tokens, unknown).any():
+                raise UserError(
+                    f"tokenizer: expected one that has pieces or bytes for all of the text, found none for a part "
+                    f"of the document that begins {text[:40]!r}"
+                )
+            if len(tokens) <= MIN_TOKENS or tokens.tobytes() not in left_out:
+                kept.append((text, tokens))
+    return kept
 
-    UserError: what `folder_documents` and `build` raise.
-    """
+
+def _write(folder: Path, split: str, documents: Sequence[tuple[str, np.ndarray]]) -> dict[str, int]:
+    """Write the shards of one split and return its documents, tokens and bytes of text."""
+    if not documents:
+        raise UserError(f"{split}: expected documents that validation does not hold as well, found none")
+    tokens = np.concatenate([ids for _, ids in documents])
+    for index, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
+        write_shard(folder / f"{split}_{index:06d}.bin", tokens[start : start + SHARD_TOKENS])
+    size = sum(len(text.encode()) for text, _ in documents)
+    return {"documents": len(documents), "tokens": len(tokens), "text_bytes": size}
+
+
+# -- folders of text
+
+
+def build_folder(folder: Path, out: Path, vocab_size: int, tokenizer: Path | None = None) -> None:
+    """Make a dataset of the `folder_documents`, as `build`."""
     build(folder_documents(folder), out, vocab_size, {"corpus": "folder", "name": folder.resolve().name}, tokenizer)
 
 
 def folder_documents(folder: Path) -> list[str]:
-    """The documents of a folder: every line of a .jsonl file (its "text"), every .txt or .md file.
+    """The documents below a folder in the order of their paths: the "text" of .jsonl lines, .txt and .md files.
 
-    Text files longer than 16 Ki characters are cut at blank lines. Documents of white space only are dropped; hidden
-    files and folders are not read.
+    Text files are `cut`; documents of white space only are dropped.
     UserError: no such folder, no such files, bytes that are not UTF-8, a line without a JSON object with "text".
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: expected a folder of .txt, .md or .jsonl files, found {found}")
-    paths = [path for path in files_below(folder, (".txt", ".md", ".jsonl")) if path.is_file()]
+    paths = files_below(folder, (".txt", ".md", ".jsonl"))
     if not paths:
         raise UserError(f"{folder}: expected .txt, .md or .jsonl files, found none")
     documents: list[str] = []
     for path in tqdm(paths, desc="read", unit="file", disable=None):
-        text = _read_utf8(path)
+        data = path.read_bytes()
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as e:
+            line = data.count(b"\n", 0, e.start) + 1
+            raise UserError(f"{path}, line {line}: expected UTF-8 text, found the byte 0x{data[e.start]:02x}") from None
         documents += _json_texts(path, text) if path.suffix == ".jsonl" else cut(text)
     return [text for text in documents if text.strip()]
 
@@ -164,93 +189,21 @@ def cut(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8: escapes in JSON and Python can leave half of a surrogate pair."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _read_utf8(path: Path) -> str:
-    data = read(path, "text")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
-        raise UserError(f"{path}, line {line}: expected UTF-8 text, found the byte 0x{data[e.start]:02x}") from None
-
-
 def _json_texts(path: Path, content: str) -> Iterator[str]:
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as e:
-            raise UserError(f"{path}, line {number}: expected a JSON object, found invalid JSON ({e})") from None
-        except RecursionError:
-            raise UserError(f"{path}, line {number}: expected a JSON object, found one nested too deeply") from None
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            found = f"the keys {sorted(row)}" if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise UserError(f'{path}, line {number}: expected an object with a string "text", found {found}')
-        if not is_unicode(text):
-            raise UserError(f"{path}, line {number}: expected Unicode text, found half of a surrogate pair")
-        yield text
+            raise UserError(f"{where}: expected a JSON object, found other text ({shown(str(e))})") from None
+        check(row, {"text": str}, f"{where}: expected an object")
+        if not is_unicode(row["text"]):
+            raise UserError(f"{where}: expected Unicode text, found half of a surrogate pair")
+        yield row["text"]
 
 
-def _existing_tokenizer(path: Path, vocab_size: int) -> bytes:
-    if load_tokenizer(path, vocab_size).bos_id() < 0:
-        raise UserError(f"{path}: expected a tokenizer with a start-of-document token, found none")
-    return read(path, "a SentencePiece model")
-
-
-class _Writer:
-    """Writes the shards of splits; what was written before is left out of the next."""
-
-    def __init__(self, folder: Path, tokenizer: SentencePieceProcessor, bar: tqdm) -> None:
-        self.folder, self.tokenizer, self.bar = folder, tokenizer, bar
-        self.written: set[bytes] = set()  # digests of the documents of earlier splits
-        self.unknown = [i for i in range(tokenizer.vocab_size()) if tokenizer.is_unknown(i)]
-
-    def write(self, split: str, documents: Sequence[str]) -> dict[str, int]:
-        """Write the shards of one split and return its documents, tokens and bytes of text."""
-        counts = {"documents": 0, "tokens": 0, "text_bytes": 0}
-        digests: set[bytes] = set()
-        for index, piece in enumerate(_regroup(self._encode(documents, counts, digests), SHARD_TOKENS)):
-            write_shard(self.folder / f"{split}_{index:06d}.bin", piece)
-        self.written |= digests
-        return counts
-
-    def _encode(self, documents: Sequence[str], counts: dict[str, int], digests: set[bytes]) -> Iterator[np.ndarray]:
-        for start in range(0, len(documents), BATCH_DOCUMENTS):
-            batch = list(documents[start : start + BATCH_DOCUMENTS])
-            for text, ids in zip(batch, self.tokenizer.encode(batch, add_bos=True), strict=True):
-                tokens = np.array(ids, np.uint16)
-                if np.isin(tokens, self.unknown).any():
-                    raise UserError(
-                        f"tokenizer: expected one that has pieces or bytes for all of the text, found none for a part "
-                        f"of the document that begins {text[:40]!r}"
-                    )
-                digest = hashlib.sha256(tokens.tobytes()).digest()
-                digests.add(digest)
-                if digest in self.written and len(tokens) > MIN_TOKENS:
-                    continue
-                counts["documents"] += 1
-                counts["tokens"] += len(tokens)
-                counts["text_bytes"] += len(text.encode())
-                yield tokens
-            self.bar.update(len(batch))
-
-
-def _regroup(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same tokens in arrays of `size`, the last one shorter."""
-    pending: list[np.ndarray] = []
-    count = 0
-    for array in arrays:
-        pending.append(array)
-        count += len(array)
-        while count >= size:
-            joined = np.concatenate(pending)
-            yield joined[:size]
-            pending, count = [joined[size:]], count - size
-    if count:
-        yield np.concatenate(pending)
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8: escapes in JSON and Python can leave half of a surrogate pair."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)

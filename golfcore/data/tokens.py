@@ -5,6 +5,7 @@ nothing after a boundary (start of document, padding, unknown) where the model d
 evaluation has it. The bytes are those of the text as the tokenizer normalizes it (NFKC and single spaces, usually).
 """
 
+import io
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
@@ -16,11 +17,8 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from golfcore.base.errors import UserError
-from golfcore.data.contents import read
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-COUNT_TOKENS = 1 << 22
-PROOF_TOKENS = 1 << 18
 DENORMALIZER, CHARACTER_MAP = 5, 2  # fields of sentencepiece_model.proto: ModelProto.denormalizer_spec, its map
 UNLIKE = "expected a tokenizer that decodes its pieces as they are, found one that rewrites the decoded text"
 
@@ -47,28 +45,29 @@ class TokenClass(IntEnum):
     WITHIN_WORD = 3
 
 
-def open_tokenizer(path: Path) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not there, or not such a model."""
-    proto = read(path, "a SentencePiece model")
+def load_tokenizer(path: Path, vocab_size: int | None = None) -> SentencePieceProcessor:
+    """The SentencePiece model in `path`. UserError: not such a model, or of another vocabulary size."""
     try:
-        if proto:  # without a model the constructor succeeds
-            return SentencePieceProcessor(model_proto=proto)
+        tokenizer = SentencePieceProcessor(model_proto=path.read_bytes() or b"none")  # b"" would be taken for no model
     except RuntimeError:
-        pass
-    raise UserError(f"{path}: expected a SentencePiece model, found a file that is none")
-
-
-def load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not there, not such a model, or not of `vocab_size` pieces."""
-    tokenizer = open_tokenizer(path)
-    if tokenizer.vocab_size() != vocab_size:
+        raise UserError(f"{path}: expected a SentencePiece model, found a file that is none") from None
+    if vocab_size not in (None, tokenizer.vocab_size()):
         raise UserError(f"{path}: expected a tokenizer of {vocab_size} pieces, found {tokenizer.vocab_size()}")
     return tokenizer
 
 
 def token_classes(path: Path, vocab_size: int) -> Tensor:
     """The `TokenClass` of every token id, (V,) int8. UserError as `load_tokenizer`."""
-    return _classes(load_tokenizer(path, vocab_size))
+    tokenizer = load_tokenizer(path, vocab_size)
+
+    def kind(token: int) -> TokenClass:
+        if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
+            return TokenClass.CONTROL
+        if tokenizer.is_byte(token):
+            return TokenClass.BYTE
+        return TokenClass.WORD_START if tokenizer.id_to_piece(token).startswith(SPACE) else TokenClass.WITHIN_WORD
+
+    return torch.tensor([kind(i) for i in range(vocab_size)], dtype=torch.int8)
 
 
 def load_tables(path: Path, vocab_size: int) -> Tables:
@@ -79,9 +78,8 @@ def load_tables(path: Path, vocab_size: int) -> Tables:
     tokenizer = load_tokenizer(path, vocab_size)
     if _field(_field(tokenizer.serialized_model_proto(), DENORMALIZER), CHARACTER_MAP):
         raise UserError(f"{path}: {UNLIKE}")
-    classes = _classes(tokenizer)
     boundary = torch.tensor([_is_boundary(tokenizer, i) for i in range(vocab_size)])
-    starts = classes == TokenClass.WORD_START
+    starts = token_classes(path, vocab_size) == TokenClass.WORD_START
     alone, inside = _measure(path, tokenizer, boundary)
     inside[boundary] = alone[boundary] = 0
     base = inside - starts.to(torch.int64)
@@ -107,11 +105,8 @@ def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
 
 def count_bytes(tables: Tables, tokens: np.ndarray) -> int:
     """Bytes of all targets in a text: tokens[1:], each after its predecessor. `tokens`: (N,), any integer type."""
-    total = 0
-    for start in range(0, len(tokens) - 1, COUNT_TOKENS):
-        piece = torch.from_numpy(tokens[start : start + COUNT_TOKENS + 1].astype(np.int64))
-        total += int(target_bytes(tables, piece[:-1], piece[1:]).sum())
-    return total
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    return int(target_bytes(tables, ids[:-1], ids[1:]).sum())
 
 
 def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> int:
@@ -120,23 +115,22 @@ def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> in
     A text that begins within a document counts from its second token. A byte token is one byte wherever it stands.
     UserError, naming the tokenizer in `path`: the tables count other bytes than the decoded text has.
     """
-    tokenizer = open_tokenizer(path)
-    anchor, letter = _anchor(tokenizer), _letter(tokenizer)
+    tokenizer = load_tokenizer(path)
+    anchor, letter = _anchor(tokenizer), tokenizer.piece_to_id("<0x41>")
     is_byte = np.array([tokenizer.is_byte(i) for i in range(tokenizer.vocab_size())])
     boundary = tables.boundary.numpy()
     before, total = np.empty(0, np.int64), 0
     for piece in pieces:
-        for start in range(0, len(piece), PROOF_TOKENS):
-            ids = np.concatenate([before, piece[start : start + PROOF_TOKENS].astype(np.int64)])
-            counted = count_bytes(tables, ids)
-            ids[is_byte[ids]] = letter  # a run of bytes may be cut here; one letter is as long as one byte
-            decoded = _decoded_bytes(tokenizer, ids, boundary[ids], anchor)
-            if counted != decoded:
-                raise UserError(
-                    f"{path}: expected a tokenizer whose bytes can be counted token by token, found {counted:,} bytes "
-                    f"counted where the decoded text has {decoded:,}"
-                )
-            before, total = ids[-1:], total + counted
+        ids = np.concatenate([before, piece.astype(np.int64)])
+        counted = count_bytes(tables, ids)
+        ids[is_byte[ids]] = letter  # a run of bytes may be cut here; one letter is as long as one byte
+        decoded = _decoded_bytes(tokenizer, ids, boundary[ids], anchor)
+        if counted != decoded:
+            raise UserError(
+                f"{path}: expected a tokenizer whose bytes can be counted token by token, found {counted:,} bytes "
+                f"counted where the decoded text has {decoded:,}"
+            )
+        before, total = ids[-1:], total + counted
     return total
 
 
@@ -167,28 +161,17 @@ def _decoded_bytes(tokenizer: SentencePieceProcessor, ids: np.ndarray, boundary:
 
 
 def _field(message: bytes, number: int) -> bytes:
-    """The content of a field of a protobuf message that holds bytes or another message; b"" if it is not there."""
-    at, found = 0, b""
+    """The content of a field of a protobuf message of varints, bytes and other messages; b"" if it is not there."""
+    rest, found = io.BytesIO(message), b""
 
     def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
+        byte = rest.read(1)[0]
+        return byte if byte < 128 else byte - 128 + (varint() << 7)
 
-    while at < len(message):
-        key = varint()
-        if key & 7 == 2:
-            size = varint()
-            found = message[at : at + size] if key >> 3 == number else found
-            at += size
-        elif key & 7 == 0:
-            varint()
-        else:
-            at += 8 if key & 7 == 1 else 4
+    while rest.tell() < len(message):
+        key, value = varint(), varint()
+        content = rest.read(value) if key & 7 == 2 else b""
+        found = content if key >> 3 == number else found
     return found
 
 
@@ -209,19 +192,4 @@ def _anchor(tokenizer: SentencePieceProcessor) -> int:
         special = tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) or tokenizer.is_byte(i)
         if not special and tokenizer.decode([i]).strip():
             return i
-    return _letter(tokenizer)
-
-
-def _letter(tokenizer: SentencePieceProcessor) -> int:
     return tokenizer.piece_to_id("<0x41>")
-
-
-def _classes(tokenizer: SentencePieceProcessor) -> Tensor:
-    def kind(token: int) -> TokenClass:
-        if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
-            return TokenClass.CONTROL
-        if tokenizer.is_byte(token):
-            return TokenClass.BYTE
-        return TokenClass.WORD_START if tokenizer.id_to_piece(token).startswith(SPACE) else TokenClass.WITHIN_WORD
-
-    return torch.tensor([kind(i) for i in range(tokenizer.vocab_size())], dtype=torch.int8)

@@ -1,8 +1,5 @@
 """Test-time training: what adapts, at which rate, and a step of it.
 
-What adapts is a set of tensors, or low-rank adapters that travel with the weights; all else is never copied. Optimizers
-as published: exp101, pr294 in its script and pr398 SGD, pr294's error-guided adapters Adam.
-
 Low-rank adapters (Hu et al. 2021): y <- y + (x A^T) B^T is x (W + B A)^T, so an adapted model is another `Weights` for
 the one forward. Shapes: U blocks, r rank; "ROLE.a" (U, r, columns), "ROLE.b" (U, rows, r).
 """
@@ -20,7 +17,7 @@ from golfcore.base.runtime import Runtime
 from golfcore.config import Config, ModelConfig, TTTConfig
 from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
-from golfcore.model.weights import ROLES, Banks, Weights, detach, flat, matrix, unflat
+from golfcore.model.weights import ROLES, Weights, detach, flat, matrix, slot
 from golfcore.optim.inner import adam, clipped, open_gradient, velocity
 from golfcore.quant.grid import fake_quant, projection_grid
 
@@ -54,7 +51,7 @@ def scope(cfg: Config) -> Scope:
     t, rows = cfg.ttt, [p for p in params.table(cfg.model) if p.exported]
     if t.adapted == "lora":
         held = torch.arange(cfg.model.n_blocks) < t.freeze_blocks
-        chosen = tuple(lora_names(t.lora_roles))
+        chosen = tuple(f"{role}.{part}" for role in t.lora_roles for part in "ab")
         return Scope(chosen, {name: held for name in chosen} if t.freeze_blocks else {})
     wanted = {
         "all": lambda p: True,
@@ -75,7 +72,7 @@ class Adapter:
 
     weights: Weights  # with low-rank adapters, if they are what adapts
     scope: Scope
-    slots: dict[str, Tensor]  # "momentum/qo", ...: filled by the optimizer
+    slots: dict[str, dict[str, Tensor]]  # "momentum" (and "square", of Adam) by name: filled by the optimizer
     steps: int = 0
 
     def folded(self) -> Weights:
@@ -90,10 +87,6 @@ def start(cfg: Config, weights: Weights) -> Adapter:
     if cfg.ttt.adapted == "lora":
         copy = copy._replace(rest={**copy.rest, **new_adapters(cfg, copy)})
     return Adapter(copy, chosen, {})
-
-
-def lora_names(roles: tuple[str, ...]) -> list[str]:
-    return [f"{role}.{part}" for role in roles for part in "ab"]
 
 
 def new_adapters(cfg: Config, weights: Weights) -> dict[str, Tensor]:
@@ -113,18 +106,16 @@ def fold(weights: Weights) -> Weights:
 
     Banks and adapters may be stacks or tuples of slices (`golfcore.model.weights.unbound`).
     """
-    roles = [role for role in ROLES if f"{role}.a" in weights.rest]
-    if not roles:
+    rest, banks = dict(weights.rest), dict[str, list[Tensor]]()
+    for role in ROLES:
+        if f"{role}.a" in rest:
+            for u, (a, b) in enumerate(zip(rest.pop(f"{role}.a"), rest.pop(f"{role}.b"), strict=True)):
+                bank, at = slot(role, u)
+                slices = banks.setdefault(bank, list(getattr(weights.banks, bank)))
+                slices[at] = slices[at] + b @ a
+    if not banks:
         return weights
-    banks: dict[str, list[Tensor]] = {}
-    for role in roles:
-        bank, per_block, offset = ROLES[role]
-        slices = banks.setdefault(bank, list(getattr(weights.banks, bank)))
-        for u, (a, b) in enumerate(zip(weights.rest[f"{role}.a"], weights.rest[f"{role}.b"], strict=True)):
-            slices[per_block * u + offset] = slices[per_block * u + offset] + b @ a
-    stacks = {bank: torch.stack(slices) for bank, slices in banks.items()}
-    rest = {name: t for name, t in weights.rest.items() if name not in lora_names(tuple(roles))}
-    return Weights(Banks(**{**weights.banks._asdict(), **stacks}), rest)
+    return Weights(weights.banks._replace(**{bank: torch.stack(slices) for bank, slices in banks.items()}), rest)
 
 
 def chunk_lr(cfg: TTTConfig, chunk: int, n_chunks: int) -> float:
@@ -135,30 +126,8 @@ def chunk_lr(cfg: TTTConfig, chunk: int, n_chunks: int) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, chunk / max(horizon - 1, 1))))
 
 
-def step(
-    cfg: Config,
-    net: Net,
-    adapter: Adapter,
-    x: Tensor,
-    y: Tensor,
-    lr: float,
-    runtime: Runtime,
-) -> float:
-    """One optimizer step on the rows (n, T); returns their mean loss before it."""
-    loss, gradients = batch_gradient(cfg, net, adapter, x, y, runtime)
-    update(cfg.ttt, adapter, gradients, lr)
-    return loss
-
-
-def batch_gradient(
-    cfg: Config,
-    net: Net,
-    adapter: Adapter,
-    x: Tensor,
-    y: Tensor,
-    runtime: Runtime,
-) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss of a batch and its gradient by name; with several ranks each takes a share of the rows.
+def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: float, runtime: Runtime) -> float:
+    """One optimizer step on the rows (n, T), of which each rank takes a share; returns their mean loss before it.
 
     RuntimeError: the ranks together did not see every row once.
     """
@@ -178,34 +147,29 @@ def batch_gradient(
     if len(x[mine]):
         grads = open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]), create_graph=False)
     else:
-        grads = {name: torch.zeros_like(t) for name, t in flat(adapter.weights).items() if name in names}
+        grads = {name: torch.zeros_like(flat(adapter.weights)[name]) for name in names}
     if runtime.world > 1:
         for tensor in (total, seen, *grads.values()):
             dist.all_reduce(tensor)
     if int(seen) != len(x):
         raise RuntimeError(f"{runtime.world} ranks trained on {int(seen)} of {len(x)} rows")
-    return float(total), grads
+    update(cfg.ttt, adapter, grads, lr)
+    return float(total)
 
 
 @torch.no_grad()
 def update(cfg: TTTConfig, adapter: Adapter, gradients: dict[str, Tensor], lr: float) -> None:
     """Clip, then SGD with momentum or Adam: w <- w - lr direction."""
     adapter.steps += 1
-    grads = clipped(gradients, cfg.clip)
-    old = {slot: _slot(adapter.slots, slot) for slot in ("momentum", "square")}
+    grads, momentum = clipped(gradients, cfg.clip), adapter.slots.get("momentum", {})
     if cfg.optimizer == "adam":
-        directions, new = adam(grads, old["momentum"], old["square"], adapter.steps)
+        directions, adapter.slots = adam(grads, momentum, adapter.slots.get("square", {}), adapter.steps)
     else:
-        directions = velocity(grads, old["momentum"], cfg.momentum)
-        new = {"momentum": directions}
-    adapter.slots = {f"{slot}/{name}": t for slot, tensors in new.items() for name, t in tensors.items()}
+        directions = velocity(grads, momentum, cfg.momentum)
+        adapter.slots = {"momentum": directions}
     tensors = flat(adapter.weights)
     for name, direction in directions.items():
         tensors[name].sub_(lr * direction)
-
-
-def _slot(slots: dict[str, Tensor], slot: str) -> dict[str, Tensor]:
-    return {key.partition("/")[2]: t for key, t in slots.items() if key.startswith(f"{slot}/")}
 
 
 def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:
@@ -213,25 +177,3 @@ def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:
     grid = projection_grid()
     names = [p.name for p in params.table(cfg) if p.kind == "projection"]
     return weights._replace(rest={**weights.rest, **{n: fake_quant(weights.rest[n], grid) for n in names}})
-
-
-def restored(
-    cfg: Config, weights: Weights, tensors: dict[str, Tensor], slots: dict[str, Tensor], steps: int
-) -> Adapter:
-    """The adapter that was saved: what adapted by name, the optimizer's state, and its steps.
-
-    ValueError: tensors or state of another adapter, missing or not finite.
-    """
-    fresh = start(cfg, weights)
-    old, device = flat(fresh.weights), weights.rest["tok_emb"].device
-    kinds = ("momentum", "square") if cfg.ttt.optimizer == "adam" else ("momentum",)
-    wanted = {f"{kind}/{name}" for kind in kinds for name in fresh.scope.names} if steps else set()
-    if set(tensors) != set(fresh.scope.names) or set(slots) != wanted:
-        raise ValueError("tensors of another adapter")
-    for name, t in (*tensors.items(), *slots.items()):
-        like = old[name.partition("/")[2] or name]
-        if t.shape != like.shape or t.dtype != like.dtype or not t.isfinite().all():
-            raise ValueError(f"{name} {tuple(t.shape)} {t.dtype}, not all of it finite or not of the model's shape")
-    moved = {name: t.to(device) for name, t in tensors.items()}
-    state = {name: t.to(device) for name, t in slots.items()}
-    return Adapter(unflat({**old, **moved}), fresh.scope, state, steps)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime, all_reduce_sum
@@ -14,7 +13,7 @@ from golfcore.config import Config
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
 from golfcore.evals import windows as spans
-from golfcore.evals.ledger import Ledger, NotFinite
+from golfcore.evals.ledger import Ledger, NotFinite, require_finite
 from golfcore.evals.ppm import Ppm
 from golfcore.evals.result import EvalResult, Touched
 from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
@@ -35,6 +34,14 @@ class Subject(NamedTuple):
     runtime: Runtime = ALONE
 
 
+class Sums(NamedTuple):
+    """Of first scores."""
+
+    tokens: int
+    nats: float
+    bytes: int
+
+
 class Evaluation:
     """The state between two steps of work: the ledger, what adapts, and how far it is.
 
@@ -43,61 +50,44 @@ class Evaluation:
     """
 
     def __init__(self, name: str, cfg: Config, span: int, subject: Subject, look: Look | None = None) -> None:
-        self.name, self.cfg, self.span, self.subject = name, cfg, span, subject
+        self.name, self.cfg, self.span, self.subject, self.look = name, cfg, span, subject, look
         self.runtime, self.tables = subject.runtime, subject.tables.to(subject.runtime.device)
         self.net = Net(cfg.model, self.tables, choose_compute(self.runtime.device, self.runtime.dtype))
         self.ledger = Ledger(subject.tokens, rescore=cfg.eval.tail != "exact")
-        self.window = spans.window_length(cfg)
         if self.ledger.total < 1:
             raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(subject.tokens)}")
-        documents = self.ledger.documents(self.tables.boundary.cpu().numpy())
-        self.plan = spans.plan(cfg, self.ledger.total, documents)
-        self.chunks, self.edges = self.plan.chunks, self.plan.edges
+        self.plan = spans.plan(cfg, self.ledger.total, self.ledger.documents(self.tables.boundary.cpu().numpy()))
         self.adapter = ttt.start(cfg, subject.weights) if spans.adapts(cfg) else None
         self.weights = self.adapter.folded() if self.adapter else subject.weights
         self.score_first = self.adapter is not None and cfg.ttt.order == "score-first"
-        selects = self.plan.selected < len(self.plan.rows)
-        self.batches = [] if selects else spans.batches(cfg, self.plan.rows)
-        self.ppm, self.look = Ppm(cfg.model.vocab_size), look
-        if look is not None and cfg.eval.ppm_weight:
-            self.look = _blended(look, cfg.eval.ppm_weight, Ppm(cfg.model.vocab_size), self.ledger)
+        self.choosing = self.plan.selected < len(self.plan.rows)  # the rows to train on first, by their loss
+        self.batches = [] if self.choosing else spans.batches(cfg, self.plan.rows)
+        chosen = self.plan.rows[: self.plan.selected]
+        self.first_sweep = cfg.ttt.epochs * len(spans.epoch(cfg, chosen))  # batches before the optimizer starts again
+        self.ppm = Ppm(cfg.model.vocab_size)
         self.trained = self.chunk = self.resets = 0  # batches before the first score; chunks; starts again
-        self.seconds = 0.0
+        self.done, self.seconds = 0, 0.0  # tokens of `work`
         self.losses: dict[int, list[float]] = {}  # of every adaptation step, by chunk; -1: before the first
         self.row_nats: list[float] = []  # mean loss of every row so far, where rows are selected by it
         self.selected = 0  # rows trained on, where rows are selected
+        self.sums = Sums(0, 0.0, 0)  # so far
         self._n_bytes = bytes_of(subject.tables.to("cpu"), *self.ledger.pairs())
-        self.count()
 
     # -- progress
     @property
     def selecting(self) -> bool:
-        """Whether the rows to train on first are still being chosen by their loss."""
-        return self.plan.selected < len(self.plan.rows) and len(self.row_nats) < len(self.plan.rows)
+        return self.choosing and len(self.row_nats) < len(self.plan.rows)
 
     @property
     def work(self) -> int:
         """Tokens to choose among, to train on before the first score, and to score."""
-        t, p, c = self.cfg.data.seq_len, self.plan, self.cfg.ttt
-        choosing = len(p.rows) if p.selected < len(p.rows) else 0
-        return t * (choosing + (c.epochs + c.sweeps) * p.selected) + self.ledger.total - p.dropped
-
-    @property
-    def worked(self) -> int:
-        rows = sum(map(len, self.batches[: self.trained]))
-        return self.cfg.data.seq_len * (rows + (0 if self.score_first else len(self.row_nats))) + self.scored
+        p, c = self.plan, self.cfg.ttt
+        rows = len(p.rows) * self.choosing + (c.epochs + c.sweeps) * p.selected
+        return self.cfg.data.seq_len * rows + self.ledger.total - p.dropped
 
     @property
     def finished(self) -> bool:
-        return self.chunk == len(self.chunks)
-
-    def count(self) -> None:
-        """Take the sums of first scores so far from the ledger."""
-        self.scored, self._nats, self._bytes = self._sums(0, self.ledger.total)
-
-    def running_bpb(self) -> float:
-        """Of the targets scored so far; NaN before the first."""
-        return bits_per_byte(self._nats, self._bytes) if self._bytes else float("nan")
+        return self.chunk == len(self.plan.chunks)
 
     def step(self) -> int:
         """The next rows chosen, batch trained on, or chunk scored and perhaps adapted on. Returns the tokens done.
@@ -105,28 +95,25 @@ class Evaluation:
         ttt.Diverged: adaptation led to values that are not finite.
         """
         began = time.perf_counter()
+        before = self.trained < len(self.batches)
         try:
-            if self.selecting:
-                done = self._read_ahead()
-            elif self.trained < len(self.batches):
-                done = self._train_batch()
-            else:
-                done = self._chunk()
+            tokens = self._read_ahead() if self.selecting else self._train_batch() if before else self._chunk()
         except NotFinite as e:
             if self.adapter is None or not self.adapter.steps:
                 raise
-            where = f"before chunk {self.chunk}" if self.trained < len(self.batches) else f"at chunk {self.chunk}"
+            where = f"{'before' if before else 'at'} chunk {self.chunk} of {len(self.plan.chunks)}"
             raise ttt.Diverged(
-                f"protocol {self.name}: adaptation at rate {self.cfg.ttt.lr:g} diverged {where} of {len(self.chunks)} "
+                f"protocol {self.name}: adaptation at rate {self.cfg.ttt.lr:g} diverged {where} "
                 f"({e}); expected a rate that keeps scores finite, set a lower ttt.lr"
             ) from None
         self.seconds += time.perf_counter() - began
-        return done
+        self.done += tokens
+        return tokens
 
     def _read_ahead(self) -> int:
         """Losses of the next rows that are chosen among."""
-        t, p, at = self.cfg.data.seq_len, self.plan, len(self.row_nats)
-        starts = p.rows[at : at + self.cfg.eval.batch_seqs * self.runtime.world]
+        t, at = self.cfg.data.seq_len, len(self.row_nats)
+        starts = self.plan.rows[at : at + self.cfg.eval.batch_seqs * self.runtime.world]
         rows = np.stack((starts, starts + t, starts), axis=1)
         self.row_nats += [float(n.mean()) for n in self._scores(rows, t)]
         if not self.selecting:
@@ -141,7 +128,7 @@ class Evaluation:
     def _train_batch(self) -> int:
         adapter, batch, c = self.adapter, self.batches[self.trained], self.cfg.ttt
         assert adapter is not None
-        if self.trained == self.plan.first_sweep:
+        if self.trained == self.first_sweep:
             adapter.slots, adapter.steps = {}, 0
         self._steps(adapter, [batch], c.lr, -1)
         self.trained += 1
@@ -150,32 +137,27 @@ class Evaluation:
         return len(batch) * self.cfg.data.seq_len
 
     def _chunk(self) -> int:
-        rows = self.chunks[self.chunk]
+        rows = self.plan.chunks[self.chunk]
         span = (int(rows[0, 2]), int(rows[:, 1].max())) if len(rows) else (0, 0)
-        old_tokens, old_nats, old_bytes = self._sums(*span)
-        nats = self._scores(rows, self.window, self.look)
-        if self.cfg.eval.ppm_weight:
-            nats = [self.blend(row, n) for row, n in zip(rows, nats, strict=True)]
+        before = self.sums_of(*span)
+        nats = self._scores(rows, spans.window_length(self.cfg), self.look)
+        if weight := self.cfg.eval.ppm_weight:
+            pairs = [[ids[first:stop] for ids in self.ledger.pairs()] for _, stop, first in rows]
+            nats = [-self.ppm.mix(weight, -n, *pair).astype(np.float32) for n, pair in zip(nats, pairs, strict=True)]
         self.ledger.record(rows, nats)
-        tokens, total_nats, n_bytes = self._sums(*span)
-        self.scored += tokens - old_tokens
-        self._nats += total_nats - old_nats
-        self._bytes += n_bytes - old_bytes
-        if self.score_first and self.chunk < len(self.chunks) - 1:
+        after = self.sums_of(*span)
+        new, n_bytes, old = after.tokens - before.tokens, after.bytes - before.bytes, self.sums
+        self.sums = Sums(old.tokens + new, old.nats + after.nats - before.nats, old.bytes + n_bytes)
+        if self.score_first and self.chunk < len(self.plan.chunks) - 1:
             self.between()
         self.chunk += 1
-        return tokens - old_tokens
+        return new
 
-    def blend(self, row: np.ndarray, nats: np.ndarray) -> np.ndarray:
-        """The nats of a window mixed with the counts of the stream, which then count its targets."""
-        previous, target = (ids[row[2] : row[1]] for ids in self.ledger.pairs())
-        return self.ppm.blend(self.cfg.eval.ppm_weight, nats, previous, target)
-
-    def _sums(self, start: int, stop: int) -> tuple[int, float, int]:
-        """Targets, nats and bytes of the first scores among the positions [start, stop)."""
+    def sums_of(self, start: int, stop: int) -> Sums:
+        """Of the positions [start, stop)."""
         done = self.ledger.scored[start:stop]
         nats = self.ledger.nats[start:stop][done]
-        return int(done.sum()), float(nats.sum(dtype=np.float64)), int(self._n_bytes[start:stop][done].sum())
+        return Sums(int(done.sum()), float(nats.sum(dtype=np.float64)), int(self._n_bytes[start:stop][done].sum()))
 
     def _scores(self, rows: np.ndarray, length: int, look: Look | None = None) -> list[np.ndarray]:
         """Nats of every window of `length`; each rank scores a contiguous share and all learn all.
@@ -197,15 +179,13 @@ class Evaluation:
             if (made != 1).any():
                 raise RuntimeError(f"{int((made != 1).sum())} scores were not made by one of {r.world} ranks")
             found = np.split(nats.astype(np.float32), starts[1:-1])
-        for (_, _, first), nats in zip(rows, found, strict=True):
-            if len(bad := np.flatnonzero(~np.isfinite(nats))):
-                raise NotFinite(f"the score of position {first + bad[0]} is {nats[bad[0]]}")
+        require_finite(rows, found)
         return found
 
     # -- adaptation between chunks
     def between(self) -> None:
         """Reset or adapt, as the protocol has it, now that the present chunk is scored."""
-        new_document = self.edges[self.chunk + 1] in self.plan.documents
+        new_document = self.plan.edges[self.chunk + 1] in self.plan.documents
         if new_document or self.cfg.ttt.reset == "chunk":
             self.adapter = ttt.start(self.cfg, self.subject.weights)
             self.resets += 1
@@ -217,7 +197,7 @@ class Evaluation:
     def adapt(self, adapter: ttt.Adapter) -> None:
         """Train on the present chunk: on its whole rows, or on those that are hard among all so far."""
         c, t = self.cfg.ttt, self.cfg.data.seq_len
-        begin, end = self.edges[self.chunk : self.chunk + 2]
+        begin, end = self.plan.edges[self.chunk : self.chunk + 2]
         starts = np.arange(begin, end - t + 1, t)
         if c.top_fraction < 1 and len(starts):
             losses = [float(self.ledger.nats[s : s + t].mean()) for s in starts]
@@ -225,7 +205,7 @@ class Evaluation:
             starts = starts[np.array(losses) > np.quantile(self.row_nats, 1 - c.top_fraction)]
             self.selected += len(starts)
         batches = [starts[at : at + c.batch_seqs] for at in range(0, len(starts), c.batch_seqs)]
-        self._steps(adapter, c.epochs * batches, ttt.chunk_lr(c, self.chunk, len(self.chunks)), self.chunk)
+        self._steps(adapter, c.epochs * batches, ttt.chunk_lr(c, self.chunk, len(self.plan.chunks)), self.chunk)
 
     def _steps(self, adapter: ttt.Adapter, batches: list[np.ndarray], lr: float, chunk: int) -> None:
         for starts in batches:
@@ -238,26 +218,24 @@ class Evaluation:
     # -- what comes of it
     def result(self, source: dict) -> EvalResult:
         """RuntimeError: not every target was scored. UserError: something that is switched on touched nothing."""
-        ledger, again = self.ledger, self.ledger.again
-        tokens, nats, n_bytes = self._sums(0, ledger.total)
-        found = {"targets": tokens, "repeats": len(again), "targets counted": self.scored, "bytes": self._bytes}
-        want = {"targets": ledger.total - self.plan.dropped, "repeats": self.plan.repeats}
-        want |= {"targets counted": tokens, "bytes": n_bytes}
-        if wrong := [f"{found[k]:,} {k} instead of {want[k]:,}" for k in want if found[k] != want[k]]:
+        ledger, p = self.ledger, self.plan
+        tokens, nats, n_bytes = self.sums_of(0, ledger.total)
+        found = {"targets": (tokens, ledger.total - p.dropped), "repeats": (len(ledger.again), p.repeats)}
+        if wrong := [f"{done:,} {what} instead of {of:,}" for what, (done, of) in found.items() if done != of]:
             raise RuntimeError(f"protocol {self.name}: {', '.join(wrong)}")
-        nats += sum(n for _, n in again)
-        n_bytes += sum(int(self._n_bytes[p]) for p, _ in again)
+        nats += sum(n for _, n in ledger.again)
+        n_bytes += sum(int(self._n_bytes[position]) for position, _ in ledger.again)
         if not n_bytes:
             raise UserError(f"protocol {self.name}: expected text, found {tokens:,} targets that stand for no byte")
         return EvalResult(
             protocol=self.name,
             legality=ledger.legality,
             nats=nats,
-            tokens=tokens + len(again),
+            tokens=tokens + p.repeats,
             bytes=n_bytes,
             bpb=bits_per_byte(nats, n_bytes),
-            repeats=len(again),
-            dropped=self.plan.dropped,
+            repeats=p.repeats,
+            dropped=p.dropped,
             seconds=self.seconds,
             chunks=self._rows(),
             adapt_losses=self.losses.get(-1, []),
@@ -270,11 +248,10 @@ class Evaluation:
     def _rows(self) -> list[dict]:
         """One row for each `span` of positions, with the losses of the adaptation steps of chunks that begin in it."""
         rows, total = [], self.ledger.total
-        row_of = self.edges // self.span
         for row, start in enumerate(range(0, total, self.span)):
             stop = min(start + self.span, total)
-            _, nats, n_bytes = self._sums(start, stop)
-            own = range(*np.searchsorted(row_of, (row, row + 1)))
+            _, nats, n_bytes = self.sums_of(start, stop)
+            own = range(*np.searchsorted(self.plan.edges, (start, start + self.span)))
             steps = [loss for chunk in own for loss in self.losses.get(chunk, [])]
             rows.append(
                 {"chunk": row, "start": start, "stop": stop, "nats": nats, "bytes": n_bytes, "adapt_losses": steps}
@@ -287,20 +264,22 @@ class Evaluation:
         c, p = self.cfg.ttt, self.plan
         if self.adapter is not None:
             moved, held = self.adapter.scope.sizes(self.adapter.weights)
-            everything = sum(t.numel() for t in flat(self.subject.weights).values())
-            found["ttt_adapted"] = moved, moved + held if c.adapted == "lora" else everything, "values", ""
-            quirk = "published: the freeze names no matrix" if c.freeze == "scalars" else ""
+            everything = (
+                moved + held if c.adapted == "lora" else sum(t.numel() for t in flat(self.subject.weights).values())
+            )
+            found["ttt_adapted"] = moved, everything, "values", ""
             if c.freeze_blocks:
+                quirk = "published: the freeze names no matrix" if c.freeze == "scalars" else ""
                 found["ttt_frozen"] = held, moved + held, "values", quirk
             if c.top_fraction < 1:
                 found["ttt_rows"] = self.selected, len(p.rows) or p.adapted_rows, "rows", ""
             if c.reset != "never":
-                places = self.plan.documents[self.plan.documents > 0] if c.reset == "document" else self.chunks[1:]
+                places = p.documents[p.documents > 0] if c.reset == "document" else p.chunks[1:]
                 found["ttt_resets"] = self.resets, len(places), f"{c.reset}s", ""
             if c.qat_projections:
                 names = [row.name for row in params.table(self.cfg.model) if row.kind == "projection"]
-                sizes = [self.subject.weights.rest[name].numel() for name in names]
-                found["ttt_projections"] = sum(sizes), sum(sizes), "values", ""
+                size = sum(self.subject.weights.rest[name].numel() for name in names)
+                found["ttt_projections"] = size, size, "values", ""
             short = "" if p.steps else "the text is too short: no chunk is followed by another"
             found["ttt_steps"] = sum(map(len, self.losses.values())), p.steps, "steps", short
         if self.cfg.eval.ppm_weight:
@@ -309,18 +288,3 @@ class Evaluation:
             if not done and not note and p.steps:
                 raise UserError(f"protocol {self.name}: {feature} is switched on but touched 0 of {of:,} {unit}")
         return {f: Touched(done=done, of=of, unit=u, note=note) for f, (done, of, u, note) in found.items()}
-
-
-def _blended(look: Look, weight: float, ppm: Ppm, ledger: Ledger) -> Look:
-    """`look`, shown the distributions that the scores are taken from: of the mixture."""
-
-    def seen(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
-        previous, target = ledger.pairs()
-        mixed = []
-        for (_, stop, score_from), found in zip(rows, logits, strict=True):
-            at = slice(score_from, stop)
-            p = ppm.blend_all(weight, torch.log_softmax(found, -1).cpu().numpy(), previous[at], target[at])
-            mixed.append(torch.from_numpy(p))
-        look(rows, mixed, weights)
-
-    return seen

@@ -1,9 +1,9 @@
 """The only source of validation tokens for a protocol, and the only place where scores are kept.
 
-The ledger knows which targets were scored and which were trained on, and in which order: the legality of a result is
-what it saw, never what a protocol says of itself.
+The legality of a result is what the ledger saw, never what a protocol says of itself.
 """
 
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -44,8 +44,6 @@ class Ledger:
         self._rescore = rescore
         self.nats = np.zeros(self.total, dtype=np.float32)  # first score of each target that is `scored`
         self.scored = np.zeros(self.total, dtype=bool)
-        self._trained = np.zeros(self.total, dtype=bool)
-        self.trained_unscored = 0  # targets trained on before they were scored
         self.again: list[tuple[int, float]] = []  # (position, nats) of scores beyond the first
         self.events: list[Event] = []  # in order; neighbours of one kind that abut are one event
 
@@ -55,9 +53,9 @@ class Ledger:
 
     @property
     def legality(self) -> Legality:
-        if self.trained_unscored:
+        if any(trained_too_early(self.events)):
             return Legality.TRAIN_FIRST
-        return Legality.SCORE_FIRST if self._trained.any() else Legality.STATIC
+        return Legality.SCORE_FIRST if any(e.kind == "train" for e in self.events) else Legality.STATIC
 
     def read(self, rows: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (n, seq_len) int64 of windows; short windows are padded with token 0 on the right."""
@@ -73,10 +71,9 @@ class Ledger:
 
         NotFinite: a score that is no number; RuntimeError: a second score, unless they are counted.
         """
+        require_finite(rows, nats)
         for (_, stop, score_from), values in zip(rows, nats, strict=True):
             span = slice(score_from, stop)
-            if len(bad := np.flatnonzero(~np.isfinite(values))):
-                raise NotFinite(f"the score of position {score_from + bad[0]} is {values[bad[0]]}")
             fresh = ~self.scored[span]
             if not fresh.all():
                 if not self._rescore:
@@ -89,10 +86,6 @@ class Ledger:
     def train(self, starts: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (n, seq_len) of the rows that begin at `starts`, to adapt on."""
         for start in starts.tolist():
-            row = slice(start, start + seq_len)
-            fresh = ~self._trained[row] & ~self.scored[row]
-            self.trained_unscored += int(fresh.sum())
-            self._trained[row] = True
             self._log("train", start, start + seq_len)
         return self.read(np.stack((starts, starts + seq_len, starts), axis=1), seq_len)
 
@@ -114,30 +107,34 @@ class Ledger:
         """(previous, target) ids of every position, for byte accounting after scoring."""
         return self._tokens[:-1], self._tokens[1:]
 
-    def state(self) -> dict[str, Tensor]:
-        """What a killed evaluation needs to go on."""
-        again = np.array(self.again, dtype=np.float64).reshape(-1, 2)
-        events = [(e.kind == "train", e.start, e.stop) for e in self.events]
-        return {
-            "nats": torch.from_numpy(self.nats),
-            "scored": torch.from_numpy(self.scored),
-            "trained": torch.from_numpy(self._trained),
-            "trained_unscored": torch.tensor(self.trained_unscored),
-            "again": torch.from_numpy(again),
-            "events": torch.tensor(events, dtype=torch.int64).reshape(-1, 3),
-        }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """ValueError: a state of another text, or with scores that no `record` would have taken."""
-        fresh = self.state()
-        for name in ("nats", "scored", "trained", "trained_unscored"):
-            if (state[name].shape, state[name].dtype) != (fresh[name].shape, fresh[name].dtype):
-                raise ValueError(f"{name} of {tuple(state[name].shape)} for {tuple(fresh[name].shape)}")
-        self.nats = state["nats"].numpy().copy()
-        self.scored = state["scored"].numpy().copy()
-        if not np.isfinite(self.nats).all() or self.nats[~self.scored].any():
-            raise ValueError("scores that are not finite, or of targets that were not scored")
-        self._trained = state["trained"].numpy().copy()
-        self.trained_unscored = int(state["trained_unscored"])
-        self.again = [(int(p), n) for p, n in state["again"].tolist()]
-        self.events = [Event("train" if t else "score", a, b) for t, a, b in state["events"].tolist()]
+def require_finite(rows: np.ndarray, nats: list[np.ndarray]) -> None:
+    """NotFinite: the first score of these windows that is no number."""
+    for (_, _, score_from), values in zip(rows, nats, strict=True):
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise NotFinite(f"the score of position {score_from + bad[0]} is {values[bad[0]]}")
+
+
+def trained_too_early(log: Sequence[Event]) -> Iterator[str]:
+    """A sentence for each training on targets not surely scored before it, in the joined logs of any number of ranks.
+
+    A score comes surely before a training if the same rank made it before, or another rank made it before a meeting
+    of all ranks that comes before the training.
+    """
+    size = max((e.stop for e in log), default=0)
+    own = {rank: np.zeros(size, dtype=bool) for rank in {e.rank for e in log}}
+    for event in log:
+        span = slice(event.start, event.stop)
+        if event.kind == "score":
+            own[event.rank][span] = True
+            continue
+        sure = own[event.rank][span].copy()
+        for e in log if len(own) > 1 else ():
+            if e.kind == "score" and e.rank != event.rank and e.meeting < event.meeting:
+                sure[max(e.start - event.start, 0) : max(e.stop - event.start, 0)] = True
+        if not sure.all():
+            first = event.start + int(np.argmin(sure))
+            yield (
+                f"rank {event.rank} trained on {(~sure).sum():,} targets before they were scored, "
+                f"the first at position {first}"
+            )

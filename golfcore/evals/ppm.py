@@ -31,18 +31,13 @@ class Ppm:
         self.pairs[previous, target] += 1
         self.single[target] += 1
 
-    def blend(self, weight: float, nats: np.ndarray, previous: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """The next targets' nats (n,) float32 under (1 - weight) network + weight counts; then counts them."""
-        mixed = np.empty(len(nats))
-        for i, (a, b) in enumerate(zip(previous.tolist(), target.tolist(), strict=True)):
-            mixed[i] = self.probability(a, b)
-            self.see(a, b)
-        return -np.log((1 - weight) * np.exp(-nats.astype(np.float64)) + weight * mixed).astype(np.float32)
+    def mix(self, weight: float, log_p: np.ndarray, previous: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """float64 ln p of (1 - weight) network + weight counts, from the network's; counts the targets as it goes.
 
-    def blend_all(self, weight: float, log_probs: np.ndarray, previous: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """The same of whole distributions: ln p (n, V) of the network to ln p (n, V) of the mixture."""
-        mixed = np.empty(log_probs.shape)
+        `log_p` (n,) is of the next targets, or (n, V) of all tokens in their places.
+        """
+        counted = np.empty(log_p.shape)
         for i, (a, b) in enumerate(zip(previous.tolist(), target.tolist(), strict=True)):
-            mixed[i] = self.probability(a, slice(None))
+            counted[i] = self.probability(a, b if log_p.ndim == 1 else slice(None))
             self.see(a, b)
-        return np.log((1 - weight) * np.exp(log_probs.astype(np.float64)) + weight * mixed)
+        return np.log((1 - weight) * np.exp(log_p.astype(np.float64)) + weight * counted)

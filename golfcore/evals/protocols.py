@@ -6,7 +6,6 @@ of them is legal is not said here: the ledger sees it.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from golfcore.config import Config
 from golfcore.evals import saved
 from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.result import EvalResult
-from golfcore.evals.score import Look
+from golfcore.evals.score import Look, bits_per_byte
 from golfcore.evals.windows import window_length
 
 SAVE_EVERY_SECONDS = 20.0
@@ -32,18 +31,13 @@ class Named(NamedTuple):
 STILL = {"ttt.epochs": 0, "ttt.sweeps": 0, "ttt.order": "score-first", "ttt.shards": 1, "ttt.reset": "never"}
 SCORE_FIRST = {"ttt.order": "score-first", "ttt.sweeps": 0, "ttt.shards": 1, "ttt.top_fraction": 1.0}
 TRAIN_FIRST = {"ttt.order": "train-first", "ttt.reset": "never", "ttt.lr_shape": "constant", "ttt.top_fraction": 1.0}
-PR398 = TRAIN_FIRST | {  # its published settings
-    "ttt.epochs": 20,
-    "ttt.sweeps": 0,
-    "ttt.optimizer": "sgd",
-    "ttt.lr": 0.008,
-    "ttt.momentum": 0.9,
-    "ttt.clip": 1.0,
-    "ttt.adapted": "all",
-    "ttt.freeze_blocks": 0,
-}
-LORA = {"ttt.adapted": "lora", "ttt.lora_rank": 4, "ttt.lora_roles": ("up", "down"), "ttt.optimizer": "adam"}
+PR398 = TRAIN_FIRST | {"ttt.epochs": 20, "ttt.sweeps": 0, "ttt.adapted": "all", "ttt.freeze_blocks": 0}  # as published
+PR398 |= {"ttt.optimizer": "sgd", "ttt.lr": 0.008, "ttt.momentum": 0.9, "ttt.clip": 1.0}
+LORA = {"ttt.adapted": "lora", "ttt.lora_rank": 4, "ttt.lora_roles": ["up", "down"], "ttt.optimizer": "adam"}
 LORA |= {"ttt.lr": 0.001, "ttt.lr_shape": "constant", "ttt.clip": 1.0, "ttt.epochs": 3, "ttt.batch_seqs": 1}
+WINDOW = SCORE_FIRST | {"ttt.adapted": "mlps", "ttt.epochs": 1, "ttt.optimizer": "sgd"}
+WINDOW |= {"ttt.lr": 0.01, "ttt.lr_shape": "constant", "ttt.momentum": 0.0, "ttt.clip": 0.0}
+HARDEST = {"ttt.top_fraction": 0.02}
 
 
 def _last_quarter(cfg: Config) -> dict[str, object]:
@@ -52,64 +46,42 @@ def _last_quarter(cfg: Config) -> dict[str, object]:
     return {"ttt.freeze_blocks": n - max(1, n // 4), "ttt.freeze": "all"}
 
 
+def _window_chunks(cfg: Config) -> dict[str, object]:
+    """Windows that do not overlap, each a chunk."""
+    window = window_length(cfg)
+    return {"eval.stride": window, "ttt.chunk_tokens": max(window, cfg.data.seq_len)}
+
+
 PROTOCOLS = {
-    "static": Named(
-        "windows that do not overlap",
-        lambda c: {**STILL, "eval.stride": window_length(c)},
-    ),
+    "static": Named("windows that do not overlap", lambda c: STILL | {"eval.stride": window_length(c)}),
     "sliding": Named("a window every eval.stride tokens, each scores what none before it did", lambda c: STILL),
     "ttt": Named("sliding windows, adapting as the configuration says", lambda c: {}),
     "score-first": Named("the same, but only on targets already scored", lambda c: SCORE_FIRST),
     "window-ttt": Named(
         "pr294's in-script TTT: a step of SGD on the MLPs of the last blocks after each window",
-        lambda c: {
-            **SCORE_FIRST,
-            **_last_quarter(c),
-            "eval.stride": window_length(c),
-            "ttt.chunk_tokens": max(window_length(c), c.data.seq_len),
-            "ttt.epochs": 1,
-            "ttt.optimizer": "sgd",
-            "ttt.lr": 0.01,
-            "ttt.lr_shape": "constant",
-            "ttt.momentum": 0.0,
-            "ttt.clip": 0.0,
-            "ttt.adapted": "mlps",
-        },
+        lambda c: WINDOW | _last_quarter(c) | _window_chunks(c),
     ),
     "lora-ttt": Named(
         "score-first with low-rank adapters, rank 4, on the MLPs of the last blocks, Adam",
-        lambda c: {**SCORE_FIRST, **LORA, **_last_quarter(c)},
+        lambda c: SCORE_FIRST | LORA | _last_quarter(c),
     ),
     "train-then-score": Named("pr398's TTT: 20 epochs over everything, then scores", lambda c: PR398),
     "causal-sweep": Named(
         "pr398's causal TTT: one step a chunk through the stream, then scores",
-        lambda c: {**PR398, "ttt.epochs": 0, "ttt.sweeps": 1},
+        lambda c: PR398 | {"ttt.epochs": 0, "ttt.sweeps": 1},
     ),
-    "two-phase": Named("pr398's TTT, then its causal TTT, then scores", lambda c: {**PR398, "ttt.sweeps": 1}),
+    "two-phase": Named("pr398's TTT, then its causal TTT, then scores", lambda c: PR398 | {"ttt.sweeps": 1}),
     "error-guided": Named(
         "pr294's: low-rank adapters trained on the 2 % of the windows with the highest loss, then scores",
-        lambda c: {
-            **TRAIN_FIRST,
-            **LORA,
-            **_last_quarter(c),
-            "ttt.sweeps": 0,
-            "ttt.shards": 1,
-            "ttt.top_fraction": 0.02,
-        },
+        lambda c: TRAIN_FIRST | LORA | _last_quarter(c) | HARDEST | {"ttt.sweeps": 0, "ttt.shards": 1},
     ),
     "error-guided-legal": Named(
         "the same, each window only once scored, and only if among the 2 % highest recorded so far",
-        lambda c: {
-            **SCORE_FIRST,
-            **LORA,
-            **_last_quarter(c),
-            "ttt.chunk_tokens": c.data.seq_len,
-            "ttt.top_fraction": 0.02,
-        },
+        lambda c: SCORE_FIRST | LORA | _last_quarter(c) | HARDEST | {"ttt.chunk_tokens": c.data.seq_len},
     ),
     "ppm": Named(
         "sliding windows, mixed with an adaptive order-1 model of the stream",
-        lambda c: {**STILL, "eval.tail": "exact", "eval.ppm_weight": 0.05},
+        lambda c: STILL | {"eval.tail": "exact", "eval.ppm_weight": 0.05},
     ),
 }
 
@@ -127,13 +99,7 @@ def configure(name: str, cfg: Config, changes: Changes | None = None) -> Config:
             raise UserError(f"protocol {name}: expected changes of eval and ttt values, found {dotted!r}")
     length = {key: value for key, value in changes.items() if key == "eval.seq_len"}  # protocols count in windows
     own = PROTOCOLS[name].changes(config.override(cfg, length, f"protocol {name}"))
-    sections = {
-        section: replace(
-            getattr(cfg, section), **{k.partition(".")[2]: v for k, v in own.items() if k.startswith(f"{section}.")}
-        )
-        for section in ("eval", "ttt")
-    }
-    return config.override(replace(cfg, **sections), changes, f"protocol {name}")
+    return config.override(cfg, {**own, **changes}, f"protocol {name}")
 
 
 def reference_of(name: str, cfg: Config) -> str:
@@ -152,22 +118,22 @@ def evaluate(
     source: dict | None = None,
     label: str = "",
 ) -> EvalResult:
-    """Score the subject's text with its weights under protocol `name`. The weights are not changed.
+    """Score the subject's text with its weights, which are not changed, under protocol `name`.
 
-    `changes`: dotted eval and ttt values over the protocol's own. `resume`: a file for the state between chunks; an
-    evaluation killed at any moment goes on from it to the same result, and it is gone when done.
-    Raises UserError as `configure`, for a part of another evaluation, and for adaptation that diverges or does nothing.
+    `changes`: dotted eval and ttt values over the protocol's own. `resume`: a file for the state between chunks, from
+    which a killed evaluation goes on to the same result; it is gone when done.
+    UserError: as `configure`; a part of another evaluation; adaptation that diverges or does nothing.
     """
     evaluation, main = begin(name, cfg, subject, changes=changes), subject.runtime.is_main
     owner = saved.belongs(evaluation) if resume is not None else {}
     if resume is not None and resume.exists():
         saved.load(evaluation, resume, owner)
     last = time.perf_counter()
-    with bar(evaluation.work, label or name, "tok", evaluation.worked, main) as progress:
+    with bar(evaluation.work, label or name, "tok", evaluation.done, main) as progress:
         while not evaluation.finished:
             progress.update(evaluation.step())
-            if evaluation.scored:
-                progress.set_postfix_str(f"bpb {evaluation.running_bpb():.4f}", refresh=False)
+            if (sums := evaluation.sums).bytes:
+                progress.set_postfix_str(f"bpb {bits_per_byte(sums.nats, sums.bytes):.4f}", refresh=False)
             stale = time.perf_counter() - last > SAVE_EVERY_SECONDS
             if resume is not None and main and stale and not evaluation.finished:
                 saved.save(evaluation, resume, owner)
@@ -179,12 +145,7 @@ def evaluate(
 
 
 def begin(
-    name: str,
-    cfg: Config,
-    subject: Subject,
-    *,
-    changes: Changes | None = None,
-    look: Look | None = None,
+    name: str, cfg: Config, subject: Subject, *, changes: Changes | None = None, look: Look | None = None
 ) -> Evaluation:
     """An evaluation that nothing was scored in yet, to be stepped; arguments and errors as `evaluate`."""
     return Evaluation(name, configure(name, cfg, changes), cfg.ttt.chunk_tokens, subject, look)

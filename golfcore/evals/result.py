@@ -26,7 +26,9 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("protocol", "legality"), str),
     **dict.fromkeys(("nats", "bpb", "seconds"), float),
     **dict.fromkeys(("tokens", "bytes", "repeats", "dropped"), int),
-    "chunks": [{"start": int, "stop": int, "nats": float, "bytes": int}],
+    "chunks": [{"start": int, "stop": int, "nats": float, "bytes": int, "adapt_losses?": [float]}],
+    "adapt_losses?": [float],
+    "source?": dict,
     "coverage": {"*": {"done": int, "of": int, "unit": str, "note": str}},
 }
 
@@ -75,11 +77,14 @@ def as_dict(result: EvalResult) -> dict:
 
 def as_text(result: EvalResult) -> str:
     """The score with what must be known of it: targets, bytes, data, legality, and what adaptation touched."""
-    r, data = result, str(result.source.get("data", ""))[:12] or "unknown"
-    counted = [f"{r.tokens:,} targets", f"{r.bytes:,} bytes"]
-    counted += [f"{r.repeats:,} scores are repeats: {r.bpb_first:.4f} without"] * (r.repeats > 0)
-    counted += [f"{r.dropped:,} targets dropped"] * (r.dropped > 0)
-    lines = [f"{r.protocol}: {r.bpb:.4f} bpb, {', '.join(counted)}", f"data {data}, legality {r.legality}"]
+    r = result
+    counted = f"{r.tokens:,} targets, {r.bytes:,} bytes"
+    if r.repeats:
+        counted += f", {r.repeats:,} scores are repeats: {r.bpb_first:.4f} without"
+    if r.dropped:
+        counted += f", {r.dropped:,} targets dropped"
+    lines = [f"{r.protocol}: {r.bpb:.4f} bpb, {counted}"]
+    lines.append(f"data {str(r.source.get('data', ''))[:12] or 'unknown'}, legality {r.legality}")
     for feature, row in r.coverage.items():
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(f"{feature}: {row['done']:,} of {row['of']:,} {row['unit']}{note}")

@@ -5,15 +5,16 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from golfcore.base import tensors
-from golfcore.base.errors import UserError
-from golfcore.evals import adapt as ttt
+from golfcore.base import files, tensors
 from golfcore.evals.evaluation import Evaluation
-from golfcore.model.weights import fingerprint, flat
+from golfcore.evals.ledger import Event
+from golfcore.model.weights import fingerprint, flat, unflat
 
-PLAIN = ("trained", "chunk", "seconds", "row_nats", "selected", "resets")
+COUNTS = ("trained", "chunk", "done", "selected", "resets")
+LISTS = {"row_nats": [float], "losses": {"*": [float]}, "events": [list], "again": [list]}
 
 
 def belongs(e: Evaluation) -> dict[str, str]:
@@ -30,56 +31,51 @@ def belongs(e: Evaluation) -> dict[str, str]:
 
 def save(e: Evaluation, path: Path, owner: dict[str, str]) -> None:
     """`owner`: what `belongs` said of it."""
-    values = tensors.under("ledger", e.ledger.state())
-    plain = {key: getattr(e, key) for key in PLAIN} | {"steps": e.adapter.steps if e.adapter else 0}
-    plain["losses"] = {str(chunk): losses for chunk, losses in e.losses.items()}
-    if e.adapter:
-        moved = {name: t for name, t in flat(e.adapter.weights).items() if name in e.adapter.scope.names}
-        values |= tensors.under("weights", moved) | tensors.under("slots", e.adapter.slots)
-    tensors.save(path, values, plain, belongs=owner)
+    plain = {key: getattr(e, key) for key in (*COUNTS, "seconds", "row_nats")}
+    plain |= {"steps": e.adapter.steps if e.adapter else 0, "losses": {str(k): v for k, v in e.losses.items()}}
+    plain |= {"events": e.ledger.events, "again": e.ledger.again}
+    tensors.save(path, _values(e), plain, belongs=owner)
 
 
 def load(e: Evaluation, path: Path, owner: dict[str, str]) -> None:
     """Put a fresh evaluation where a saved one was. UserError: damaged, of another evaluation, or impossible."""
-    what = f"a part of an evaluation under {e.name}"
-    values, plain = tensors.load(path, what, owner)
-    try:
-        _take(e, values, plain)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: expected {what}, found one that cannot be ({error})") from None
-    e.count()
-    if e.cfg.eval.ppm_weight:
-        e.blend(np.array([0, e.scored, 0]), np.zeros(e.scored))
-
-
-def _take(e: Evaluation, values: dict[str, Tensor], plain: dict) -> None:
-    """KeyError, TypeError or ValueError: values that no evaluation has between two steps."""
-    losses = {int(chunk): list(rows) for chunk, rows in plain["losses"].items()}
-    numbers = [plain["seconds"], *plain["row_nats"], *(x for rows in losses.values() for x in rows)]
-    _require(all(math.isfinite(x) for x in numbers) and plain["seconds"] >= 0, "numbers that are not finite")
-    _require(len(plain["row_nats"]) <= max(len(e.plan.rows), e.plan.adapted_rows), "losses of more rows than there are")
-    e.row_nats, e.losses, e.seconds = plain["row_nats"], losses, plain["seconds"]
-    if e.plan.selected < len(e.plan.rows) and not e.selecting:
+    what, ledger = f"a part of an evaluation under {e.name}", e.ledger
+    values, plain = tensors.load(path, what, owner, e.runtime.device)
+    where = f"{path}: expected {what}"
+    files.check(plain, LISTS, where)
+    e.row_nats, e.losses = plain["row_nats"], {int(k): v for k, v in plain["losses"].items()}
+    if e.choosing and not e.selecting:
         e.choose()
-    most = {"trained": len(e.batches), "chunk": len(e.chunks) - 1, "resets": len(e.chunks), "steps": math.inf}
-    for key, top in {**most, "selected": max(len(e.plan.rows), e.plan.adapted_rows)}.items():
-        n = plain[key]
-        _require(type(n) is int and 0 <= n <= top, f"{key} {n}")
-    ready = not e.selecting and plain["trained"] == len(e.batches)
-    _require(ready or not plain["chunk"], f"chunk {plain['chunk']} before the training was done")
-    e.trained, e.chunk, e.selected, e.resets = (plain[key] for key in ("trained", "chunk", "selected", "resets"))
-    e.ledger.restore(tensors.part(values, "ledger"))
-    done = np.zeros(e.ledger.total, dtype=bool)
-    for _, stop, first in (row for rows in e.chunks[: e.chunk] for row in rows.tolist()):
-        done[first:stop] = True
-    _require(np.array_equal(done, e.ledger.scored), "scores of other targets than its chunks have")
-    if e.adapter is not None:
-        moved, slots = tensors.part(values, "weights"), tensors.part(values, "slots")
-        e.adapter = ttt.restored(e.cfg, e.subject.weights, moved, slots, plain["steps"])
-        if ready:
-            e.weights = e.adapter.folded()
+    most = {"trained": len(e.batches), "chunk": len(e.plan.chunks) - 1, "resets": len(e.plan.chunks)}
+    for key in (*COUNTS, "steps", "seconds"):
+        tensors.number(plain, key, 0, most.get(key, math.inf), where, whole=key != "seconds")
+    for key in (*COUNTS, "seconds"):
+        setattr(e, key, plain[key])
+    if e.adapter and plain["steps"]:
+        kinds = ("momentum", "square") if e.cfg.ttt.optimizer == "adam" else ("momentum",)
+        e.adapter.slots = dict.fromkeys(kinds, {n: flat(e.adapter.weights)[n] for n in e.adapter.scope.names})
+    tensors.expect(values, _values(e), where)
+    ledger.nats = values["nats"].cpu().numpy().copy()
+    for _, stop, first in (row for rows in e.plan.chunks[: e.chunk] for row in rows):
+        ledger.scored[first:stop] = True
+    ledger.events = [Event(*event) for event in plain["events"]]
+    ledger.again = [(p, n) for p, n in plain["again"]]
+    e.sums = e.sums_of(0, ledger.total)
+    if e.adapter:
+        e.adapter.weights = unflat({**flat(e.adapter.weights), **tensors.part(values, "weights")})
+        e.adapter.slots = {kind: tensors.part(values, f"slots/{kind}") for kind in e.adapter.slots}
+        e.adapter.steps = plain["steps"]
+        e.weights = e.adapter.folded()
+    if e.cfg.eval.ppm_weight:
+        previous, target = (ids[: e.sums.tokens] for ids in ledger.pairs())
+        e.ppm.mix(0, np.zeros(len(target)), previous, target)
 
 
-def _require(holds: bool, found: str) -> None:
-    if not holds:
-        raise ValueError(found)
+def _values(e: Evaluation) -> dict[str, Tensor]:
+    """What is kept as tensors: first scores, what adapts, and the optimizer's state."""
+    kept = {"nats": torch.from_numpy(e.ledger.nats)}
+    if e.adapter:
+        kept |= tensors.under("weights", {name: flat(e.adapter.weights)[name] for name in e.adapter.scope.names})
+        for kind, slots in e.adapter.slots.items():
+            kept |= tensors.under(f"slots/{kind}", slots)
+    return kept

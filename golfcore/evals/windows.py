@@ -1,4 +1,4 @@
-"""Which positions a window sees and which of them it scores.
+"""Which positions a window sees and which of them it scores, and all that an evaluation will do, before it begins.
 
 Position p (0 <= p < total) is an input whose target is token p + 1. A row (start, stop, score_from) is a window over
 the positions [start, stop) that scores [score_from, stop).
@@ -31,8 +31,7 @@ def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.nd
         starts, stops = starts[keep], stops[keep]
         score_from = stops - np.minimum(stride, stops - starts)
     else:
-        count = 1 + max(0, -(-(total - seq_len) // stride))
-        starts = stride * np.arange(count)
+        starts = stride * np.arange(1 + max(0, -(-(total - seq_len) // stride)))
         stops = np.minimum(starts + seq_len, total)
         score_from = starts + seq_len - stride
     score_from[0] = 0
@@ -44,9 +43,8 @@ def chunk_edges(total: int, chunk_tokens: int, starts: np.ndarray | None = None)
 
     With `starts` (of documents, ascending) a chunk also begins at each of them.
     """
-    firsts = np.unique(np.concatenate(([0], starts if starts is not None else [])).astype(np.int64))
-    stops = np.append(firsts[1:], total)
-    pieces = [np.arange(a, b, chunk_tokens) for a, b in zip(firsts, stops, strict=True)]
+    firsts = np.unique(np.append(0, starts if starts is not None else [])).astype(np.int64)
+    pieces = [np.arange(a, b, chunk_tokens) for a, b in zip(firsts, [*firsts[1:], total], strict=True)]
     return np.append(np.concatenate(pieces), total)
 
 
@@ -54,9 +52,8 @@ def split(rows: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The windows with every scored span that crosses an edge divided there; both parts keep the window's start."""
     out = []
     for start, stop, score_from in rows.tolist():
-        inner = edges[np.searchsorted(edges, score_from, "right") : np.searchsorted(edges, stop, "left")]
-        cuts = [score_from, *inner.tolist(), stop]
-        out += [(start, b, a) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        inner = edges[np.searchsorted(edges, score_from, "right") : np.searchsorted(edges, stop, "left")].tolist()
+        out += [(start, b, a) for a, b in zip([score_from, *inner], [*inner, stop], strict=True)]
     return np.array(out, dtype=np.int64)
 
 
@@ -66,20 +63,17 @@ def by_chunk(rows: np.ndarray, edges: np.ndarray) -> list[np.ndarray]:
     Where a stride does not divide a chunk, a window also scores the first positions of the next chunk: before that
     chunk is trained on, as all others.
     """
-    chunk = np.minimum(np.searchsorted(edges, rows[:, 2], "right") - 1, len(edges) - 2)
-    at = np.searchsorted(chunk, np.arange(len(edges)))
-    return [rows[a:b] for a, b in zip(at[:-1], at[1:], strict=True)]
+    return np.split(rows, np.searchsorted(rows[:, 2], edges[1:-1]))
 
 
 class Plan(NamedTuple):
-    """What an evaluation of a text will do, known before anything is scored."""
+    """What an evaluation of a text will do."""
 
     edges: np.ndarray  # (chunks + 1,) positions where chunks begin, and the end
     chunks: list[np.ndarray]  # of each chunk its windows, (n, 3)
     documents: np.ndarray  # positions where adaptation starts again, if it does at every document
     rows: np.ndarray  # starts of the rows that may be trained on before the first score
     selected: int  # how many of them are
-    first_sweep: int  # steps before the sweeps, which begin with a fresh optimizer
     steps: int  # optimizer steps, at most
     adapted_rows: int  # rows that may be trained on after a score
     dropped: int  # targets that the published tail leaves out
@@ -93,29 +87,27 @@ def adapts(cfg: Config) -> bool:
 def plan(cfg: Config, total: int, documents: np.ndarray) -> Plan:
     """The plan for `total` targets; `documents` are the positions whose input begins one (read if they matter)."""
     c, t = cfg.ttt, cfg.data.seq_len
-    windows_of = windows(total, window_length(cfg), cfg.eval.stride, cfg.eval.tail)
+    spans = windows(total, window_length(cfg), cfg.eval.stride, cfg.eval.tail)
+    dropped = total - int(spans[:, 1].max())
+    repeats = int((spans[:, 1] - spans[:, 2]).sum()) - (total - dropped)
     score_first = adapts(cfg) and c.order == "score-first"
     documents = documents if score_first and c.reset == "document" else np.empty(0, dtype=np.int64)
     edges = chunk_edges(total, c.chunk_tokens, documents)
     if len(documents):
-        windows_of = split(windows_of, edges)  # what a document ends with is scored before its adaptation is dropped
-    chunks = by_chunk(windows_of, edges)
-    dropped = total - int(windows_of[:, 1].max())
-    repeats = int((windows_of[:, 1] - windows_of[:, 2]).sum()) - (total - dropped)
-    rows, selected, first_sweep, steps, adapted_rows = np.empty(0, dtype=np.int64), 0, 0, 0, 0
+        spans = split(spans, edges)  # what a document ends with is scored before its adaptation is dropped
+    rows, selected, steps, adapted_rows = np.empty(0, dtype=np.int64), 0, 0, 0
     if score_first:
-        ends = edges[1:-1]
-        counts = (np.diff(edges)[:-1] // t)[~np.isin(ends, documents)]
+        counts = (np.diff(edges)[:-1] // t)[~np.isin(edges[1:-1], documents)]
         steps, adapted_rows = c.epochs * int((-(-counts // c.batch_seqs)).sum()), int(counts.sum())
     elif adapts(cfg):
         rows = t * np.arange(total // t)
         selected = max(1, int(c.top_fraction * len(rows))) if c.top_fraction < 1 and len(rows) else len(rows)
-        first_sweep, steps = c.epochs * len(epoch(cfg, rows[:selected])), len(batches(cfg, rows[:selected]))
-    return Plan(edges, chunks, documents, rows, selected, first_sweep, steps, adapted_rows, dropped, repeats)
+        steps = len(batches(cfg, rows[:selected]))
+    return Plan(edges, by_chunk(spans, edges), documents, rows, selected, steps, adapted_rows, dropped, repeats)
 
 
 def batches(cfg: Config, starts: np.ndarray) -> list[np.ndarray]:
-    """Row starts of every batch of a train-first protocol: epochs over the rows, then sweeps."""
+    """Row starts of every batch of a train-first protocol: epochs over the rows, then sweeps, a batch a chunk."""
     per_chunk = max(1, cfg.ttt.chunk_tokens // cfg.data.seq_len)
     sweep = [starts[at : at + per_chunk] for at in range(0, len(starts), per_chunk)]
     return cfg.ttt.epochs * epoch(cfg, starts) + cfg.ttt.sweeps * sweep

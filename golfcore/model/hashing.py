@@ -14,10 +14,7 @@ MULTIPLIERS = (36313, 27191, 51497)
 
 
 def bigram_rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool) -> Tensor:
-    """(..., T) token ids -> (..., T) int64 rows; `word_start` (V,) bool.
-
-    Without `word_start` the rows are shared even if `split`, as published.
-    """
+    """(..., T) token ids -> (..., T) int64 rows; `word_start` (V,) bool, without which `split` does nothing."""
     return _rows(tokens, word_start, n_rows, split, order=2)
 
 

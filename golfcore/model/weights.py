@@ -76,8 +76,8 @@ def unbound(weights: Weights) -> Weights:
     One `unbind` has one backward; indexing a stack instead makes a stack of zeros for the gradient of every slice.
     What is a tuple already stays as it is: meta-learning differentiates some slices of a stack and not others.
     """
-    stacked = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "ve_layer_scale")
-    rest = {name: _slices(t) if name in stacked else t for name, t in weights.rest.items()}
+    stacks = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "ve_layer_scale")
+    rest = {name: _slices(t) if name in stacks else t for name, t in weights.rest.items()}
     return Weights(Banks(*(_slices(bank) for bank in weights.banks)), rest)  # type: ignore[arg-type]
 
 
@@ -99,12 +99,15 @@ def matrices(weights: Weights) -> Iterator[tuple[str, Tensor]]:
 def map_matrices(fn: Callable[[str, Tensor], Tensor], weights: Weights) -> Weights:
     """Replace every bank matrix by `fn(name, matrix)`; differentiable."""
     new = {name: fn(name, m) for name, m in matrices(weights)}
-    n_blocks = len(weights.banks.up)
-    stacks: dict[str, list[Tensor]] = {
-        bank: [new[matrix_name(r, b)] for b in range(n_blocks) for r in ROLES if ROLES[r][0] == bank]
-        for bank in Banks._fields
+    return weights._replace(banks=stacked(new, len(weights.banks.up)))
+
+
+def stacked(named: Mapping[str, Tensor], n_blocks: int) -> Banks:
+    """The banks of matrices by name."""
+    slots = {
+        b: [(block, role) for block in range(n_blocks) for role in ROLES if ROLES[role][0] == b] for b in Banks._fields
     }
-    return weights._replace(banks=Banks(*(torch.stack(stacks[bank]) for bank in Banks._fields)))
+    return Banks(*(torch.stack([named[matrix_name(role, block)] for block, role in s]) for s in slots.values()))
 
 
 def detach(weights: Weights) -> Weights:
@@ -114,7 +117,3 @@ def detach(weights: Weights) -> Weights:
 
 def to_device(weights: Weights, device: torch.device | str) -> Weights:
     return tree_map(lambda t: t.to(device), weights)
-
-
-def count(weights: Weights) -> int:
-    return sum(t.numel() for t in flat(weights).values())

@@ -1,22 +1,18 @@
 """From the parameter table to optimizers: leaf tensors, groups, clipping, and a state that can be saved."""
 
-from collections.abc import Collection, Mapping
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from golfcore.base.tensors import expect
 from golfcore.config import ModelConfig, OptimConfig
 from golfcore.model.params import Group, table
 from golfcore.model.weights import Weights, flat, unflat
 from golfcore.optim.muon import Muon
 
-SLOTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum"}}  # what an optimizer keeps for a parameter
-
 
 class Part(NamedTuple):
-    kind: str  # a key of SLOTS
+    kind: str  # "adam" or "muon"
     optimizer: torch.optim.Optimizer
     base_lr: float
     params: dict[str, Tensor]  # by name
@@ -44,49 +40,16 @@ class Optimizers:
     def zero_grad(self) -> None:
         """Set every gradient to None."""
         for part in self.parts:
-            part.optimizer.zero_grad(set_to_none=True)
+            part.optimizer.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The state by optimizer, parameter and slot ("adam/tok_emb/exp_avg", "muon/qo/momentum"); not copied.
-
-        Parameters that were never updated have no entries. The same on every rank.
-        """
+        """The whole state by optimizer, parameter and slot ("adam/tok_emb/exp_avg", "muon/qo/momentum"), itself."""
         return {
-            f"{part.kind}/{name}/{slot}": part.optimizer.state[p][slot]
+            f"{part.kind}/{name}/{slot}": value
             for part in self.parts
             for name, p in part.params.items()
-            if p in part.optimizer.state
-            for slot in sorted(SLOTS[part.kind])
+            for slot, value in part.optimizer.state[p].items()
         }
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor], updated: Collection[str] = ()) -> None:
-        """Replace the whole state by a copy of what `state_tensors` returned, bit for bit.
-
-        Raises UserError, with the state as before, naming a key that is missing, unknown, or of another shape or dtype.
-        The parameters `updated` must have their slots; of any other, all or none.
-        """
-        present = {key.rsplit("/", 1)[0] for key in tensors}
-        like = {
-            f"{part.kind}/{name}": self._slots(part, name)
-            for part in self.parts
-            for name in part.params
-            if name in updated or f"{part.kind}/{name}" in present
-        }
-        expect(tensors, {f"{p}/{slot}": t for p, slots in like.items() for slot, t in slots.items()}, "optimizer state")
-        for part in self.parts:
-            part.optimizer.state.clear()
-            for name, p in part.params.items():
-                key = f"{part.kind}/{name}"
-                for slot, place in like.get(key, {}).items():
-                    part.optimizer.state[p][slot] = tensors[f"{key}/{slot}"].detach().to(place.device, copy=True)
-
-    def _slots(self, part: Part, name: str) -> dict[str, Tensor]:
-        """Tensors of the shapes, dtypes and places that the optimizer's slots of a parameter have."""
-        group, p = part.optimizer.param_groups[0], part.params[name]
-        if part.kind == "muon":
-            return {"momentum": torch.empty_like(p, dtype=group["momentum_dtype"])}
-        count = torch.empty((), device=p.device if group["fused"] else "cpu")  # where torch's AdamW keeps it
-        return {"step": count, "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
 
 
 def leaves(
@@ -100,32 +63,26 @@ def leaves(
 
     What is in no optimizer takes no gradient either: it would be clipped with the others and never cleared.
     """
-    low = compute_dtype if optim_cfg.table_dtype == "compute" else torch.float32
-    tensors = flat(weights)
-    return unflat(
-        {
-            p.name: tensors[p.name]
-            .detach()
-            .to(device, low if p.group == "table" else torch.float32, copy=True)
-            .requires_grad_(p.group != "none")
-            for p in table(model_cfg)
-        }
-    )
+    low, tensors = compute_dtype if optim_cfg.table_dtype == "compute" else torch.float32, flat(weights)
+
+    def leaf(name: str, group: Group) -> Tensor:
+        copy = tensors[name].detach().to(device, low if group == "table" else torch.float32, copy=True)
+        return copy.requires_grad_(group != "none")
+
+    return unflat({p.name: leaf(p.name, p.group) for p in table(model_cfg)})
 
 
 def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, compute_dtype: torch.dtype) -> Optimizers:
     """AdamW for tables and scalars, Muon for matrices, nothing for the rest, by the groups of the parameter table.
 
     `weights` are leaves, updated in place. `compute_dtype` is that of Newton-Schulz, and of Muon's momentum if
-    `optim_cfg.momentum_dtype` says so; AdamW's moments have the dtype of their parameter. Raises
-    ValueError if the table does not cover the tensors exactly once.
+    `optim_cfg.momentum_dtype` says so; AdamW's moments have the dtype of their parameter.
+    ValueError if `weights` have other names than the table.
     """
     c, tensors, rows = optim_cfg, flat(weights), table(model_cfg)
-    if sorted(tensors) != sorted(p.name for p in rows):
-        raise ValueError(f"expected the tensors {sorted(p.name for p in rows)}, found {sorted(tensors)}")
-    groups: dict[str, dict[str, Tensor]] = {name: {} for name in get_args(Group)}
-    for p in rows:
-        groups[p.group][p.name] = tensors[p.name]
+    if wrong := tensors.keys() ^ {p.name for p in rows}:
+        raise ValueError(f"expected the tensors of the parameter table, found {sorted(wrong)} unpaired")
+    groups = {group: {p.name: tensors[p.name] for p in rows if p.group == group} for group in get_args(Group)}
 
     def adam(name: str, lr: float) -> Part:
         params = groups[name]
@@ -137,6 +94,9 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
             weight_decay=c.adam_wd,
             fused=all(t.is_cuda for t in params.values()),
         )
+        for p in params.values():  # as torch begins at the first step, but there from the start
+            count = torch.zeros((), device=p.device if p.is_cuda else "cpu")
+            optimizer.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         return Part("adam", optimizer, lr, params)
 
     matrices = groups["matrix"]

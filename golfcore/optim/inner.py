@@ -1,16 +1,26 @@
-"""Inner loops, of test-time training and of meta-learning: the gradient of some tensors, and SGD and Adam."""
+"""What is differentiated in training and in the inner loops of meta-learning and TTT, and their SGD and Adam."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from golfcore.model.forward import Net, forward, training_loss
 from golfcore.model.weights import Weights, flat, unflat
 
 Loss = Callable[[Weights, Tensor, Tensor], Tensor]  # banks come as stacks or as tuples of slices, indexed alike
 Batch = tuple[Tensor, Tensor]  # x, y: (B, T) each
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as torch has them
+
+
+def loss_function(net: Net, z_loss: float = 0.0, compiled: bool = False) -> Loss:
+    """`training_loss` of a batch; one graph for own, fake-quantized and adapted weights."""
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return training_loss(net.cfg, forward(net, weights, x), y, z_loss)
+
+    return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 
 
 def clipped(gradients: Mapping[str, Tensor], most: float) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Muon for stacks of matrices (Jordan et al., 2024; form and constants of exp101): momentum, then orthogonalisation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -59,56 +59,50 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "dtype": dtype}
         defaults |= {"nesterov": nesterov, "momentum_dtype": dtype, "decay_after": False}
         super().__init__(params, defaults)
-        for p in (p for group in self.param_groups for p in group["params"]):
+        for p, group in ((p, g) for g in self.param_groups for p in g["params"]):
             if p.ndim < 2:
                 raise ValueError(f"Muon: expected parameters of shape (..., rows, cols), found {tuple(p.shape)}")
+            self.state[p]["momentum"] = torch.zeros_like(p, dtype=group["momentum_dtype"])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            shares = [Share(self._direction(p, group), group["ns_steps"]) for p in params]
-            for p, share in zip(params, shares, strict=True):
+            pending = [shared(self._direction(p, group), group["ns_steps"]) for p in params]
+            for p, update in zip(params, pending, strict=True):
                 rows, cols = p.shape[-2:]
                 kept = 1 - group["lr"] * group["weight_decay"]
                 if not group["decay_after"]:
                     p.mul_(kept)
-                p.add_(share.result().to(p.dtype), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+                p.add_(update().to(p.dtype), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
                 if group["decay_after"]:
                     p.mul_(kept)
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         assert p.grad is not None
         g = p.grad.to(group["momentum_dtype"])
-        state = self.state[p]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(g)
-        m = state["momentum"].mul_(group["momentum"]).add_(g)
+        m = self.state[p]["momentum"].mul_(group["momentum"]).add_(g)
         # torch.add rounds once, as the original's fused multiply-add
         u = torch.add(g, m, alpha=group["momentum"]) if group["nesterov"] else m
         return u.to(group["dtype"])
 
 
-class Share:
-    """Newton-Schulz of (..., rows, cols) with the matrices divided among the ranks; gathering begins at once."""
+def shared(u: Tensor, steps: int) -> Callable[[], Tensor]:
+    """What waits for `newton_schulz(u, steps, u.dtype)`, its matrices divided among the ranks; begins at once."""
+    world = world_size()
+    if world == 1:
+        alone = newton_schulz(u, steps, u.dtype)
+        return lambda: alone
+    slots = u.reshape(-1, *u.shape[-2:])
+    share = -(-len(slots) // world)
+    slots = F.pad(slots, (0, 0, 0, 0, 0, share * world - len(slots)))  # every rank sends as much
+    first = dist.get_rank() * share
+    mine = newton_schulz(slots[first : first + share], steps, u.dtype).contiguous()
+    updates = torch.empty_like(slots)
+    work = dist.all_gather(list(updates.chunk(world)), mine, async_op=True)
 
-    def __init__(self, u: Tensor, steps: int) -> None:
-        self.shape = u.shape
-        self.work: dist.Work | None = None
-        world = world_size()
-        if world == 1:
-            self.updates = newton_schulz(u, steps, u.dtype)
-            return
-        slots = u.reshape(-1, *u.shape[-2:])
-        share = -(-len(slots) // world)
-        slots = F.pad(slots, (0, 0, 0, 0, 0, share * world - len(slots)))  # every rank sends as much
-        first = dist.get_rank() * share
-        mine = newton_schulz(slots[first : first + share], steps, u.dtype).contiguous()
-        self.updates = torch.empty_like(slots)
-        self.work = dist.all_gather(list(self.updates.chunk(world)), mine, async_op=True)
+    def result() -> Tensor:
+        work.wait()
+        return updates.view(-1)[: u.numel()].view(u.shape)
 
-    def result(self) -> Tensor:
-        if self.work is None:
-            return self.updates
-        self.work.wait()
-        return self.updates.view(-1)[: self.shape.numel()].view(self.shape)
+    return result

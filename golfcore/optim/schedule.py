@@ -25,10 +25,7 @@ class Adaptive(NamedTuple):
 
 
 def ordinary(cfg: Config) -> ScheduleConfig:
-    """The schedule of ordinary training: `cfg.schedule` with what `reptile.share` leaves of its steps and seconds.
-
-    The warmdown keeps its length, so it starts earlier.
-    """
+    """`cfg.schedule` with what `reptile.share` leaves of its steps and seconds; the warmdown keeps its length."""
     s, left = cfg.schedule, 1 - cfg.reptile.share
     return replace(s, iterations=round(left * s.iterations), max_seconds=left * s.max_seconds)
 
@@ -55,7 +52,7 @@ def lr_multiplier(cfg: ScheduleConfig, clock: Clock) -> float:
 def _progress_to_cap(cfg: ScheduleConfig, clock: Clock) -> float:
     """How much of the warmdown is over (negative: not begun), when it ends at the wall-clock cap.
 
-    It starts `warmdown_steps` average steps before the cap, estimated anew at every step, or at the trigger.
+    It starts at the trigger, or `warmdown_steps` average steps before the cap, estimated anew at every step.
     """
     cap = 1000 * cfg.max_seconds
     start = clock.triggered
@@ -101,6 +98,6 @@ def momentum(cfg: OptimConfig, step: int) -> float:
 
 
 def cyclic_momentum(step: int, low: float = 0.85, high: float = 0.95, half_period: int = 50) -> float:
-    """A triangle wave that rises for `half_period` steps and falls as long: the default of exp101, off in its runs."""
+    """A triangle wave from `low` to `high` and back in 2 `half_period` steps: exp101's code has it, its runs do not."""
     phase = step % (2 * half_period) / half_period
     return low + (high - low) * (1 - abs(1 - phase))

@@ -107,7 +107,10 @@ def draw_suite(table: pd.DataFrame, sweep: str, folder: Path, about: Mapping[str
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw every figure in the index of `folder` again from its CSV (UserError: no index, or no such plot)."""
+    """Draw every figure in the index of `folder` again from its CSV.
+
+    UserError: no index, no such plot, or a table that is not the one listed and cannot be drawn.
+    """
     found, where = index.read_index(folder), folder / "index.json"
     if not found:
         raise UserError(f"{folder}: expected an index.json of figures, found none; golfcore figures RUN makes one")
@@ -116,7 +119,16 @@ def redraw(folder: Path) -> list[Path]:
         if plot not in FIGURES:
             raise UserError(f"{where}: expected figures among {', '.join(FIGURES)}, found {plot!r}")
     tables = {name: frames.read_csv(folder / f"{name}.csv") for name in plots}
-    return [path for name, plot in plots.items() for path in _draw(name, plot, tables[name], folder)]
+    drawn = list[Path]()
+    for name, plot in plots.items():
+        try:
+            drawn += _draw(name, plot, tables[name], folder)
+        except Exception as e:
+            csv = folder / f"{name}.csv"
+            if files.sha256_file(csv) == found[name].get("files", {}).get(csv.name):
+                raise
+            raise UserError(f"{csv}: expected the table of a figure {plot}, found another table ({e!r})") from e
+    return drawn
 
 
 def save_figure(fig: Figure, table: pd.DataFrame, folder: Path, name: str) -> tuple[Path, ...]:

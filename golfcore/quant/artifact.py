@@ -11,14 +11,14 @@ the order of the parameter table, as the high and the low bytes of float16.
 Nothing of a file is trusted: sizes come from the parameter table, at most MAX_SCALARS are unpacked, nothing is run.
 """
 
-import ast
 import hashlib
 import json
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[s
     codec = cfg.quant.codec
     symbols = sorted(_symbols(cfg, quantized).items())
     streams = {name: encode(s) if codec == "ans" else compress(s, codec) for name, s in symbols}
-    described = {name: _description(stream) for name, stream in streams.items()}
+    described = {name: stream.described for name, stream in streams.items()}
     header = canonical_json({"config": config.to_dict(cfg), "extra": extra or {}, "streams": described}).encode()
     if len(header) > MAX_HEADER:
         raise UserError(f"{path}: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
@@ -81,12 +81,6 @@ def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[s
     body = PREFIX.pack(MAGIC, VERSION, len(packed), size) + packed + payload
     write_bytes(path, body + hashlib.sha256(body).digest())
     return size
-
-
-def _description(stream: Stream | Blob) -> list[Any]:
-    if isinstance(stream, Blob):
-        return [stream.size, len(stream.payload)]
-    return [stream.least, stream.counts, len(stream.words)]
 
 
 def _symbols(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, IntArray]:
@@ -163,8 +157,12 @@ def _open(path: Path) -> Contents:
     cfg = config.from_dict(header["config"], str(path))
     shapes = [p.shape for p in params.table(cfg.model)]
     _require(sum(map(math.prod, shapes)) <= MAX_SCALARS, f"a model of more than {MAX_SCALARS} weights")
-    parse = _stream if cfg.quant.codec == "ans" else _blob
-    streams = _streams(header["streams"], data[PREFIX.size + header_bytes : len(data) - DIGEST], parse)
+    payload = data[PREFIX.size + header_bytes : len(data) - DIGEST]
+    streams: dict[str, Stream | Blob] = {}
+    for name, description in sorted(header["streams"].items()):  # each is cut off the front of what is left
+        streams[name] = _stream(name, description, payload, cfg.quant.codec)
+        payload = payload[len(streams[name].payload) :]
+    _require(not payload, f"{len(payload)} bytes that no stream describes")
     codable = {name for name, spec in entries(cfg.model).items() if spec.kind in ("matrix", "table")}
     _require(set(PLANES) <= streams.keys() <= codable | set(PLANES), "streams of another model")
     return Contents(cfg, header["extra"], streams, header_bytes, len(data))
@@ -200,37 +198,21 @@ def _header(packed: bytes) -> dict[str, Any]:
     return header
 
 
-def _streams(
-    described: dict[str, Any], payload: bytes, parse: Callable[[str, Any, bytes], Stream | Blob]
-) -> dict[str, Stream | Blob]:
-    """Every stream by its name, each cut off the front of what those before it left."""
-    streams: dict[str, Stream | Blob] = {}
-    for name, description in sorted(described.items()):
-        streams[name] = parse(name, description, payload)
-        payload = payload[len(streams[name].payload) :]
-    _require(not payload, f"{len(payload)} bytes that no stream describes")
-    return streams
-
-
-def _stream(name: str, description: Any, payload: bytes) -> Stream:
+def _stream(name: str, description: Any, payload: bytes, codec: str) -> Stream | Blob:
+    """The stream at the front of `payload`."""
     try:
-        least, counts, n_words = description
-        numbers = [least, n_words, *counts]
+        *least, counts, length = description
+        numbers = [*least, length, *counts] if codec == "ans" else [length, counts]
+        _require(len(least) == (codec == "ans"), f"no description of the stream {name}")
     except (TypeError, ValueError):
         raise Malformed(f"no description of the stream {name}") from None
-    _require(all(type(n) is int for n in numbers) and min(n_words, *counts, 0) >= 0, f"no counts of {name}")
-    _require(4 * n_words <= len(payload), f"a stream {name} longer than the file")
-    return Stream(least, tuple(counts), np.frombuffer(payload[: 4 * n_words], "<u4").astype(np.uint32))
-
-
-def _blob(name: str, description: Any, payload: bytes) -> Blob:
-    try:
-        size, n_bytes = description
-    except (TypeError, ValueError):
-        raise Malformed(f"no description of the stream {name}") from None
-    _require(type(size) is type(n_bytes) is int and min(size, n_bytes) >= 0, f"no counts of {name}")
+    positive = numbers[len(least) :]
+    _require(all(type(n) is int for n in numbers) and min(positive) >= 0, f"no counts of {name}")
+    n_bytes = 4 * length if codec == "ans" else length
     _require(n_bytes <= len(payload), f"a stream {name} longer than the file")
-    return Blob(size, payload[:n_bytes])
+    if codec != "ans":
+        return Blob(counts, payload[:n_bytes])
+    return Stream(least[0], tuple(counts), np.frombuffer(payload[:n_bytes], "<u4").astype(np.uint32))
 
 
 def _unpack(contents: Contents) -> Quantized:
@@ -260,8 +242,7 @@ def _halves(contents: Contents, kind: str, size: int) -> Tensor:
 def _decode(contents: Contents, name: str, size: int, dtype: type[np.int8] | type[np.uint8]) -> IntArray:
     """The `size` symbols of a stream, all within `dtype`."""
     stream, codec = contents.streams[name], contents.cfg.quant.codec
-    found = stream.size if isinstance(stream, Blob) else sum(stream.counts)
-    _require(found == size, f"{found} values of {name} where the model has {size}")
+    _require(stream.size == size, f"{stream.size} values of {name} where the model has {size}")
     try:
         if isinstance(stream, Blob):
             assert codec != "ans"  # which has no blobs
@@ -286,27 +267,19 @@ def code_bytes() -> int:
 def reader_files() -> list[Path]:
     """The modules that READERS import from this package, directly or not, relative to the package's parent."""
     root = Path(__file__).parents[2]
-    found: set[Path] = set()
-    queue = list(READERS)
-    while queue:
-        parts = queue.pop().split(".")
-        heads = [Path(*parts[:end]) for end in range(1, len(parts) + 1) if parts[0] == "golfcore"]
-        for file in [f for head in heads for f in (head / "__init__.py", head.with_suffix(".py"))]:
-            if file not in found and (root / file).is_file():
-                found.add(file)
-                queue += _imported(ast.parse((root / file).read_text()))
-    return sorted(found)
+    finder = _Own([str(root)])
+    for reader in READERS:
+        finder.import_hook(reader)
+    return sorted(Path(str(vars(module)["__file__"])).relative_to(root) for module in finder.modules.values())
 
 
-def _imported(tree: ast.Module) -> list[str]:
-    """Dotted names that a module imports, also inside functions; of `from a import b` both a and a.b."""
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+class _Own(ModuleFinder):
+    """Finds this package's modules; all others count as missing."""
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        if path is None and name != "golfcore":
+            raise ImportError(name)
+        return super().find_module(name, path, parent)
 
 
 def fits(artifact_bytes: int, code_bytes: int, max_bytes: int) -> bool:

@@ -9,7 +9,7 @@ General-purpose, as published: zstandard level 22 (pr294, pr398), LZMA preset 9 
 
 import lzma
 import zlib
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import constriction
 import numpy as np
@@ -30,10 +30,23 @@ class Stream(NamedTuple):
     def payload(self) -> bytes:
         return self.words.astype("<u4").tobytes()
 
+    @property
+    def size(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def described(self) -> list[Any]:
+        """What a header says of it: enough, with the payload, to have it again."""
+        return [self.least, self.counts, len(self.words)]
+
 
 class Blob(NamedTuple):
     size: int  # how many symbols
     payload: bytes  # one a byte, compressed
+
+    @property
+    def described(self) -> list[Any]:
+        return [self.size, len(self.payload)]
 
 
 def encode(symbols: IntArray) -> Stream:
@@ -53,10 +66,10 @@ def encode(symbols: IntArray) -> Stream:
 
 def decode(stream: Stream) -> NDArray[np.int32]:
     """The flat symbols; as many as the counts add up to."""
-    size = sum(stream.counts)
     if len(stream.counts) <= 1:
-        return np.full(size, stream.least, np.int32)
-    return constriction.stream.stack.AnsCoder(stream.words).decode(_model(stream), size) + np.int32(stream.least)
+        return np.full(stream.size, stream.least, np.int32)
+    coder = constriction.stream.stack.AnsCoder(stream.words)
+    return coder.decode(_model(stream), stream.size) + np.int32(stream.least)
 
 
 def _model(stream: Stream) -> constriction.stream.model.Categorical:

@@ -9,10 +9,6 @@ Let H be the Hessian of the inputs and U upper triangular with inv(H) = U^T U. G
 so that the row's error is w - code s = e U, and its weighted error (w - code s) H (w - code s)^T is just e e^T.
 Rows do not interact. A row therefore runs once for each different scale that the quantiles propose, all such pairs
 side by side; where they propose one scale, as they do under the published floor, the search costs nothing.
-
-Example: w = (1.4, 0.3), s = 1 and H = [[2, 1], [1, 1]], so inv(H) = [[1, -1], [-1, 2]] and U = [[1, -1], [0, 1]].
-t_0 = 1.4 has code 1 and leaves e_0 = 0.4. t_1 = 0.3 - 0.4 * (-1) = 0.7 has code 1 and leaves e_1 = -0.3. The weighted
-error is 0.4^2 + 0.3^2 = 0.25; the nearest codes (1, 0) have 2 * 0.4^2 + 2 * 0.4 * 0.3 + 0.3^2 = 0.65.
 """
 
 from typing import Literal, NamedTuple

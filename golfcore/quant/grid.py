@@ -53,19 +53,8 @@ def projection_grid() -> Grid:
     return Grid(31, -32, floor=True, stored_scale_codes=False)
 
 
-def scales(weight: Tensor, grid: Grid, quantile: float) -> Tensor:
-    """float32 scale of each row, (R, C) -> (R,); of the whole for a vector or a scalar, -> ().
-
-    A row whose clip value is 0 gets the smallest float16, an all-zero vector 1. Vectors have no floor (exp101).
-    """
-    if weight.ndim < 2:
-        scale = _clips(weight.reshape(1, -1), (quantile,))[0, 0] / grid.qmax
-        return torch.where(scale == 0, 1.0, scale)
-    return _row_scales(_clips(weight, (quantile,)), grid)[0]
-
-
 def candidate_scales(weight: Tensor, grid: Grid) -> Tensor:
-    """float32 scales (Q, R) of the rows of (R, C), one line for each quantile of the grid."""
+    """float32 scales (Q, R) of the rows of (R, C), one line a quantile of the grid; SCALE_MIN for a row of zeros."""
     if grid.floor and bool(weight.abs().max() <= 1):  # every clip value is below the floor: nothing to search
         return torch.full((len(grid.quantiles), len(weight)), 1 / grid.qmax, device=weight.device)
     return _row_scales(_clips(weight, grid.quantiles), grid)
@@ -111,26 +100,20 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
 def round_to_nearest(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """(int8 codes, scale to store) without a Hessian: of the grid's quantiles the one of least squared error.
 
-    One choice for the whole matrix (exp101), the first of equals. Vectors and scalars take the last quantile; their
-    scale stays float32 where codes do not come from the stored one (exp101).
+    One choice for the whole matrix (exp101), the first of equals. Vectors and scalars take the last quantile and no
+    floor, 1 if they are 0; their scale stays float32 where codes do not come from the stored one (exp101).
     """
     if weight.ndim < 2:
-        scale = scales(weight, grid, grid.quantiles[-1])
+        scale = _clips(weight.reshape(1, -1), grid.quantiles[-1:])[0, 0] / grid.qmax
+        scale = torch.where(scale == 0, 1.0, scale)
         kept = stored(scale) if grid.stored_scale_codes else scale
         return quantize(weight, kept, grid), kept
-    best, least = None, float("inf")
-    tried: list[Tensor] = []
+    tried: list[tuple[Tensor, Tensor]] = []
     for scale in candidate_scales(weight, grid):
         kept = stored(scale)
-        if any(torch.equal(kept, other) for other in tried):
-            continue
-        tried.append(kept)
-        codes = quantize(weight, kept if grid.stored_scale_codes else scale, grid)
-        error = float((weight.float() - dequantize(codes, kept)).square().mean())
-        if best is None or error < least:
-            best, least = (codes, kept), error
-    assert best is not None  # a grid has at least one quantile
-    return best
+        if not any(torch.equal(kept, other) for _, other in tried):
+            tried.append((quantize(weight, kept if grid.stored_scale_codes else scale, grid), kept))
+    return min(tried, key=lambda one: float((weight.float() - dequantize(*one)).square().mean()))
 
 
 def fake_quant(weight: Tensor, grid: Grid) -> Tensor:

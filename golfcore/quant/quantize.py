@@ -29,23 +29,17 @@ def quantize_weights(
     not have.
     """
     tensors = {**dict(matrices(weights)), **weights.rest}
-    known = check_names(cfg)
     used = hessians if cfg.quant.rounding == "gptq" else None
     out: Quantized = {}
-    for name, spec in known.items():
+    for name, spec in check_names(cfg).items():
         tensor = tensors[name].detach()
-        check_storable(name, tensor)
+        largest = float(tensor.abs().max())
+        if not largest <= SCALE_MAX:  # NaN compares as false
+            raise UserError(f"{name}: expected finite weights within float16, found {largest}")
         out[name] = _entry(cfg.quant, name, spec, tensor, used, (bits or {}).get(name))
         if progress:
             progress(tensor.numel())
     return out
-
-
-def check_storable(name: str, tensor: Tensor) -> None:
-    """UserError if a value of the tensor is not finite, or beyond the range of the float16 that an artifact holds."""
-    largest = float(tensor.detach().abs().max())
-    if not largest <= SCALE_MAX:  # NaN compares as false
-        raise UserError(f"{name}: expected finite weights within float16, found {largest}")
 
 
 def check_names(cfg: Config) -> dict[str, Spec]:

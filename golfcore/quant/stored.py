@@ -6,13 +6,12 @@ Apart from quantize.py, because the code that reads an artifact counts against i
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from golfcore.config import ModelConfig
 from golfcore.model import params
 from golfcore.model.params import Kind
-from golfcore.model.weights import ROLES, Banks, Weights, matrix_name, unflat
+from golfcore.model.weights import ROLES, Banks, Weights, matrix_name, stacked
 from golfcore.quant.grid import dequantize
 
 
@@ -51,7 +50,5 @@ def restore(entry: Entry) -> Tensor:
 def dequantize_weights(cfg: ModelConfig, quantized: Mapping[str, Entry]) -> Weights:
     """float32 weights in the shapes of the parameter table, train-only tensors left out."""
     tensors = {name: restore(entry) for name, entry in quantized.items()}
-    for bank in Banks._fields:
-        names = [matrix_name(r, b) for b in range(cfg.n_blocks) for r in ROLES if ROLES[r][0] == bank]
-        tensors[bank] = torch.stack([tensors.pop(name) for name in names])
-    return unflat(tensors)
+    rest = {p.name: tensors[p.name] for p in params.table(cfg) if p.name in tensors}
+    return Weights(stacked(tensors, cfg.n_blocks), rest)

@@ -9,7 +9,7 @@ import torch
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.base.runtime import full_float32
-from golfcore.config import Config, override, to_dict
+from golfcore.config import Config, differences, override
 from golfcore.evals import protocols
 from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
 from golfcore.evals.windows import window_length
@@ -27,28 +27,28 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
     """
     packed = open_packed(target, changes)
     wanted = scaled(packed.cfg, packed.cfg.data.seq_len if "data.seq_len" in changes else SEQ_LEN)
-    cfg = override(
-        packed.cfg, {k: v for k, v in wanted.items() if k not in changes}, f"the audit's scaling of {target}"
-    )
+    free = {key: value for key, value in wanted.items() if key not in changes}
+    cfg = override(packed.cfg, free, f"the audit's scaling of {target}")
     own = protocols.configure(protocol, cfg, packed.changes)
-    chunk, stride, text = own.ttt.chunk_tokens, own.eval.stride, packed.subject.tokens
-    total = int(CHUNKS * chunk)
-    if len(text) <= total:
-        raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {len(text)}")
+    total = int(CHUNKS * own.ttt.chunk_tokens)
+    if len(packed.subject.tokens) <= total:
+        found = len(packed.subject.tokens)
+        raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {found}")
+    text = packed.subject.tokens[: total + 1]
     alone = packed.subject.runtime._replace(rank=0, world=1, dtype=torch.float32)
     scorer = ProtocolScorer(protocol, cfg, packed.subject._replace(runtime=alone), packed.changes)
-    begins = np.flatnonzero(packed.subject.tables.boundary.cpu().numpy()[text[: total + 1]])
     with bar(len(TESTS), "audit", "test") as progress, full_float32():
         report = audit(
             scorer,
-            text[: total + 1],
+            text,
             cfg.model.vocab_size,
-            chunk,
-            stride,
-            documents=begins.tolist(),
+            own.ttt.chunk_tokens,
+            own.eval.stride,
+            documents=np.flatnonzero(packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
             progress=lambda test: progress.update(),
         )
-    said = {"data": packed.source["data"][:12], **_settings(packed.cfg, cfg, own)}
+    said = {"data": packed.source["data"][:12], **_settings(own)}
+    said["scaled for the audit"] = differences(packed.cfg, cfg, most=len(wanted)) or "nothing"
     return replace(report, subject=f"{protocol} of {target}", settings={**report.settings, **said})
 
 
@@ -67,23 +67,12 @@ def scaled(cfg: Config, longest: int) -> dict[str, object]:
     }
 
 
-def _settings(given: Config, audited: Config, own: Config) -> dict[str, object]:
-    """What the report says of the settings that it holds for: `own` is what the protocol makes of `audited`."""
-    t, windows = own.ttt, f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"
-    said: dict[str, object] = {"windows": windows}
+def _settings(own: Config) -> dict[str, object]:
+    """The settings of the protocol that the report holds for."""
+    t = own.ttt
+    said: dict[str, object] = {"windows": f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"}
     if t.epochs + t.sweeps:
         rate = f"rate {t.lr:g}" if t.lr_shape == "constant" else f"rate {t.lr:g}, horizon {t.lr_horizon}"
         passes = f"{t.epochs} epochs" + (f", {t.sweeps} sweeps" if t.sweeps else "")
         said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
-    return said | {"scaled for the audit": _differences(given, audited) or "nothing"}
-
-
-def _differences(a: Config, b: Config) -> str:
-    x, y = to_dict(a), to_dict(b)
-    found = [
-        f"{section}.{key} {x[section][key]} -> {value}"
-        for section in ("data", "eval", "ttt")
-        for key, value in y[section].items()
-        if x[section][key] != value
-    ]
-    return ", ".join(found)
+    return said

@@ -18,8 +18,7 @@ from golfcore.base.progress import bar
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config
-from golfcore.data.datasets import Dataset, train_stream, val_tokens
-from golfcore.data.prepare import prepare_data
+from golfcore.data.datasets import Dataset, prepare_data, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.evals import result as results
 from golfcore.evals.adapt import Diverged
@@ -37,23 +36,10 @@ from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
 from golfcore.runs.folder import default_out as default_out
 from golfcore.runs.folder import open_run
-from golfcore.runs.results import (
-    ARTIFACT,
-    CHOICE,
-    FLOAT,
-    MEASURES,
-    QUANTIZED,
-    Facts,
-    build,
-    measures,
-    packed_facts,
-    table,
-)
+from golfcore.runs.results import ARTIFACT, CHOICE, FLOAT, MEASURES, QUANTIZED, build, measures, packed_facts, table
 from golfcore.train import reptile, sensitivity
-from golfcore.train.checks import check_begins
-from golfcore.train.loop import train
+from golfcore.train.loop import check, train
 from golfcore.train.state import TrainingData
-from golfcore.train.step import plan
 
 
 def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tuple[RunFolder, ...] = ()) -> RunFolder:
@@ -64,20 +50,17 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
     """
     rt = runtime.start(cfg.run.dtype, cfg.run.seed)
     try:
-        plan(cfg, rt.world)  # may refuse the number of ranks
+        check(cfg, rt.world)
         tell = say if rt.is_main else (lambda text: None)
         if rt.is_main:
             prepare_data(cfg, tell)
         runtime.barrier()
         dataset = prepare_data(cfg, lambda text: None)
-        folder = (
+        if rt.is_main:
             open_run(out, cfg, dataset.data_hash, runtime.describe() | {"world": rt.world})
-            if rt.is_main
-            else RunFolder(out)
-        )
         runtime.barrier()
-        _Stages(cfg, folder, dataset, rt, tell).all(donors)
-        return folder
+        _Stages(cfg, RunFolder(out), dataset, rt, tell).all(donors)
+        return RunFolder(out)
     finally:
         runtime.stop()
 
@@ -96,9 +79,6 @@ class _Stages:
         for _, protocol in measures(cfg).values():
             configure(protocol, cfg)  # what cannot be is said now, not after training
         check_names(cfg)
-        check_begins(cfg)
-        if cfg.reptile.share:
-            reptile.budget(cfg)
 
     def all(self, donors: tuple[RunFolder, ...]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
@@ -162,8 +142,8 @@ class _Stages:
         hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
         bits = None
         if sensitivity.wanted(c.quant):
-            schema = {"mean_square": {"*": float}}
-            found = files.read_json(self.run.file(sensitivity.FILE), "the gradients that guide bit widths", schema)
+            what, schema = "the gradients that guide bit widths", {"mean_square": {"*": float}}
+            found = files.read_json(self.run.file(sensitivity.FILE), what, schema)
             bits = guided_bits(c.quant, found["mean_square"])
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
             quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
@@ -190,8 +170,7 @@ class _Stages:
         t, rows = self.cfg.ttt, list[dict]()
         candidates = t.lr_candidates if adapts(self.cfg) else ()
         if candidates:
-            text = self.stream.tail(self.cfg.data.reserve_tokens)
-            subject = Subject(self.load(QUANTIZED), text, self.tables, self.rt)
+            subject = Subject(self.load(QUANTIZED), self.stream.tail(), self.tables, self.rt)
         for lr in candidates:
             trial, part = replace(self.cfg, ttt=replace(t, lr=lr)), self.run.file(f"ttt-{lr:g}.part")
             try:
@@ -215,8 +194,8 @@ class _Stages:
             return
         _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
         lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings", {"lr": float})["lr"]
-        facts = Facts(lr, self.dataset.data_hash, self.dataset.tokenizer_hash)
-        artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts._asdict())
+        facts = {"ttt_lr": lr, "data": self.dataset.data_hash, "tokenizer": self.dataset.tokenizer_hash}
+        artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts)
 
     def measure(self, name: str) -> None:
         weights, protocol = measures(self.cfg)[name]
@@ -232,8 +211,7 @@ class _Stages:
         if self.rt.is_main:
             results.save(found, self.run.file(f"eval/{name}.json"))
             for feature, row in found.coverage.items():
-                label = feature if name in MEASURES else f"{name}: {feature}"
-                self.run.cover(label, **row)
+                self.run.cover(feature if name in MEASURES else f"{name}: {feature}", **row)
 
     def baseline(self) -> None:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
@@ -241,36 +219,21 @@ class _Stages:
             return
         nats = fit_bigram(self.stream.pieces(), self.cfg.model.vocab_size).nats(self.val)
         n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
-        files.write_json(
-            self.run.file("baseline.json"),
-            {
-                "bpb": bits_per_byte(float(nats.sum()), n_bytes),
-                "fitted_on_tokens": self.stream.length,
-                "model": "bigram, Witten-Bell",
-            },
-        )
+        found = {"bpb": bits_per_byte(float(nats.sum()), n_bytes), "fitted_on_tokens": self.stream.length}
+        files.write_json(self.run.file("baseline.json"), found | {"model": "bigram, Witten-Bell"})
 
     # -- what they need
     @cached_property
     def made(self) -> dict:
         """By which code and where: recorded with every stage and every number."""
-        return {
-            "code": runtime.code_version(),
-            "world": self.rt.world,
-            "device": str(runtime.describe()["device"]),
-        }
+        device = str(runtime.describe()["device"])
+        return {"code": runtime.code_version(), "world": self.rt.world, "device": device}
 
     @cached_property
     def source(self) -> dict:
         c = self.cfg
-        return {
-            "run": self.run.id,
-            "config": c.hash,
-            "preset": c.name,
-            "seed": c.run.seed,
-            "data": self.dataset.data_hash,
-            **self.made,
-        }
+        about = {"run": self.run.id, "config": c.hash, "preset": c.name, "seed": c.run.seed}
+        return about | {"data": self.dataset.data_hash} | self.made
 
     def load(self, name: str) -> Weights:
         path = self.run.file(name)

@@ -8,8 +8,7 @@ import numpy as np
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.config import Config, override
-from golfcore.data.datasets import check_same, val_tokens
-from golfcore.data.prepare import prepare_data
+from golfcore.data.datasets import check_same, prepare_data, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate

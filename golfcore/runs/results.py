@@ -1,6 +1,5 @@
 """What a run measures, its numbers with their source, and the table that it prints."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,15 +45,12 @@ class Facts(NamedTuple):
 
 
 def packed_facts(path: Path) -> Facts:
-    """What `Facts.as_dict` wrote into the artifact `path`. UserError: no artifact, or facts that cannot be."""
-    extra = artifact.info(path)["extra"]
-    found = Facts(extra.get("ttt_lr"), extra.get("data", ""), extra.get("tokenizer", ""))
-    rate = found.ttt_lr
-    if rate is not None and not (type(rate) in (int, float) and 0 <= rate < math.inf):
-        raise UserError(f"{path}: expected ttt_lr as a number of at least 0, found {rate!r}")
-    if type(found.data) is not str or type(found.tokenizer) is not str:
-        raise UserError(f"{path}: expected the hashes of data and tokenizer as text, found {found.data!r}")
-    return found
+    """What an artifact carries. UserError: no artifact, or facts that cannot be."""
+    extra = {"ttt_lr": None, "data": "", "tokenizer": ""} | artifact.info(path)["extra"]
+    files.check(extra, {"ttt_lr": (float, None), "data": str, "tokenizer": str}, f"{path}: expected a header")
+    if (extra["ttt_lr"] or 0) < 0:
+        raise UserError(f"{path}: expected ttt_lr as a number of at least 0, found {extra['ttt_lr']!r}")
+    return Facts(extra["ttt_lr"], extra["data"], extra["tokenizer"])
 
 
 def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
@@ -68,7 +64,7 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     for name, r in found.items():
         if r.tokens - r.repeats + r.dropped != total:
             raise RuntimeError(f"{name}: {r.tokens - r.repeats:,} of {total:,} targets were scored")
-    size, code = run.file(ARTIFACT).stat().st_size, artifact.code_bytes()
+    size, code, limit = run.file(ARTIFACT).stat().st_size, artifact.code_bytes(), cfg.quant.max_bytes
     first = {name: r.bpb_first for name, r in found.items()}
     return {
         "source": source,
@@ -81,8 +77,8 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
             "bytes": size,
             "code_bytes": code,
             "total": size + code,
-            "max_bytes": cfg.quant.max_bytes,
-            "fits": size + code <= cfg.quant.max_bytes,
+            "max_bytes": limit,
+            "fits": artifact.fits(size, code, limit),
         },
     }
 

@@ -10,13 +10,12 @@ One arm shares blocks; each of the others has no sharing and equals it in all bu
     unique-narrow  L       L       smaller  equal exported parameters and so about equal bytes, at equal depth
 
 No arm without sharing can have the bytes, depth and compute a token of "shared" at once: at equal bytes sharing costs
-about L/U times the compute. A narrow arm rather than a wider shared one because it is the cheaper one to train.
+about L/U times the compute.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from golfcore import config
 from golfcore.base.errors import UserError
@@ -91,13 +90,11 @@ def restack(cfg: Config, blocks: tuple[int, ...]) -> Config:
         xsa_last_n=n if m.xsa_last_n >= m.n_layers else min(m.xsa_last_n, n),
         frozen_skips=tuple(row for row in m.frozen_skips if row < n // 2),
     )
-    return replace(
-        cfg,
-        model=model,
-        meta=replace(cfg.meta, freeze_blocks=round(cfg.meta.freeze_blocks * share)),
-        ttt=replace(cfg.ttt, freeze_blocks=round(cfg.ttt.freeze_blocks * share)),
-        reptile=replace(cfg.reptile, freeze_blocks=round(cfg.reptile.freeze_blocks * share)),
-    )
+    frozen = {
+        name: replace(getattr(cfg, name), freeze_blocks=round(getattr(cfg, name).freeze_blocks * share))
+        for name in ("meta", "ttt", "reptile")
+    }
+    return replace(cfg, model=model, **frozen)
 
 
 def narrowed(cfg: Config, wanted: int) -> Config:
@@ -136,17 +133,16 @@ def applied(m: ModelConfig) -> int:
 
     Lookups of embeddings, gains and scales are left out.
     """
-    sizes = {p.name: int(np.prod(p.shape)) for p in params.table(m) if p.kind in ("matrix", "projection")}
+    sizes = {p.name: math.prod(p.shape) for p in params.table(m) if p.kind in ("matrix", "projection")}
     blocks = sum(sizes.pop(bank) for bank in Banks._fields)
     return blocks // m.n_blocks * m.n_layers + sum(sizes.values()) + m.vocab_size * m.dim
 
 
 def flops_per_token(cfg: Config) -> int:
-    """FLOPs of forward and backward for a token in training: 6 N + 12 L D T.
+    """FLOPs of forward and backward for a token in training: 6 N + 12 L D T (Chowdhery et al. 2022, appendix B).
 
-    N: `applied`, L layers of width D (heads x head width) on rows of T tokens. Chowdhery et al. 2022 (PaLM), appendix
-    B, which counts attention as if it were not causal. Inner steps of meta-learning and fake quantization are not in
-    it, nor are a Reptile phase and element-wise operations.
+    N: `applied`, L layers of width D on rows of T tokens, attention as if it were not causal. Without inner steps of
+    meta-learning, a Reptile phase, fake quantization and element-wise operations.
     """
     m = cfg.model
     return 6 * applied(m) + 12 * m.n_layers * m.dim * cfg.data.seq_len

@@ -1,9 +1,8 @@
 """A score taken apart: the same weights on the same text under every protocol and control, as cells of one study.
 
-What was published as the gain of test-time training subtracts a score with little context from one with adaptation
-and more context. Here (a) windows that do not overlap, (b) a sliding window and (c) sliding with adaptation stand side
-by side, and each control changes one thing: the order of the text, how long adaptation lasts, how many passes it makes,
-what adapts, the optimizer, the stride, the rounding of the weights.
+(a) windows that do not overlap, (b) a sliding window and (c) sliding with adaptation stand side by side, and each
+control changes one thing: the order of the text, how long adaptation lasts, its passes, what adapts, the optimizer, the
+stride, the rounding of the weights.
 """
 
 import time
@@ -23,17 +22,17 @@ from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.windows import window_length
-from golfcore.model.weights import Weights, to_device, unflat
-from golfcore.runs.pipeline import ARTIFACT, FLOAT
+from golfcore.model.weights import to_device, unflat
 from golfcore.runs.reopen import open_packed
-from golfcore.runs.results import MEASURES, measures
+from golfcore.runs.results import ARTIFACT, FLOAT, MEASURES, measures
 from golfcore.runs.results import measured as results_of
+from golfcore.runs.sweep import names_in, time_left
 
 ORDER_SEED = 0
 EPOCHS = (0, 1, 4, 20)
+ADAPTED = ("all", "banks", "scalars", "mlps", "lora")
 ADAM_RATES = (1e-4, 1e-3)  # the chosen rate is one of SGD; a step of Adam moves every value by about its rate
 ABC = {"a": "static", "b": "sliding", "c": "ttt"}
-GROUPS = ("abc", "float", "order", "reset", "epochs", "stride", "adapted", "optimizer", "protocols")
 FILES = {"artifact": ARTIFACT, "float": FLOAT}
 
 
@@ -60,29 +59,26 @@ class Measured(NamedTuple):
 
 def standard(cfg: Config) -> tuple[Cell, ...]:
     """The study of `cfg`: a, b, c; each control; each protocol that has a name."""
-    t = cfg.ttt
     cells = [Cell(label, ABC[label], "abc", reference=ref) for label, ref in (("a", ""), ("b", "a"), ("c", "b"))]
     cells += [Cell(f"{label} float", p, "float", weights="float", reference=label) for label, p in ABC.items()]
     cells += [
         Cell("b shuffled", "sliding", "order", shuffled=True, reference="b"),
         Cell("c shuffled", "ttt", "order", shuffled=True, reference="b shuffled"),
     ]
-    constant = {} if t.lr_horizon else {"ttt.lr_shape": "constant"}
-    resets = {"chunk": {}, "document": constant}
-    cells += [_control(f"reset per {at}", "reset", {"ttt.reset": at, **more}) for at, more in resets.items()]
-    cells += [_control(f"epochs {n}", "epochs", {"ttt.epochs": n}) for n in EPOCHS]
+    constant = {} if cfg.ttt.lr_horizon else {"ttt.lr_shape": "constant"}
+    controls: dict[str, tuple[str, dict[str, object]]] = {  # label -> group, what it changes of c
+        "reset per chunk": ("reset", {"ttt.reset": "chunk"}),
+        "reset per document": ("reset", {"ttt.reset": "document", **constant}),
+        **{f"epochs {n}": ("epochs", {"ttt.epochs": n}) for n in EPOCHS},
+    }
+    cells += [Cell(label, "ttt", *control, reference="b") for label, control in controls.items()]
     cells += [Cell(f"stride {s}", "sliding", "stride", {"eval.stride": s}, reference="a") for s in strides(cfg)]
-    parts = ("all", "banks", "scalars", "mlps", "lora")
-    cells += [_control(f"adapts {part}", "adapted", {"ttt.adapted": part}) for part in parts]
-    adam = {f"adam {rate:g}": {"ttt.optimizer": "adam", "ttt.lr": rate} for rate in ADAM_RATES}
-    cells += [_control(label, "optimizer", changes) for label, changes in adam.items()]
-    others = [name for name in protocols.PROTOCOLS if name not in ABC.values()]
+    controls = {f"adapts {part}": ("adapted", {"ttt.adapted": part}) for part in ADAPTED}
+    controls |= {f"adam {r:g}": ("optimizer", {"ttt.optimizer": "adam", "ttt.lr": r}) for r in ADAM_RATES}
+    cells += [Cell(label, "ttt", *control, reference="b") for label, control in controls.items()]
     label = {protocol: label for label, protocol in ABC.items()}
+    others = [name for name in protocols.PROTOCOLS if name not in label]
     return (*cells, *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others))
-
-
-def _control(label: str, group: str, changes: Mapping[str, object]) -> Cell:
-    return Cell(label, "ttt", group, changes, reference="b")
 
 
 def strides(cfg: Config) -> list[int]:
@@ -93,30 +89,23 @@ def strides(cfg: Config) -> list[int]:
 
 
 def select(cells: Sequence[Cell], names: str) -> tuple[Cell, ...]:
-    """The cells whose label or group is among the comma-separated `names`, and all that they refer to.
+    """The cells whose label or group is among the comma-separated `names` ("": all), and all that they refer to.
 
-    "" is all of them. UserError: a name that none of them has, also if it is a group of other configurations, or
-    nothing between the commas.
+    UserError: a name that none of them has, or as `names_in`.
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if names and not wanted:
-        raise UserError(f"cells: expected labels or groups separated by commas, found {names!r}")
-    config.keys(wanted, list(dict.fromkeys([*GROUPS, *(c.label for c in cells)])), "cells")
-    for name in wanted:
-        if not any(name in (c.label, c.group) for c in cells):
-            there = ", ".join(dict.fromkeys(c.group for c in cells))
-            raise UserError(f"cells: expected a group that this configuration has ({there}), found {name!r}")
-    kept = {c.label for c in cells if not wanted or {c.label, c.group} & set(wanted)}
+    known = list(dict.fromkeys([c.group for c in cells] + [c.label for c in cells]))
+    wanted = names_in(names, known, "cells")
+    config.keys(wanted, known, "cells")
+    kept = {c.label for c in cells if {c.label, c.group} & set(wanted)}
     for cell in reversed(cells):  # a reference comes before what refers to it
         kept |= {cell.reference} if cell.label in kept else set()
     return tuple(c for c in cells if c.label in kept)
 
 
 def reported(run: RunFolder) -> list[Measured]:
-    """What a finished run measured itself, as cells of a study: its four scores, then its further protocols.
+    """What a finished run measured itself, as cells: its four scores, each compared with the one before; then others.
 
-    Each of the four is compared with the one before it, from the float weights on. UserError: a run that has not
-    finished, or whose scores are not there.
+    UserError: a run that has not finished, or whose scores are not there.
     """
     named = {cell.label: cell for cell in standard(config.of_run(run))}
     labels, reference = dict(zip(MEASURES, ("a float", *ABC), strict=True)), ""
@@ -124,12 +113,6 @@ def reported(run: RunFolder) -> list[Measured]:
         named[label], reference = replace(named[label], reference=reference), label
     found = results_of(files.read_json(run.file(RESULTS), "the results of a finished run"))
     return [Measured(named[labels.get(n, n)], results.load(run.file(f"eval/{n}.json"))) for n in found]
-
-
-def _measure(cell: Cell, cfg: Config) -> str:
-    """The evaluation that a run of `cfg` makes of the same weights and text under the same protocol; "" if none."""
-    made = (FILES[cell.weights], cell.protocol)
-    return next((name for name, own in measures(cfg).items() if own == made and not cell.shuffled), "")
 
 
 # -- the text in another order
@@ -146,9 +129,8 @@ def chunk_order(total: int, chunk: int, seed: int = ORDER_SEED) -> np.ndarray:
 def shuffled(tokens: np.ndarray, chunk: int, seed: int = ORDER_SEED) -> np.ndarray:
     """The stream (N + 1,) with its chunks of `chunk` targets in another order; the same targets, each once.
 
-    A chunk is a block of targets: block i is tokens[i chunk + 1 : (i + 1) chunk + 1]. The first token stays first, it
-    is never a target. At a seam the first target of a block follows the last token of another block: its context is
-    another text's, until the window has passed the seam, and its leading space may cost a byte more or less.
+    The first token, never a target, stays first. After a seam the context is another block's, and a leading space may
+    cost a byte more or less.
     """
     order = chunk_order(len(tokens) - 1, chunk, seed)
     blocks = [tokens[1 + i * chunk : 1 + (i + 1) * chunk] for i in order]
@@ -157,8 +139,7 @@ def shuffled(tokens: np.ndarray, chunk: int, seed: int = ORDER_SEED) -> np.ndarr
 
 def in_text_order(result: EvalResult, chunk: int, seed: int = ORDER_SEED) -> EvalResult:
     """The result of a shuffled stream with each chunk's sums, and each target's nats, at its place in the text."""
-    total = result.chunks[-1]["stop"]
-    back = np.argsort(chunk_order(total, chunk, seed))
+    back = np.argsort(chunk_order(result.chunks[-1]["stop"], chunk, seed))
     sums = [{k: result.chunks[j][k] for k in ("nats", "bytes", "adapt_losses")} for j in back]
     chunks = [row | {k: at[k] for k in ("chunk", "start", "stop")} for row, at in zip(sums, result.chunks, strict=True)]
     nats = result.per_target
@@ -180,19 +161,16 @@ def measure(
 ) -> list[Measured]:
     """Evaluate every cell (default: the standard study) on a run folder or an artifact.
 
-    `changes` override data, eval and ttt values of all cells, and a run comes with the TTT rate that it chose; what a
-    protocol or a cell sets itself stands above both. Cells that are the run's own scores are taken from it. The others
-    are kept in `out` with the weights, configuration, protocol and data that they belong to: those that are there are
-    not measured again, those that are damaged or belong to something else are, and a killed cell goes on. Nats of
-    every target are kept for a, b and c only. A cell that this model, text or configuration cannot have gets a sentence
-    in place of a result. UserError as `open_packed`.
+    `changes` override data, eval and ttt values of all cells; what a protocol or a cell sets stands above them. Cells
+    that are the run's own scores are taken from it, others are kept in `out` and not measured again, unless they are
+    damaged or belong to something else; a killed cell goes on. A cell that this model, text or configuration cannot
+    have gets a sentence in place of a result. UserError as `open_packed`.
     """
     study = _Study(target, dict(changes or {}), out, say)
     cells = standard(study.packed.cfg) if cells is None else cells
     found: list[Measured] = []
     for number, cell in enumerate(cells, 1):
-        left = np.mean(study.spent) * (len(cells) - number + 1) if study.spent else 0.0
-        say(f"cell {number} of {len(cells)}: {cell.label}" + (f", at most {left:.0f} s left" if left >= 1 else ""))
+        say(f"cell {number} of {len(cells)}: {cell.label}{time_left(study.spent, len(cells) - number + 1)}")
         try:
             found.append(Measured(cell, study.result(cell)))
         except UserError as e:
@@ -207,16 +185,13 @@ class _Study:
     def __init__(
         self, target: Path, changes: dict[str, object], out: Path | None, say: Callable[[str], object]
     ) -> None:
-        self.packed, self.say = open_packed(target, changes), say
+        self.packed, self.target, self.say = open_packed(target, changes), target, say
         self.run = RunFolder(target) if target.is_dir() else None
         self.own = open_packed(target, {}).cfg if changes else self.packed.cfg  # what the run measured under
         self.folder = RunFolder(out) if out else None
+        paths = {weights: target / name for weights, name in FILES.items()} if self.run else {"artifact": target}
+        self.shas = {weights: files.sha256_file(path) for weights, path in paths.items() if path.exists()}
         self.done = dict[str, EvalResult]()
-        self.target, self.paths = target, {"artifact": target}
-        if self.run:
-            self.paths = {weights: target / name for weights, name in FILES.items()}
-        self.shas: dict[str, str] = {}
-        self.loaded: dict[str, Weights] = {"artifact": self.packed.subject.weights}
         self.spent: list[float] = []  # seconds of the cells that were evaluated
         self.versions = set[str]()  # of the code that measured what is reused, once it was said
 
@@ -234,25 +209,24 @@ class _Study:
 
     def _source(self, cell: Cell) -> dict:
         """What identifies the numbers of a cell. UserError: a cell that this model, text or target cannot have."""
-        p, path = self.packed, self.paths.get(cell.weights)
-        if path is None or not path.exists():
+        p = self.packed
+        if cell.weights not in self.shas:
             raise UserError(f"{self.target}: expected the {cell.weights} weights of a run folder, found none")
         cfg = protocols.configure(cell.protocol, p.cfg, cell.changes)
         if cfg.ttt.reset == "document" and not p.subject.tables.boundary.cpu().numpy()[p.subject.tokens].any():
             raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
-        if cell.weights not in self.shas:
-            self.shas[cell.weights] = files.sha256_file(path)
         return p.source | {"weights": self.shas[cell.weights], "config": cfg.hash, "seed": cfg.run.seed}
 
     def _reported(self, cell: Cell, source: dict) -> EvalResult | None:
         """The run's own evaluation, if it is whole and of the same weights, configuration and text."""
-        name = _measure(cell, self.own)
+        made = (FILES[cell.weights], cell.protocol)
+        name = next((name for name, own in measures(self.own).items() if own == made and not cell.shuffled), "")
         if not (self.run and name) or self.packed.cfg.ttt.chunk_tokens != self.own.ttt.chunk_tokens:
             return None
         if source["config"] != protocols.configure(cell.protocol, self.own).hash:
             return None
-        record = self.run.stages().get(f"eval-{name}", {})
-        kept = {self.run.file(output): sha for output, sha in record.get("outputs", {}).items()}
+        outputs = self.run.stages().get(f"eval-{name}", {}).get("outputs", {})
+        kept = {self.run.file(output): sha for output, sha in outputs.items()}
         if not kept or not all(path.exists() and files.sha256_file(path) == sha for path, sha in kept.items()):
             return None
         found = results.load(self.run.file(f"eval/{name}.json"))
@@ -269,52 +243,46 @@ class _Study:
 
     def _saved(self, cell: Cell, name: str, belongs: dict, source: dict) -> EvalResult:
         """The result that `out` holds, or else evaluated now and saved there."""
-        path = self.folder.file(f"{name}.json") if self.folder else None
-        if path is not None and self._is_kept(name, belongs, path):
-            return self._reused(results.load(path))
-        part = path.with_suffix(".part") if path else None
-        if part is not None:
-            part.parent.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        found = replace(self._evaluate(cell, part, source), adapted=None)
-        self.spent.append(time.monotonic() - began)
-        own = protocols.configure(cell.protocol, self.packed.cfg)
-        plain = source["config"] == own.hash and cell.protocol in ABC.values() and not cell.shuffled
-        found = found if plain else replace(found, per_target=None)
-        if self.folder is not None and path is not None:
-            results.save(found, path)
-            outputs = [path.name, *([f"{name}.npy"] if plain else [])]
-            self.folder.finish(name, belongs, outputs, self.spent[-1])
-        return found
-
-    def _is_kept(self, name: str, belongs: dict, path: Path) -> bool:
-        """Whether `path` holds what was measured; says so if there is something else."""
-        assert self.folder is not None
+        if self.folder is None:
+            return self._evaluate(cell, None, source)
+        path = self.folder.file(f"{name}.json")
         try:
-            kept = self.folder.finished(name, belongs)
+            if self.folder.finished(name, belongs):
+                return self._reused(results.load(path))
+            if path.exists():
+                self.say(f"  {path}: expected the result of this cell as it was saved, found another; measured again")
         except UserError as e:
             self.say(f"  {e}; measured again")
-            return False
-        if path.exists() and not kept:
-            self.say(f"  {path}: expected the result of this cell as it was saved, found another; measured again")
-        return kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = self._evaluate(cell, path.with_suffix(".part"), source)
+        results.save(found, path)
+        outputs = [path.name] if found.per_target is None else [path.name, f"{name}.npy"]
+        self.folder.finish(name, belongs, outputs, self.spent[-1])
+        return found
 
     def _evaluate(self, cell: Cell, resume: Path | None, source: dict) -> EvalResult:
-        subject, chunk = self.packed.subject, self.packed.cfg.ttt.chunk_tokens
-        if cell.weights not in self.loaded:
-            stored = unflat(tensors.load(self.paths[cell.weights], "trained weights")[0])
-            self.loaded[cell.weights] = to_device(stored, subject.runtime.device)
-        tokens = shuffled(subject.tokens, chunk) if cell.shuffled else subject.tokens
+        """Measured now; nats of every target are kept of a, b and c as the configuration has them."""
+        began, p, chunk = time.monotonic(), self.packed, self.packed.cfg.ttt.chunk_tokens
+        subject = p.subject
+        if cell.weights == "float":
+            stored = unflat(tensors.load(self.target / FLOAT, "trained weights")[0])
+            subject = subject._replace(weights=to_device(stored, subject.runtime.device))
+        if cell.shuffled:
+            subject = subject._replace(tokens=shuffled(subject.tokens, chunk))
         found = protocols.evaluate(
             cell.protocol,
-            self.packed.cfg,
-            subject._replace(weights=self.loaded[cell.weights], tokens=tokens),
+            p.cfg,
+            subject,
             changes=cell.changes,
             resume=resume,
             source=source,
             label=cell.label,
         )
-        return in_text_order(found, chunk) if cell.shuffled else found
+        found = in_text_order(found, chunk) if cell.shuffled else found
+        own = source["config"] == protocols.configure(cell.protocol, p.cfg).hash
+        plain = own and cell.protocol in ABC.values() and not cell.shuffled
+        self.spent.append(time.monotonic() - began)
+        return replace(found, adapted=None, per_target=found.per_target if plain else None)
 
 
 def by_label(measured: Iterable[Measured]) -> dict[str, EvalResult]:

@@ -26,7 +26,6 @@ note = "..."
 
 import re
 import time
-import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
-FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
+FACTS: dict[str, Any] = {  # what a file says beside its arms and overrides, and the types
     "title": str,
     "base": str,
     "seeds": tuple[int, ...],
@@ -52,19 +51,14 @@ FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
     "measure": Measure,
     "published_sd": float,
     "published_steps": int,
-    "all": dict,
-    "size": dict,
-    "arms": dict,
 }
-ARM: dict[str, Any] = {
+ARM_FACTS: dict[str, Any] = {  # the same of an arm
     "on": str,
     "label": str,
     "published": float,
     "published_note": str,
     "unknown": tuple[str, ...],
     "note": str,
-    "set": dict,
-    "size": dict,
 }
 
 
@@ -73,14 +67,14 @@ class ArmPlan:
     """One arm at one size."""
 
     name: str
-    label: str
-    on: str  # the arm that it is compared with; "" for the reference
     overrides: dict[str, object]  # of the preset, those of all arms included
     config: Config  # with the preset's seed; named as the arm
-    published: float | None  # bits per byte
-    published_note: str
-    unknown: tuple[str, ...]
-    note: str
+    label: str
+    on: str = ""  # the arm that it is compared with; "" for the reference
+    published: float | None = None  # bits per byte
+    published_note: str = ""
+    unknown: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,15 +82,15 @@ class Sweep:
     """A sweep file at one size. The first arm is the reference."""
 
     name: str
-    title: str
-    source: str
-    base: str  # preset of all arms
     size: str
-    seeds: tuple[int, ...]
-    measure: Measure
-    published_sd: float | None
-    published_steps: int | None
     arms: dict[str, ArmPlan]
+    base: str  # preset of all arms
+    title: str
+    seeds: tuple[int, ...]
+    source: str = ""
+    measure: Measure = "ttt"
+    published_sd: float | None = None
+    published_steps: int | None = None
 
     @property
     def reference(self) -> ArmPlan:
@@ -107,9 +101,8 @@ class Sweep:
         return {name: arm.config for name, arm in self.arms.items()}
 
     def changes(self) -> "pd.DataFrame":
-        """One row an arm: what it is compared with, and what it changes of that."""
-        on = {name: self.arms[arm.on].config for name, arm in self.arms.items() if arm.on}
-        return changes(self.configs, on)
+        """`changes` of the arms, each held against the one that it is on."""
+        return changes(self.configs, {name: arm.on for name, arm in self.arms.items()})
 
     def only(self, names: Sequence[str]) -> "Sweep":
         """The arms named, in the file's order, with those that they are compared with. UserError: no such arm."""
@@ -133,62 +126,47 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
     path = Path(file) if str(file).endswith(".toml") else SWEEPS / f"{file}.toml"
     if path.parent == SWEEPS:
         config.keys([path.stem], sweep_names(), "sweeps")
+    config.keys([size], config.size_names(), "size")
     where = str(file)
-    values = _checked(_read(path), FILE, where)
+    values = config.read_toml(path, "a sweep")
+    facts = _facts(values, FACTS, ("all", "size", "arms"), where)
     for key in ("base", "arms"):
         if not values.get(key):
             raise UserError(f"{where}: expected {key}, found none")
-    if not isinstance(values["arms"], Mapping):
-        raise UserError(f"{where}: expected arms to be a table, found {values['arms']!r}")
-    common = {**_overrides(values, "all", size, where), **overrides}
+    common = _overrides(values, "all", size, where) | dict(overrides)
     arms: dict[str, ArmPlan] = {}
-    for name, given in values["arms"].items():
-        arms[name] = _arm(name, given, values["base"], common, size, arms, f"{where}, [arms.{name}]")
-    return Sweep(
-        path.stem,
-        values.get("title", path.stem),
-        values.get("source", ""),
-        values["base"],
-        size,
-        values.get("seeds") or (next(iter(arms.values())).config.run.seed,),
-        values.get("measure", "ttt"),
-        values.get("published_sd"),
-        values.get("published_steps"),
-        arms,
-    )
+    for name, given in _table(values["arms"], "arms to be a table", where).items():
+        arms[name] = _arm(name, given, facts["base"], common, size, arms, f"{where}, [arms.{name}]")
+    seeds = facts.get("seeds") or (next(iter(arms.values())).config.run.seed,)
+    return Sweep(**{"name": path.stem, "size": size, "arms": arms, "title": path.stem, **facts, "seeds": seeds})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected a sweep, found no such file") from None
-    except tomllib.TOMLDecodeError as e:
-        raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
+def _table(value: Any, expected: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: expected {expected}, found {value!r}")
+    return value
 
 
-def _checked(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
-    config.keys(values, list(known), where)
-    return {k: v if known[k] is dict else config.coerce(v, known[k], f"{where}, {k}") for k, v in values.items()}
+def _facts(values: Mapping[str, Any], kinds: Mapping[str, Any], others: Sequence[str], where: str) -> dict[str, Any]:
+    config.keys(values, [*kinds, *others], where)
+    return {k: config.coerce(v, kinds[k], f"{where}, {k}") for k, v in values.items() if k in kinds}
 
 
 def _arm(
     name: str,
-    given: Mapping[str, Any],
+    given: Any,
     base: str,
     common: Mapping[str, object],
     size: str,
     above: Mapping[str, ArmPlan],
     where: str,
 ) -> ArmPlan:
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where}: expected a table, found {given!r}")
-    values = _checked(given, ARM, where)
-    on = values.get("on", next(iter(above), ""))
+    given = _table(given, "a table", where)
+    facts = {"label": name, "on": next(iter(above), ""), **_facts(given, ARM_FACTS, ("set", "size"), where)}
+    on = facts["on"]
     if on not in above and (above or on):
         raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
-    below = above[on].overrides if on else common
-    overrides = {**below, **_overrides(values, "set", size, where)}
+    overrides = {**(above[on].overrides if on else common), **_overrides(given, "set", size, where)}
     try:
         found = replace(config.load(base, overrides, size=size), name=name)
     except UserError as e:
@@ -196,36 +174,17 @@ def _arm(
     for other in above.values():
         if other.config.hash == found.hash:
             raise UserError(f"{where}: expected an arm that differs from {other.name} at size {size}, found the same")
-    return ArmPlan(
-        name,
-        values.get("label", name),
-        on,
-        overrides,
-        found,
-        values.get("published"),
-        values.get("published_note", ""),
-        values.get("unknown", ()),
-        values.get("note", ""),
-    )
+    return ArmPlan(name, overrides, found, **facts)
 
 
 def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> dict[str, object]:
-    """The overrides in `values[key]` with those of the size over them."""
-    sizes = values.get("size", {})
-    if not isinstance(sizes, Mapping):
-        raise UserError(f"{where}, size: expected a table, found {sizes!r}")
-    config.keys([size], config.size_names(), "size")
+    """The overrides in `values[key]` as dotted names, those of the size over them."""
+    sizes = _table(values.get("size", {}), "a table", f"{where}, size")
     config.keys(sizes, config.size_names(), f"{where}, size")
-    return _flat(values.get(key, {}), f"{where}, {key}") | _flat(sizes.get(size, {}), f"{where}, size.{size}")
-
-
-def _flat(table: Any, where: str) -> dict[str, object]:
-    """Overrides as dotted names, from sections with keys in them or from dotted names."""
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where}: expected overrides, found {table!r}")
     found: dict[str, object] = {}
-    for name, value in table.items():
-        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    for table, at in ((values.get(key, {}), key), (sizes.get(size, {}), f"size.{size}")):
+        for name, value in _table(table, "overrides", f"{where}, {at}").items():
+            found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return found
 
 
@@ -233,23 +192,22 @@ def _flat(table: Any, where: str) -> dict[str, object]:
 
 
 def seeds_in(text: str, default: Sequence[int] = ()) -> tuple[int, ...]:
-    """The seeds in "1, 2, 3"; `default` if there is nothing. UserError: none at all, one twice, or no whole number."""
+    """The seeds in "1, 2, 3", as `names_in`; UserError also for what is no whole number."""
+    return _listed(text, default, "seeds", "whole numbers", int)
+
+
+def names_in(text: str, default: Sequence[str] = (), what: str = "arms") -> tuple[str, ...]:
+    """The names in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
+    return _listed(text, default, what, "names", str)
+
+
+def _listed(text: str, default: Sequence, what: str, kind: str, parse: Callable[[str], Any]) -> tuple:
     try:
-        found = tuple(int(part) for part in text.split(",")) if text.strip() else tuple(default)
+        found = tuple(parse(part.strip()) for part in text.split(",")) if text.strip() else tuple(default)
     except ValueError:
         found = ()
-    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
-        raise UserError(
-            f"seeds: expected different whole numbers with commas between them, 0 to {2**32 - 1}, found {text!r}"
-        )
-    return found
-
-
-def names_in(text: str, default: Sequence[str] = ()) -> tuple[str, ...]:
-    """The arms in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
-    found = tuple(part.strip() for part in text.split(",")) if text.strip() else tuple(default)
-    if not all(found) or not found or len(set(found)) < len(found):
-        raise UserError(f"arms: expected different names with commas between them, found {text!r}")
+    if not found or "" in found or len(set(found)) < len(found):
+        raise UserError(f"{what}: expected different {kind} with commas between them, found {text!r}")
     return found
 
 
@@ -258,11 +216,9 @@ def run_arms(
 ) -> list[RunFolder]:
     """Run every configuration with every seed into out/LABEL-sSEED; the folders, in the order of the runs.
 
-    What trains alike trains once: a run takes its weights from any run in `out` that has the same
-    `Config.training_hash` and data. All arms of a seed come before the next seed, so that an interrupted sweep has
-    whole comparisons. What a run prints goes through `say`, and before each run where the sweep is and how long the
-    rest should take. UserError: no arms or seeds, a seed twice, a label that is no name for a folder, or a folder that
-    holds another configuration or data.
+    A run takes its weights from any run in `out` that has the same `Config.training_hash` and data. All arms of a seed
+    come before the next seed, so that an interrupted sweep has whole comparisons. UserError: no arms or seeds, a seed
+    twice, a label that is no name for a folder, or a folder that holds another configuration or data.
     """
     from golfcore.runs import pipeline  # brings torch, which reading a file does not need
 
@@ -273,30 +229,26 @@ def run_arms(
             raise UserError(f"sweep: expected arms named with letters, digits, '.', '_', '+' and '-', found {label!r}")
     folders: list[RunFolder] = []
     spent: list[float] = []
-    jobs = [(n, config.override(arm, {"run.seed": s}, f"sweep, {n}"), s) for s in seeds for n, arm in arms.items()]
+    jobs = [(label, arm, seed) for seed in seeds for label, arm in arms.items()]
     for number, (label, arm, seed) in enumerate(jobs, 1):
         folder = out / f"{label}-s{seed}"
-        left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
-        say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
+        say(f"run {number} of {len(jobs)}: {label}, seed {seed}{time_left(spent, len(jobs) - number + 1)}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
         others = tuple(run_folders(out))
-        folders.append(pipeline.run(arm, folder, say, others))
+        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
 
 
-def changes(configs: Mapping[str, Config], on: Mapping[str, Config] | None = None) -> "pd.DataFrame":
-    """One row an arm: `on`, the arm that it is held against (the first, if none is given), and what `changes` of it."""
+def changes(configs: Mapping[str, Config], on: Mapping[str, str] | None = None) -> "pd.DataFrame":
+    """One row an arm: `on`, the arm that it is held against (the first, unless given), and what it `changes` of it."""
     import pandas as pd  # a third of a second, which the command line's help does not need
 
-    first = next(iter(configs.values()))
-    rows = []
-    for name, cfg in configs.items():
-        other = on.get(name) if on is not None else None if cfg is first else first
-        change = config.differences(other, cfg, most=20) if other else ""
-        rows.append({"arm": name, "on": other.name if other else "", "changes": change})
-    return pd.DataFrame(rows)
+    first = next(iter(configs))
+    on = dict.fromkeys(configs, first) | {first: ""} if on is None else on
+    change = [config.differences(configs[on[name]], cfg, most=20) if on[name] else "" for name, cfg in configs.items()]
+    return pd.DataFrame({"arm": list(configs), "on": [on[name] for name in configs], "changes": change})
 
 
 def default_out(plan: Sweep) -> Path:
@@ -309,5 +261,13 @@ def out_of(name: str, reference: Config) -> Path:
     return runs_dir() / f"{name}-{identity(reference)[:8]}"
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def time_left(spent: Sequence[float], jobs: int) -> str:
+    """What `jobs` more should take, by the mean of the seconds `spent` on each so far; "" before the first."""
+    seconds = sum(spent) / len(spent) * jobs if spent else 0.0
+    return (
+        ""
+        if seconds < 1
+        else f", about {seconds:.0f} s left"
+        if seconds < 90
+        else f", about {seconds / 60:.0f} min left"
+    )

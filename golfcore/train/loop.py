@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from golfcore.base import files
@@ -20,29 +19,61 @@ from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Banks, Weights, detach
 from golfcore.optim import average
-from golfcore.optim.schedule import ordinary
+from golfcore.optim.inner import loss_function
+from golfcore.optim.schedule import Clock, lr_multiplier, ordinary
 from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
-from golfcore.train.meta import add_gradient, freeze_masks, split
+from golfcore.train.meta import add_gradient, due, freeze_masks, split
 from golfcore.train.state import TrainingData, TrainState
-from golfcore.train.step import Diverged, Report, loss_function, plan, train_step
+from golfcore.train.step import Diverged, Report, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> Weights:
-    """Train to the end of the schedule, from the run's checkpoint if it has one; returns the averaged weights.
+def check(cfg: Config, world: int) -> None:
+    """UserError if `world` ranks cannot share a step, or if a switch of `cfg` would act at no step of training.
 
-    If `reptile.share` is set, they then go through that phase. A run killed at any moment goes on from its last
-    checkpoint to the same bits (CPU); that of the phase, `reptile.CHECKPOINT`, is left for the caller to remove once
-    the result is safe. With guided bits the run gets `sensitivity.FILE`. Raises Diverged on NaN or Inf, and UserError
-    if a switch did nothing; the last good state stays in the checkpoint.
+    Where the LR multipliers depend on time or losses, all from 0 to 1 are taken to occur.
+    """
+    plan(cfg, world)
+    if cfg.reptile.share:
+        reptile.budget(cfg)
+    a, o, q, m, s = cfg.average, cfg.optim, cfg.quant, cfg.meta, ordinary(cfg)
+    known = s.clock == "steps" and not s.adaptive and not s.max_seconds
+    scales = [lr_multiplier(s, Clock(step, 0.0)) for step in range(s.iterations)]
+    low, high = (scales, scales) if known else ([0.0] * s.iterations, [1.0] * s.iterations)
+    switches = [
+        (f"average.kind {a.kind} (every {a.every} steps)", a.kind != "none", low[a.every - 1 :: a.every]),
+        (
+            f"average.start_scale {a.start_scale:g}",
+            a.kind == "swa",
+            [x for x in low[a.every - 1 :: a.every] if x < a.start_scale],
+        ),
+        (f"optim.qat_scale {o.qat_scale:g}", o.qat != "none", [x for x in low if x < o.qat_scale]),
+        (f"quant.guided_scale {q.guided_scale:g}", sensitivity.wanted(q), [x for x in low if x < q.guided_scale]),
+        (f"meta.min_scale {m.min_scale:g}", m.enabled, [step for step, x in enumerate(high) if due(m, step, x)]),
+    ]
+    for what, on, acts in switches:
+        if on and not acts:
+            raise UserError(
+                f"{what}: expected a step of training at which it acts, found none in {s.iterations} steps with LR "
+                f"multipliers from {min(low):.3g} to {max(high):.3g}"
+            )
+
+
+def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> Weights:
+    """The averaged weights of the whole training and the Reptile phase, begun or gone on with from their checkpoints.
+
+    A run killed at any moment goes on to the same bits (CPU). `reptile.CHECKPOINT` is left for the caller to remove
+    once the result is safe; with guided bits the run gets `sensitivity.FILE`. Diverged on NaN or Inf, UserError if a
+    switch did nothing; the last good state stays in the checkpoint.
     """
     plan(cfg, runtime.world)  # may refuse the number of ranks
     state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
     checkpoint = run.file(CHECKPOINT)
     if checkpoint.exists():
-        state = states.load(state, cfg, checkpoint, data.belongs, tqdm.write if runtime.is_main else _silent)
+        say = tqdm.write if runtime.is_main else lambda text: None
+        state = states.load(state, cfg, checkpoint, data.belongs, say)
     barrier()
     if runtime.is_main:
         run.rewind(state.step)
@@ -52,26 +83,25 @@ def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> 
     return reptile.phase(cfg, run, weights, state.step, data, runtime) if cfg.reptile.share else weights
 
 
-def _silent(text: str) -> None:
-    """Ranks but the first say nothing."""
-
-
 class _Loop:
     def __init__(self, cfg: Config, run: RunFolder, state: TrainState, data: TrainingData, runtime: Runtime) -> None:
         self.cfg, self.run, self.state, self.data, self.runtime = cfg, run, state, data, runtime
-        self.schedule, self.plan = ordinary(cfg), plan(cfg, runtime.world)
-        self.tables = data.tables.to(runtime.device)
-        self.net = Net(cfg.model, self.tables, choose_compute(runtime.device, runtime.dtype))
+        self.schedule, self.plan, self.saved = ordinary(cfg), plan(cfg, runtime.world), state.step
+        self.net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime.device, runtime.dtype))
         self.bits = 1 / (np.log(2) * data.bytes_per_token)
         self.loss_fn = loss_function(self.net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
 
+    @property
+    def ended(self) -> bool:
+        return self.state.stopped or self.state.step == self.schedule.iterations
+
     def go(self) -> None:
         c, s = self.cfg, self.state
-        self._cover_inner_steps()
-        self._warm_up()
+        if self.runtime.device.type == "cuda":
+            self._warm_up()
         total, done = (steps * c.optim.batch_tokens for steps in (self.schedule.iterations, s.step))
         with bar(total, "train", "tok", done, self.runtime.is_main) as progress:
-            while s.step < self.schedule.iterations and not s.stopped:
+            while not self.ended:
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()
                 report = self._step()
@@ -84,7 +114,8 @@ class _Loop:
         self._validate()
         self._checkpoint()
         try:
-            self._cover()
+            if self.runtime.is_main:
+                self._cover()
         except RuntimeError as e:  # the weights are worth keeping: they are what the other switches made of them
             raise UserError(f"{e}; the trained weights are kept in {self.run.file(CHECKPOINT)}") from None
 
@@ -97,8 +128,7 @@ class _Loop:
             where = f"the last good state is in {kept}" if kept.exists() else "no checkpoint had been written yet"
             raise Diverged(f"{e}; {where}") from None
         s.elapsed += time.perf_counter() - began
-        cap = self.schedule.max_seconds
-        if cap > 0:
+        if (cap := self.schedule.max_seconds) > 0:
             clock = torch.tensor(s.elapsed, dtype=torch.float64, device=self.runtime.device)
             all_reduce_mean_([clock])  # all ranks stop at the same step
             s.elapsed = float(clock)
@@ -108,15 +138,13 @@ class _Loop:
 
     def _log(self, r: Report) -> None:
         s, c = self.state, self.cfg
-        if self.runtime.rank != 0:
+        if not self.runtime.is_main:
             return
-        for started, event in ((r.qat_started, "qat"), (r.warmdown_started, "warmdown"), (s.stopped, "cap")):
-            if started:
-                self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
+        for event in (*r.events, *(["cap"] if s.stopped else [])):
+            self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
         if r.meta is not None:
             self.run.log({"kind": "meta", "step": s.step, "lr_multiplier": r.lr_multiplier, **r.meta.row()})
-        ended = s.stopped or s.step == self.schedule.iterations
-        if c.model.meta_sgd and (ended or s.step % c.meta.log_rates_every == 0):
+        if c.model.meta_sgd and (self.ended or s.step % c.meta.log_rates_every == 0):
             rates = {bank: s.weights.rest[params.RATES + bank].tolist() for bank in Banks._fields}
             self.run.log({"kind": "meta_sgd", "step": s.step, **rates})
         if s.step <= 10 or s.step % c.run.log_every == 0:
@@ -131,45 +159,28 @@ class _Loop:
             return
         subject = Subject(detach(s.weights), self.data.val, self.data.tables, self.runtime)
         result = evaluate("static", self.cfg, subject, label=f"val @{s.step}")
-        if self.runtime.rank == 0:
+        if self.runtime.is_main:
             self.run.log({"kind": "val", "step": s.step, "loss": result.loss, "bpb": result.bpb, "elapsed": s.elapsed})
 
     def _checkpoint(self) -> None:
-        if self.runtime.rank == 0:
+        """Save what is not saved, so that the file before this one holds an earlier step."""
+        if self.runtime.is_main and self.state.step != self.saved:
             states.save(self.state, self.run.file(CHECKPOINT), self.data.belongs)
+        self.saved = self.state.step
         barrier()
 
     def _warm_up(self) -> None:
         """Compile before the clock starts: one forward and backward, and one meta call, that change nothing."""
-        if self.runtime.device.type != "cuda":
-            return
-        c, weights, step = self.cfg, self.state.weights, self.plan
-
-        def zeros(rows: int) -> Tensor:
-            return torch.zeros(rows, step.seq_len, dtype=torch.int64, device=self.runtime.device)
-
-        x = zeros(step.rows // step.parts)
-        self.loss_fn(weights, x, x).backward()
+        c, p, weights = self.cfg, self.plan, self.state.weights
+        zeros = torch.zeros(p.rows, p.seq_len, dtype=torch.int64, device=self.runtime.device)
+        part = zeros[: p.rows // p.parts]
+        self.loss_fn(weights, part, part).backward()
         if c.meta.enabled:
-            x = zeros(step.rows)
-            add_gradient(c, self.net, weights, 0, split(c.meta, x, x, (x, x)), self.loss_fn)
+            add_gradient(c, self.net, weights, 0, split(c.meta, zeros, zeros, (zeros, zeros)), self.loss_fn)
         self.state.optimizers.zero_grad()
-
-    def _cover_inner_steps(self) -> None:
-        """What the inner steps of meta-learning will move; before training, since nothing would be a mistake."""
-        c = self.cfg
-        if not c.meta.enabled or self.runtime.rank != 0:
-            return
-        counts = params.summary(c.model)
-        able = counts["kinds"]["matrix"] if c.meta.adapted == "banks" else counts["adaptable"]
-        frozen = params.frozen_count(c.model, freeze_masks(c.model, c.meta))
-        placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
-        self.run.cover("meta_adapted", 0 if placebo else able - frozen, able, "values", placebo)
 
     def _cover(self) -> None:
         """What every switched-on feature did, into the run record."""
-        if self.runtime.rank != 0:
-            return
         c, s, counts = self.cfg, self.state, params.summary(self.cfg.model)
         n = counts["kinds"]["matrix"]
         if not c.model.ngram_trained:
@@ -180,6 +191,10 @@ class _Loop:
             done = n if s.qat and c.optim.qat == "matrices" else 0
             self.run.cover("qat", done, n, "matrix weights", inert)
         if c.meta.enabled:
+            able = n if c.meta.adapted == "banks" else counts["adaptable"]
+            moved = able - params.frozen_count(c.model, freeze_masks(c.model, c.meta)) if c.meta.inner_steps else 0
+            placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
+            self.run.cover("meta_adapted", moved, able, "values", placebo)
             self.run.cover("meta", len(self.run.metrics("meta")), s.step, "steps")
         if c.average.kind != "none":
             self.run.cover(c.average.kind, s.averaged.taken, s.step, "steps")

@@ -7,14 +7,11 @@ s is 1, or the learned rate of each bank slot (MetaSGD, exp106). First order tak
 theta' is then theta plus a constant, so plain autograd hands the gradient at theta' to theta, gives every other weight
 its own, and gives the rate s_j of slot j the gradient -<sum lr v_j, dL/dtheta'_j>. Second order differentiates through
 them.
-
-The first half of this module is that objective, for any `loss(weights, x, y)`; the second is the call within a step of
-training (`due`, `add_gradient`), what is recorded of it, and its cost.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,36 +22,18 @@ from golfcore.base.runtime import all_reduce_mean_, full_float32
 from golfcore.config import Config, MetaConfig, ModelConfig
 from golfcore.model import params
 from golfcore.model.attention import Compute, attend_reference, attend_sdpa
-from golfcore.model.forward import Net, forward, training_loss
+from golfcore.model.forward import Net
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
-from golfcore.optim.inner import Batch, Loss, clipped, joint_norm, open_gradient, velocity
+from golfcore.optim.inner import Batch, Loss, clipped, joint_norm, loss_function, open_gradient, velocity
 
 
 class Outcome(NamedTuple):
     """What one evaluation of the objective found."""
 
-    loss_pre: Tensor | None  # on the outer data before the inner steps; None if the objective does not need it
+    loss_pre: Tensor | None  # on the outer data before the inner steps; None if it was not computed
     loss_post: Tensor  # and after them
     gradients: Weights  # of the weighted objective
     moved: dict[str, Tensor]  # by name, what the inner steps subtract (float32, before the learned rates)
-
-
-def meta_gradients(
-    net: Net,
-    meta_cfg: MetaConfig,
-    weights: Weights,
-    x: Tensor,
-    y: Tensor,
-    following: Batch | None = None,
-) -> tuple[Tensor, Weights]:
-    """Loss after the inner steps, and the gradients of the weighted objective. x, y: (B, T).
-
-    `following`: the micro-batch that follows (x, y) in the text; the split "next-chunk" needs it.
-    """
-    inner, outer = split(meta_cfg, x, y, following)
-    loss = model_loss(net, meta_cfg)
-    found = evaluate(meta_cfg, loss, weights, (inner, outer), freeze_masks(net.cfg, meta_cfg))
-    return found.loss_post, found.gradients
 
 
 def model_loss(net: Net, meta_cfg: MetaConfig, z_loss: float = 0.0) -> Loss:
@@ -68,13 +47,7 @@ def model_loss(net: Net, meta_cfg: MetaConfig, z_loss: float = 0.0) -> Loss:
         compute = Compute(torch.float32 if meta_cfg.dtype == "float32" else compute.dtype, attend_reference)
     elif meta_cfg.dtype == "float32" and compute.dtype != torch.float32:
         compute = Compute(torch.float32, attend_sdpa)
-
-    precise = net._replace(compute=compute)
-
-    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return training_loss(net.cfg, forward(precise, weights, x), y, z_loss)
-
-    return loss
+    return loss_function(net._replace(compute=compute), z_loss)
 
 
 def freeze_masks(model_cfg: ModelConfig, meta_cfg: MetaConfig) -> dict[str, Tensor]:
@@ -83,7 +56,7 @@ def freeze_masks(model_cfg: ModelConfig, meta_cfg: MetaConfig) -> dict[str, Tens
     return params.frozen(model_cfg, meta_cfg.freeze_blocks, kinds)
 
 
-def split(cfg: MetaConfig, x: Tensor, y: Tensor, following: Batch | None) -> tuple[Batch, Batch]:
+def split(cfg: MetaConfig, x: Tensor, y: Tensor, following: Batch | None = None) -> tuple[Batch, Batch]:
     """(inner, outer) data of a micro-batch.
 
     "time" (exp101): first and second half of each row. "batch" (exp106): first and second half of the rows, of one row
@@ -118,14 +91,7 @@ def evaluate(
         post = _backward(cfg.loss_weight + cfg.delta_weight, loss(displaced(leaves, moved), *outer))
     gradients = tree_map(lambda t: torch.zeros_like(t) if t.grad is None else t.grad, leaves)
     moved = {name: m.detach() for name, m in moved.items()}
-    return Outcome(post if not cfg.inner_steps else pre, post, gradients, moved)
-
-
-def loss_before(cfg: MetaConfig, loss: Loss, weights: Weights, outer: Batch) -> Tensor:
-    """The loss on the outer data before the inner steps, as `evaluate` would compute it, without a gradient."""
-    leaves = tree_map(lambda t: t.detach().float().requires_grad_(), weights)
-    with _precision(cfg), torch.no_grad():
-        return loss(leaves, *outer)
+    return Outcome(pre if cfg.inner_steps else post, post, gradients, moved)
 
 
 def _precision(cfg: MetaConfig) -> AbstractContextManager[None]:
@@ -178,11 +144,6 @@ def rated(tensors: Mapping[str, Tensor], name: str, moved: Tensor) -> Tensor:
     return moved if rates is None else rates.view(-1, *[1] * (moved.ndim - 1)) * moved
 
 
-def reptile(weights: Weights, adapted: Weights, rate: float) -> Weights:
-    """Reptile's outer rule (Nichol et al. 2018): theta <- theta + rate (adapted - theta)."""
-    return tree_map(lambda t, a: t + rate * (a - t), weights, adapted)
-
-
 @dataclass(frozen=True)
 class MetaReport:
     """One meta call. Gradients: means over the ranks, before clipping, as they join the step."""
@@ -199,7 +160,6 @@ class MetaReport:
     realised_cosine: float | None  # between the intended and the realised step; None without an inner step
     seconds: float = field(compare=False)  # of the call without what only the log needs
     instrument_seconds: float = field(compare=False)  # of the rest: `loss_pre` without a delta, norms, cosines
-    peak_bytes: int | None = field(compare=False)  # most memory allocated during the call; None on CPU
 
     def row(self) -> dict[str, float | None]:
         plain = {name: value for name, value in vars(self).items() if name != "cosines"}
@@ -218,34 +178,48 @@ def add_gradient(
     The published call is weighted as one of the step's micro-batches, though it happens once a step: its gradient is
     divided by `optim.grad_accum`. All ranks make the same call on the same data, so that number is all that counts.
     """
-    m, n_micro = cfg.meta, cfg.optim.grad_accum
-    clock = _Clock(weights.banks.qo.device)
+    m, n_micro, device = cfg.meta, cfg.optim.grad_accum, weights.banks.qo.device
     as_trained = m.order == "first" and (m.dtype == "compute" or net.compute.dtype == torch.float32)
     loss = loss_fn if as_trained else model_loss(net, m, cfg.optim.z_loss)
-    pre = None
+    began, pre = _now(device), None
     if _watches_before(m) and step % (m.every * m.log_pre_every) == 0:
-        with clock.instruments():
-            pre = loss_before(m, loss, weights, inner_outer[1])
+        with _precision(m), torch.no_grad():
+            pre = loss(tree_map(lambda t: t.detach().float().requires_grad_(), weights), *inner_outer[1])
+    watched = _now(device)
     found = evaluate(m, loss, weights, inner_outer, freeze_masks(cfg.model, m))
     all_reduce_mean_(flat(found.gradients).values())  # equal but for rounding, and the ranks must stay equal
-    dtype = torch.float32 if m.dtype == "float32" else net.compute.dtype
-    with clock.instruments(), torch.no_grad():
-        numbers = _numbers(weights, found, n_micro, dtype) | {"predicted_gain": _predicted_gain(m, weights, found)}
+    evaluated = _now(device)
+    with torch.no_grad():
+        numbers = _numbers(m, weights, found, n_micro, torch.float32 if m.dtype == "float32" else net.compute.dtype)
+    instruments = watched - began + _now(device) - evaluated
     for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):
         if not tensor.requires_grad:  # in no optimizer: nothing would ever clear it
             continue
         addition = g.div_(n_micro).to(tensor.dtype)
         tensor.grad = addition if tensor.grad is None else tensor.grad.add_(addition)
     pre = found.loss_pre if pre is None else pre
-    return MetaReport(None if pre is None else float(pre), float(found.loss_post), **numbers, **clock.read())
+    return MetaReport(
+        None if pre is None else float(pre),
+        float(found.loss_post),
+        **numbers,
+        seconds=_now(device) - began - instruments,
+        instrument_seconds=instruments,
+    )
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def counted_cost(cfg: Config) -> float:
     """What a meta call computes, in micro-batches: 1 is the forward and backward pass of one over all its tokens.
 
     Counted are passes by their tokens: each inner step (twice with SAM, twice again if it is differentiated through),
-    the outer loss, and with a delta the outer loss before. Example, exp101: half a micro-batch inside, half outside,
-    1.0. Not counted: attention is cheaper in half rows, and the inner backward ends above the frozen blocks.
+    the outer loss, and with a delta the outer loss before. Not counted: attention is cheaper in half rows, and the
+    inner backward ends above the frozen blocks.
     """
     m, (inner, outer) = cfg.meta, _sizes(cfg)
     passes = m.inner_steps * (2 if m.sam_rho else 1) * (2 if m.order == "second" else 1)
@@ -270,39 +244,32 @@ def _sizes(cfg: Config) -> tuple[float, float]:
     return inner.numel() / x.numel(), outer.numel() / x.numel()
 
 
-def _numbers(weights: Weights, found: Outcome, n_micro: int, dtype: torch.dtype) -> dict:
-    """The norms, cosines and displacements of `MetaReport`."""
-    tensors, theirs = flat(weights), flat(found.gradients)
-    products = {}  # name -> main . main, meta . meta, main . meta
+def _numbers(cfg: MetaConfig, weights: Weights, found: Outcome, n_micro: int, dtype: torch.dtype) -> dict:
+    """What `MetaReport` says of gradients and inner steps; the forward computes in `dtype`.
+
+    To first order the gain is <inner steps, outer gradient>; the objective's gradient is `loss_weight` times that.
+    """
+    tensors, theirs, products = flat(weights), flat(found.gradients), {}
     for name, t in tensors.items():
         main = torch.zeros_like(theirs[name]) if t.grad is None else t.grad.float()
         products[name] = _products(main, theirs[name])
-    steps = [_products(*_step(tensors, name, moved, dtype)) for name, moved in found.moved.items()]
-    main, theirs_, cross = torch.stack(list(products.values())).sum(0).tolist()
-    intended, realised, agreement = torch.stack(steps).sum(0).tolist() if steps else (0.0, 0.0, 0.0)
+    steps, gain = torch.zeros(3, device=weights.banks.qo.device), 0.0
+    for name, moved in found.moved.items():
+        before, step = tensors[name].float(), rated(tensors, name, moved)
+        steps += _products(step, before.to(dtype).float() - (before - step).to(dtype).float())
+        gain += float((step * theirs[name]).sum())
+    main_squared, meta_squared, cross = torch.stack(list(products.values())).sum(0).tolist()
+    intended, realised, agreement = steps.tolist()
     return {
-        "main_norm": main**0.5,
-        "meta_norm": theirs_**0.5 / n_micro,
-        "cosine": _cosine(main, theirs_, cross),
+        "predicted_gain": gain / cfg.loss_weight if cfg.loss_weight else None,
+        "main_norm": main_squared**0.5,
+        "meta_norm": meta_squared**0.5 / n_micro,
+        "cosine": _cosine(main_squared, meta_squared, cross),
         "cosines": {bank: _cosine(*products[bank].tolist()) for bank in Banks._fields},
         "displacement": intended**0.5,
         "realised": (realised / intended) ** 0.5 if intended else None,
         "realised_cosine": _cosine(intended, realised, agreement),
     }
-
-
-def _predicted_gain(cfg: MetaConfig, weights: Weights, found: Outcome) -> float | None:
-    """<inner steps, outer gradient>; the objective's gradient is loss_weight times the outer one, to first order."""
-    tensors, theirs = flat(weights), flat(found.gradients)
-    products = [(rated(tensors, n, moved) * theirs[n]).sum() for n, moved in found.moved.items()]
-    total = float(torch.stack(products).sum()) if products else 0.0
-    return total / cfg.loss_weight if cfg.loss_weight else None
-
-
-def _step(tensors: dict[str, Tensor], name: str, moved: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The inner steps of a tensor as intended, and as what the forward sees of them."""
-    before, step = tensors[name].float(), rated(tensors, name, moved)
-    return step, before.to(dtype).float() - (before - step).to(dtype).float()
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
@@ -313,29 +280,3 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 def _cosine(aa: float, bb: float, ab: float) -> float | None:
     return ab / (aa * bb) ** 0.5 if aa * bb > 0 else None
-
-
-class _Clock:
-    """Seconds of a call on a device, those of its instruments apart, and the most memory that it held."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.apart = device, 0.0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        self.began = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def instruments(self) -> Iterator[None]:
-        began = self._now()
-        yield
-        self.apart += self._now() - began
-
-    def read(self) -> dict:
-        spent = self._now() - self.began
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        return {"seconds": spent - self.apart, "instrument_seconds": self.apart, "peak_bytes": peak}

@@ -1,11 +1,8 @@
 """Reptile after training (Nichol et al. 2018; pr294): some SGD on new text, then a small step towards where it led.
 
-The phase begins when ordinary training has ended and its average was taken. A meta-step is `inner_steps` plain steps
-of SGD on the MLP matrices, each on text of its own, and then theta <- theta + outer_lr (theta' - theta). The text is
-read from its first token on, as published: ordinary training has seen it.
-
-All ranks take the same steps on the same text and exchange nothing but the clock; the first one's weights are kept.
-(Published: also, but by each rank's own clock.) With one row in a batch there is nothing to share out.
+A meta-step is `inner_steps` steps of SGD on the MLP matrices, each on other text, and then theta <- theta + outer_lr
+(theta' - theta). The text is read from its first token on, as published: ordinary training has seen it. All ranks take
+the same steps on the same text and exchange nothing but the clock (published: not even that).
 """
 
 import math
@@ -23,16 +20,14 @@ from golfcore.base.progress import bar
 from golfcore.base.records import RunFolder
 from golfcore.base.runtime import Runtime, all_reduce_mean_
 from golfcore.config import Config
-from golfcore.data.stream import TokenStream
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
-from golfcore.model.weights import Weights, flat, unflat
-from golfcore.optim.inner import Batch, Loss, open_gradient
+from golfcore.model.weights import Weights, flat, tree_map, unflat
+from golfcore.optim.inner import Batch, Loss, loss_function, open_gradient
 from golfcore.optim.schedule import ordinary
-from golfcore.train.meta import reptile
 from golfcore.train.state import TrainingData
-from golfcore.train.step import Diverged, loss_function
+from golfcore.train.step import Diverged
 
 CHECKPOINT = "reptile.safetensors"
 MOVED = ("up", "down")
@@ -72,7 +67,7 @@ def budget(cfg: Config) -> Budget:
 
 
 def meta_step(cfg: Config, loss: Loss, weights: Weights, batches: Iterable[Batch]) -> tuple[Weights, Tensor]:
-    """(weights after one meta-step, loss before each of its inner steps). One inner step for each of `batches`.
+    """(weights after one inner step on each of `batches` and the outer one, loss before each inner step).
 
     Only the MLP matrices of blocks from `reptile.freeze_blocks` on move; nothing else is differentiated.
     """
@@ -89,7 +84,7 @@ def meta_step(cfg: Config, loss: Loss, weights: Weights, batches: Iterable[Batch
         gradient = open_gradient(recorded, adapted, MOVED, masks, batch, create_graph=False)
         here = flat(adapted)
         adapted = unflat({**here, **{name: here[name] - r.inner_lr * g for name, g in gradient.items()}})
-    return reptile(weights, adapted, r.outer_lr), torch.stack(losses)
+    return tree_map(lambda t, a: t + r.outer_lr * (a - t), weights, adapted), torch.stack(losses)
 
 
 def phase(cfg: Config, run: RunFolder, weights: Weights, step: int, data: TrainingData, runtime: Runtime) -> Weights:
@@ -124,20 +119,20 @@ class _Phase:
         allowed, main, saved = self.budget, self.runtime.is_main, time.perf_counter()
         if main:
             self.run.keep(lambda row: row["kind"] != "reptile" or row["meta_step"] <= self.now.meta_steps)
-        text = self._text(self.now.meta_steps)
         if self.runtime.device.type == "cuda":  # compile before the clock starts
-            meta_step(self.cfg, self.loss, self.now.weights, [self._batch(self._text(0))])
+            meta_step(self.cfg, self.loss, self.now.weights, [self._batch(0)])
         timed = allowed.meta_steps is None
         total, unit = (allowed.seconds, "s") if timed else (allowed.meta_steps or 0, "meta-step")
         with bar(total, "reptile", unit, self.now.elapsed if timed else self.now.meta_steps, main) as progress:
             while not allowed.used(self.now.meta_steps, self.now.elapsed):
                 before = self.now.elapsed
-                losses = self._step(text)
+                losses = self._step()
                 now = self.now
                 progress.update(min(now.elapsed, total) - min(before, total) if timed else 1)
                 progress.set_postfix_str(f"loss {losses[0]:.3f}", refresh=False)
                 if main and (now.meta_steps <= 10 or now.meta_steps % self.cfg.run.log_every == 0):
-                    row = {"kind": "reptile", "step": step, "meta_step": now.meta_steps, "tokens": text.position}
+                    tokens = now.meta_steps * self.cfg.reptile.inner_steps * self._block
+                    row = {"kind": "reptile", "step": step, "meta_step": now.meta_steps, "tokens": tokens}
                     self.run.log(row | {"loss": losses[0], "loss_last": losses[-1], "elapsed": now.elapsed})
                 if time.perf_counter() - saved > SAVE_EVERY_SECONDS:
                     self._save()
@@ -145,10 +140,10 @@ class _Phase:
         self._save()
         return self.now.weights
 
-    def _step(self, text: TokenStream) -> list[float]:
+    def _step(self) -> list[float]:
         """One meta-step; the loss before each of its inner steps."""
-        began, now = time.perf_counter(), self.now
-        batches = [self._batch(text) for _ in range(self.cfg.reptile.inner_steps)]
+        began, now, n = time.perf_counter(), self.now, self.cfg.reptile.inner_steps
+        batches = [self._batch(now.meta_steps * n + i) for i in range(n)]
         weights, found = meta_step(self.cfg, self.loss, now.weights, batches)
         losses = found.tolist()
         if not all(map(math.isfinite, losses)):
@@ -158,14 +153,14 @@ class _Phase:
         self.now = Progress(weights, now.meta_steps + 1, float(clock))
         return losses
 
-    def _text(self, meta_steps: int) -> TokenStream:
-        """The text from where that many meta-steps leave it."""
-        r, s = self.cfg.reptile, self.stream
-        position = meta_steps * r.inner_steps * (r.batch_seqs * self.cfg.data.seq_len + 1)
-        return TokenStream(s.shards, s.vocab_size, s.reserve, position)
+    @property
+    def _block(self) -> int:
+        """Tokens of text that an inner step uses up."""
+        return self.cfg.reptile.batch_seqs * self.cfg.data.seq_len + 1
 
-    def _batch(self, text: TokenStream) -> Batch:
-        x, y = text.batch(self.cfg.reptile.batch_seqs, self.cfg.data.seq_len)
+    def _batch(self, index: int) -> Batch:
+        """What inner step `index` of the phase trains on."""
+        x, y = self.stream.rows(index * self._block, self.cfg.reptile.batch_seqs, self.cfg.data.seq_len)
         return x.to(self.runtime.device), y.to(self.runtime.device)
 
     def _save(self) -> None:

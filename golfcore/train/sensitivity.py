@@ -4,13 +4,11 @@ While the LR multiplier is below `quant.guided_scale`, each step adds the mean s
 after the mean over ranks and before clipping.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from golfcore.base.tensors import expect
 from golfcore.config import QuantConfig
 from golfcore.model.weights import Banks, Weights, matrices
 
@@ -41,29 +39,9 @@ def update(cfg: QuantConfig, state: Sensitivity, weights: Weights, lr_multiplier
 
 
 def report(state: Sensitivity) -> dict:
-    """{"steps": n, "mean_square": {"block0.query": ..., ...}}: the mean over those steps. ValueError if there are none.
+    """{"steps": n, "mean_square": {"block0.query": ..., ...}}: the mean over the `steps` (at least 1).
 
     Published: the sum. The order, which is all that bit widths depend on, is the same.
     """
-    if not state.steps:
-        raise ValueError("expected at least one step below quant.guided_scale, found none")
     named = matrices(Weights(Banks(**state.sums), {}))
     return {"steps": state.steps, "mean_square": {name: float(total) / state.steps for name, total in named}}
-
-
-def state_tensors(state: Sensitivity) -> dict[str, Tensor]:
-    """The state by name; nothing if no bits are guided."""
-    return {"steps": torch.tensor(state.steps), **state.sums} if state.sums else {}
-
-
-def load(state: Sensitivity, tensors: Mapping[str, Tensor]) -> Sensitivity:
-    """What `state_tensors` returned, where the tensors of `state` (fresh, of the same configuration) are.
-
-    UserError if it does not fit.
-    """
-    like = state_tensors(state)
-    expect(tensors, like, "sensitivity state")
-    if not like:
-        return state
-    sums = {name: tensors[name].to(like.device) for name, like in state.sums.items()}
-    return Sensitivity(int(tensors["steps"]), sums)

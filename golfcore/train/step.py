@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime, all_reduce_mean_
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
-from golfcore.model.forward import Net, forward, training_loss
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat, map_matrices
 from golfcore.optim import average, build, schedule
 from golfcore.optim.inner import Batch, Loss
@@ -34,15 +33,13 @@ class Report(NamedTuple):
     momentum: float
     grad_norm: float  # before clipping
     meta: MetaReport | None  # on meta steps
-    qat_started: bool
-    warmdown_started: bool
+    events: tuple[str, ...]  # what began: "qat", the adaptive "warmdown"
 
 
 class Plan(NamedTuple):
-    """How the text of a step is laid out, and what each of `world` ranks reads of it: the same text for any number.
+    """How the text of a step is laid out and shared by `world` ranks: the same text for any number of them.
 
-    A step is `micro` blocks of rows * seq_len + 1 tokens. Each is cut by rows into `parts`; the pieces go round the
-    ranks. Example: 4 micro-batches of 16 rows are 4 whole pieces for 1, 2 or 4 ranks, and 8 of 8 rows for 8 ranks.
+    A step is `micro` blocks of rows * seq_len + 1 tokens, each cut by rows into `parts`; the pieces go round the ranks.
     """
 
     micro: int
@@ -53,7 +50,7 @@ class Plan(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Tokens of text that a micro-batch uses up: one more than it has inputs."""
+        """Tokens of text that a micro-batch uses up."""
         return self.rows * self.seq_len + 1
 
     @property
@@ -90,15 +87,6 @@ def plan(cfg: Config, world: int) -> Plan:
     return Plan(micro, rows, parts(world), cfg.data.seq_len, world)
 
 
-def loss_function(net: Net, z_loss: float, compiled: bool) -> Loss:
-    """`training_loss` of a batch; one graph for own, fake-quantized and adapted weights."""
-
-    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return training_loss(net.cfg, forward(net, weights, x), y, z_loss)
-
-    return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
-
-
 def fake_quantized(cfg: Config, weights: Weights) -> Weights:
     """Late QAT as it should have been: every bank matrix through the artifact's grid, straight-through gradients."""
     grid = qat_grid(cfg.quant)
@@ -109,37 +97,33 @@ def train_step(
     cfg: Config, net: Net, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime
 ) -> Report:
     """Advance `state` by one step. Raises Diverged before any update."""
-    o, scheduled, elapsed = cfg.optim, schedule.ordinary(cfg), state.elapsed
-    multiplier = schedule.lr_multiplier(scheduled, Clock(state.step, elapsed * 1000, state.adaptive.triggered))
-    qat_started = o.qat != "none" and not state.qat and multiplier < o.qat_scale
-    state.qat = state.qat or qat_started
+    o, scheduled, shared = cfg.optim, schedule.ordinary(cfg), plan(cfg, runtime.world)
+    ms, began = state.elapsed * 1000, (state.qat, state.adaptive.triggered is not None)
+    multiplier = schedule.lr_multiplier(scheduled, Clock(state.step, ms, state.adaptive.triggered))
+    state.qat = state.qat or (o.qat != "none" and multiplier < o.qat_scale)
     state.optimizers.zero_grad()
-    average_loss = _main_gradient(cfg, state, stream, loss_fn, runtime)
+    loss = _main_gradient(cfg, state, stream, loss_fn, runtime)
     meta_report = None
-    shared = plan(cfg, runtime.world)
     if meta.due(cfg.meta, state.step, multiplier):
         data = meta_data(cfg, shared, stream, runtime.device)
         meta_report = meta.add_gradient(cfg, net, state.weights, state.step, data, loss_fn)
     stream.position += shared.tokens
-    triggered = state.adaptive.triggered
-    state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, elapsed * 1000, average_loss)
+    state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, ms, loss)
     momentum = schedule.momentum(o, state.step)
     build.mask_frozen_skips(cfg.model, state.weights)
-    sensed = sensitivity.update(
-        cfg.quant, state.sensitivity, state.weights, multiplier
-    )  # before clipping, as published
+    # before clipping, as published
+    sensed = sensitivity.update(cfg.quant, state.sensitivity, state.weights, multiplier)
     norm = float(build.clip_(state.weights, o.grad_clip))
-    if not (math.isfinite(average_loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"step {state.step}: expected a finite loss and gradient, found loss {average_loss}, norm {norm}"
-        )
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(f"step {state.step}: expected a finite loss and gradient, found loss {loss}, norm {norm}")
     state.sensitivity = sensed
     state.optimizers.step(multiplier, momentum)
     state.step += 1
     state.position = stream.position
     state.averaged = average.update(cfg.average, state.averaged, state.weights, state.step, multiplier)
-    started = triggered is None and state.adaptive.triggered is not None
-    return Report(average_loss, multiplier, momentum, norm, meta_report, qat_started, started)
+    now = (state.qat, state.adaptive.triggered is not None)
+    events = (name for name, a, b in zip(("qat", "warmdown"), began, now, strict=True) if b and not a)
+    return Report(loss, multiplier, momentum, norm, meta_report, tuple(events))
 
 
 def _main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime) -> float:
@@ -155,9 +139,7 @@ def _main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn:
         total += loss.detach() / n_pieces
         targets += y.numel()
     if targets * shared.world != cfg.optim.batch_tokens:
-        raise RuntimeError(
-            f"expected {cfg.optim.batch_tokens} targets in a step of {shared.world} ranks, found {targets} on one"
-        )
+        raise RuntimeError(f"expected {cfg.optim.batch_tokens} targets in a step, found {targets} x {shared.world}")
     all_reduce_mean_([total, *(t.grad for t in flat(state.weights).values() if t.grad is not None)])
     return float(total)
 
@@ -169,6 +151,6 @@ def meta_data(cfg: Config, shared: Plan, stream: TokenStream, device: torch.devi
     """
     x, y = (t.to(device) for t in shared.micro_batch(stream, shared.micro - 1))
     if cfg.meta.split != "next-chunk":
-        return meta.split(cfg.meta, x, y, None)
+        return meta.split(cfg.meta, x, y)
     ahead_x, ahead_y = (t.to(device) for t in shared.micro_batch(stream, shared.micro))
     return meta.split(cfg.meta, x, y, (ahead_x, ahead_y))

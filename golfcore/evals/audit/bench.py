@@ -33,9 +33,8 @@ class Layout:
 def layout(total: int, chunk: int, stride: int, documents: Sequence[int] = ()) -> Layout:
     """Cuts at both ends of the stream, inside and at the end of a window's span, and around the end of a chunk.
 
-    `chunk`: targets between two changes of state (of a scorer that never changes: any part of the stream); `stride`:
-    targets scored by one window. `documents` are the tokens at which documents begin; without at least three after the
-    first chunk, quarters of a chunk take their place.
+    `chunk`, `stride`, `documents`: as `golfcore.evals.audit.audit`. Without at least three documents after the first
+    chunk, quarters of a chunk take their place. ValueError: fewer than three chunks.
     """
     if total < 3 * chunk or chunk < 4:
         raise ValueError(f"expected at least 3 chunks of 4 targets or more, found {total} targets in chunks of {chunk}")
@@ -97,12 +96,13 @@ class Bench:
             raise ValueError(f"run: expected positions and nats of shape (n,), found {positions.shape}, {nats.shape}")
         return Scores(positions.astype(np.int64), nats, scores.log, states, scores.start)
 
-    def nats(self, tokens: np.ndarray) -> np.ndarray:
-        """The first score of each position by a fresh scorer, (len(tokens) - 1,)."""
-        return self.run(tokens).dense(len(tokens) - 1)
+    def nats(self, tokens: np.ndarray, scorer: Scorer | None = None) -> np.ndarray:
+        """The first score of each position by a fresh scorer, or by this very one, (len(tokens) - 1,)."""
+        scores = self.run(tokens) if scorer is None else self.run_of(scorer, tokens)
+        return scores.dense(len(tokens) - 1)
 
     def rows(self, tokens: np.ndarray, positions: Sequence[int]) -> np.ndarray:
-        """ln p (len(positions), V) by a fresh scorer."""
+        """ln p (len(positions), V) by a fresh scorer; each question is asked once."""
         at = np.asarray(positions, dtype=np.int64)
         key = tokens.tobytes() + at.tobytes()
         if key not in self._rows:
@@ -119,9 +119,8 @@ class Bench:
 
     def probes(self) -> list[int]:
         """Positions whose target is replaced: those of the layout, some drawn at random, some of the lowest scores."""
-        nats = self.nats(self.tokens)
         drawn = np.random.default_rng((0, 21)).integers(0, self.total, PROBES)
-        sure = np.argsort(np.where(np.isnan(nats), np.inf, nats), kind="stable")[:PROBES]
+        sure = np.argsort(self.nats(self.tokens), kind="stable")[:PROBES]  # NaN comes last
         return sorted({*self.layout.swaps, *drawn.tolist(), *sure.tolist()})
 
     # -- changed streams
@@ -135,9 +134,8 @@ class Bench:
 
     def drawn(self, start: int, stop: int, salt: int) -> np.ndarray:
         """The stream with the tokens of [start, stop) drawn uniformly: what was there has no say."""
-        rng = np.random.default_rng((0, salt))
         out = self.tokens.copy()
-        out[start:stop] = rng.integers(0, self.vocab_size, len(out[start:stop]))
+        out[start:stop] = np.random.default_rng((0, salt)).integers(0, self.vocab_size, len(out[start:stop]))
         return out
 
     def swapped(self, position: int) -> np.ndarray:

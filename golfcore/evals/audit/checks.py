@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from golfcore.evals.audit.bench import Bench
 from golfcore.evals.audit.report import Verdict
 from golfcore.evals.audit.scorer import Scores
-from golfcore.evals.ledger import Event
+from golfcore.evals.ledger import Event, trained_too_early
 
-REPEATS = 3  # runs that a tolerance is taken from, where runs do not repeat bit for bit
+REPEATS = 2  # further runs that a tolerance is taken from, where runs do not repeat bit for bit
 MOST_NOISE = 1e-3  # nats: with more noise than this no test can tell anything
 SHAPE_NOISE = 1e-5  # nats: a shorter stream may be computed in batches of another shape
 WITHHELD_SIGMAS = 6.0
@@ -45,43 +46,43 @@ def moved(a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:
         return np.flatnonzero((np.isnan(a) != np.isnan(b)) | (np.abs(a - b) > tolerance))
 
 
-def shift(a: np.ndarray, b: np.ndarray, at: np.ndarray) -> str:
-    """The first and the largest of the differences at the indices `at`."""
-    first, gap = at[0], np.abs(np.nan_to_num(b[at]) - np.nan_to_num(a[at]))
-    top = at[gap.argmax()]
-    return (
-        f"{len(at):,} scores moved, first position {first} by {b[first] - a[first]:+.2e} nats, "
-        f"most position {top} by {b[top] - a[top]:+.2e}"
-    )
+def differences(what: str, a: np.ndarray, b: np.ndarray, tolerance: float) -> list[str]:
+    """A sentence that begins with `what` about the scores `a` that are others in `b`; none if they are the same."""
+    at = moved(a, b[: len(a)], tolerance)
+    if not len(at):
+        return []
+    gap = np.nan_to_num(b[at]) - np.nan_to_num(a[at])
+    top = np.abs(gap).argmax()
+    return [
+        f"{what}: {len(at):,} scores moved, first position {at[0]} by {gap[0]:+.2e} nats, "
+        f"most position {at[top]} by {gap[top]:+.2e}"
+    ]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def determinism(bench: Bench) -> Outcome:
     """T0. Fresh scorers agree on the unchanged stream. Sets the tolerance of the other tests to 4 x their noise."""
-    base = bench.nats(bench.tokens)
-    noise, example = 0.0, ""
-    for turn in range(1, REPEATS):
-        again = bench.run_of(bench.fresh(), bench.tokens).dense(bench.total)
-        at = moved(base, again, 0.0)
-        if len(at):
-            gaps = np.abs(np.nan_to_num(again, nan=np.inf) - np.nan_to_num(base, nan=np.inf))[at]
-            noise, example = max(noise, float(gaps.max())), example or shift(base, again, at)
-        elif turn == 1:
-            return Outcome(Verdict.PASS, (f"two fresh scorers agree bit for bit on {bench.total:,} targets",))
-    bench.tolerance = 4 * noise
+    base, again = bench.nats(bench.tokens), bench.nats(bench.tokens, bench.fresh())
+    if not (example := differences("the same stream again", base, again, 0.0)):
+        return Outcome(Verdict.PASS, (f"two fresh scorers agree bit for bit on {bench.total:,} targets",))
+    for other in (again, *(bench.nats(bench.tokens, bench.fresh()) for _ in range(REPEATS - 1))):
+        gaps = np.nan_to_num(np.abs(other - base)[moved(base, other, 0.0)], nan=np.inf)
+        bench.tolerance = max(bench.tolerance, 4 * float(gaps.max(initial=0.0)))
     if bench.tolerance > MOST_NOISE:
-        return Outcome(Verdict.FAIL, (f"{example}; with such noise no other test means anything",))
-    return Outcome(Verdict.PASS, (f"{example}; differences up to {bench.tolerance:.1e} nats are let pass below",))
+        return Outcome(Verdict.FAIL, (*example, "with such noise no other test means anything"))
+    return Outcome(Verdict.PASS, (*example, f"differences up to {bench.tolerance:.1e} nats are let pass below"))
 
 
 def future_perturbation(bench: Bench) -> Outcome:
     """T1. Replacing every token from a cut on changes no score before the cut."""
-    base, failures = bench.nats(bench.tokens), []
-    for cut in bench.layout.cuts:
+    base, failures, cuts = bench.nats(bench.tokens), [], bench.layout.cuts
+    for cut in cuts:
         other = bench.nats(bench.replaced(cut, bench.total + 1, salt=1))
-        if len(at := moved(base[: cut - 1], other[: cut - 1], bench.tolerance)):
-            failures.append(f"tokens from {cut} on replaced: {shift(base, other, at)}")
-    held = f"tokens replaced from {', '.join(map(str, bench.layout.cuts))} on: every earlier score is the same"
-    return outcome(failures, held)
+        failures += differences(f"tokens from {cut} on replaced", base[: cut - 1], other, bench.tolerance)
+    return outcome(failures, f"tokens replaced from {_listed(cuts)} on: every earlier score is the same")
 
 
 def target_swap(bench: Bench) -> Outcome:
@@ -99,8 +100,7 @@ def target_swap(bench: Bench) -> Outcome:
                 f"target of position {p} {bench.tokens[p + 1]} -> {swapped[p + 1]}: ln p of {len(at):,} tokens moved, "
                 f"most that of token {top} by {after[top] - before[top]:+.2e}"
             )
-    held = f"targets of positions {', '.join(map(str, probes))} replaced: their distributions are the same"
-    return outcome(failures, held)
+    return outcome(failures, f"targets of positions {_listed(probes)} replaced: their distributions are the same")
 
 
 def influence_map(bench: Bench) -> Outcome:
@@ -108,14 +108,9 @@ def influence_map(bench: Bench) -> Outcome:
     base, failures, seen = bench.nats(bench.tokens), [], []
     for p in bench.layout.swaps:
         other = bench.nats(bench.swapped(p))
-        at = moved(base, other, bench.tolerance)
-        at = at[at != p]
-        if len(early := at[at < p]):
-            failures.append(f"token {p + 1} replaced: {shift(base, other, early)}, all before its own")
-        elif len(at):
-            seen.append(f"token {p + 1} moves {len(at)} scores in {at[0]}..{at[-1]}")
-        else:
-            seen.append(f"token {p + 1} moves none")
+        failures += differences(f"token {p + 1} replaced, before its own", base[:p], other, bench.tolerance)
+        later = p + 1 + moved(base[p + 1 :], other[p + 1 :], bench.tolerance)
+        seen.append(f"token {p + 1} moves " + (f"{len(later)} in {later[0]}..{later[-1]}" if len(later) else "none"))
     return outcome(failures, "; ".join(seen))
 
 
@@ -124,26 +119,20 @@ def truncation(bench: Bench) -> Outcome:
 
     Where T1 passes and this fails, scores depend on the length alone (a rate's horizon, shares by rank, tail windows).
     """
-    base, failures = bench.nats(bench.tokens), []
+    base, failures, tolerance = bench.nats(bench.tokens), [], max(bench.tolerance, SHAPE_NOISE)
     for n in bench.layout.prefixes:
-        other = bench.nats(bench.tokens[: n + 1])
-        if len(at := moved(base[:n], other, max(bench.tolerance, SHAPE_NOISE))):
-            failures.append(f"length dependence, {n} targets instead of {bench.total}: {shift(base[:n], other, at)}")
-    held = f"the first {', '.join(map(str, bench.layout.prefixes))} targets alone score the same"
-    return outcome(failures, held)
+        what = f"length dependence, {n} targets instead of {bench.total}"
+        failures += differences(what, base[:n], bench.nats(bench.tokens[: n + 1]), tolerance)
+    return outcome(failures, f"the first {_listed(bench.layout.prefixes)} targets alone score the same")
 
 
 def shuffle_later(bench: Bench) -> Outcome:
     """T12. Permuting later documents changes no score before them."""
-    base, failures = bench.nats(bench.tokens), []
-    for cut in bench.layout.shuffles:
+    base, failures, cuts = bench.nats(bench.tokens), [], bench.layout.shuffles
+    for cut in cuts:
         other = bench.nats(_shuffled(bench, cut))
-        if len(at := moved(base[: cut - 1], other[: cut - 1], bench.tolerance)):
-            failures.append(f"pieces from token {cut} on permuted: {shift(base, other, at)}")
-    held = (
-        f"pieces permuted from tokens {' and '.join(map(str, bench.layout.shuffles))} on: earlier scores are the same"
-    )
-    return outcome(failures, held)
+        failures += differences(f"pieces from token {cut} on permuted", base[: cut - 1], other, bench.tolerance)
+    return outcome(failures, f"pieces permuted from tokens {_listed(cuts)} on: earlier scores are the same")
 
 
 def _shuffled(bench: Bench, cut: int) -> np.ndarray:
@@ -172,8 +161,7 @@ def sealed(bench: Bench) -> Outcome:
     sigmas = float(rows[positions, text].sum() - chance.mean()) / max(float(chance.std()), 1e-9)
     if sigmas > WITHHELD_SIGMAS:
         failures.append(f"given random tokens, it favours the withheld text by {sigmas:.1f} sigmas over permutations")
-    for name in dict.fromkeys(bench.opened):
-        failures.append(f"opened while scoring: {name}")
+    failures += [f"opened while scoring: {name}" for name in dict.fromkeys(bench.opened)]
     return outcome(failures, f"opens no file; given random tokens, the withheld text is at {sigmas:+.1f} sigmas")
 
 
@@ -182,17 +170,16 @@ def sealed(bench: Bench) -> Outcome:
 
 def white_box(bench: Bench) -> Outcome:
     """T5. Distributions are finite and sum to one, and the scores are read off them: nats = -ln p(target)."""
-    failures = []
+    failures, worst = [], 0.0
     positions = np.unique(np.linspace(0, bench.total - 1, min(bench.total, MOST_ROWS)).astype(np.int64))
-    worst = 0.0
-    streams = [(bench.tokens, positions), *((bench.swapped(p), np.array([p])) for p in bench.layout.swaps)]
-    for tokens, at in streams:
+    streams = [("", bench.tokens, positions)]
+    streams += [(" with its target replaced", bench.swapped(p), np.array([p])) for p in bench.layout.swaps]
+    for what, tokens, at in streams:
         rows, nats = bench.rows(tokens, at.tolist()), bench.nats(tokens)[at]
-        what = "" if tokens is bench.tokens else " with its target replaced"
-        sums = _log_sum_exp(rows)
+        sums = logsumexp(rows, axis=1)
         if len(bad := np.flatnonzero(~(np.abs(sums) <= SUM_TOLERANCE))):
             i = bad[np.nan_to_num(np.abs(sums[bad]), nan=np.inf).argmax()]
-            failures.append(f"{len(bad)} of {len(at)} sums are not 1: position {at[i]}{what}: {math.exp(sums[i]):.6f}")
+            failures.append(f"{len(bad)} of {len(at)} sums are not 1: position {at[i]}{what}: {np.exp(sums[i]):.6f}")
         worst = max(worst, float(np.abs(sums).max()))
         expected = -rows[np.arange(len(at)), tokens[at + 1].astype(np.int64)]
         if len(bad := moved(expected, nats, GATHER_TOLERANCE + bench.tolerance)):
@@ -204,21 +191,14 @@ def white_box(bench: Bench) -> Outcome:
     return outcome(failures, f"{len(positions):,} distributions: |ln sum| at most {worst:.1e}, scores read off them")
 
 
-def _log_sum_exp(rows: np.ndarray) -> np.ndarray:
-    top = rows.max(axis=1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-
-
 def black_box(bench: Bench) -> Outcome:
     """T6. The probabilities of all tokens, each scored as the target of a stream of its own, sum to one."""
     failures, sums = [], []
     for p in bench.layout.blackbox:
-        total = 0.0
+        total, tokens = 0.0, bench.tokens[: p + 2].copy()
         for token in range(bench.vocab_size):
-            tokens = bench.tokens[: p + 2].copy()
             tokens[p + 1] = token
-            total += math.exp(-bench.run_of(bench.fresh(), tokens).dense(p + 1)[p])
+            total += math.exp(-bench.nats(tokens)[p])
         sums.append(f"position {p}: {total:.6f}")
         if not abs(total - 1) <= KRAFT_TOLERANCE:
             failures.append(f"{sums[-1]} instead of 1, over {bench.vocab_size} streams that differ in its target")
@@ -234,44 +214,10 @@ def state_commit(bench: Bench) -> Outcome:
     if not scores.log:
         return Outcome(Verdict.NOT_TESTED, ("the scorer keeps no log of what it scored and trained on",))
     log, hidden = _effective(scores)
-    trained = [e for e in log if e.kind == "train"]
-    n = sum(e.stop - e.start for e in trained)
-    held = f"trained {len(trained)} times on {n:,} targets, each after its score" if trained else "never trained"
+    trained = [e.stop - e.start for e in log if e.kind == "train"]
+    held = f"trained {len(trained)} times on {sum(trained):,} targets, each after its score"
     states = "state not hashed" if scores.states is None else f"{len(np.unique(scores.states))} states"
-    return outcome([*trained_too_early(log), *hidden], f"{held}; {states}")
-
-
-def trained_too_early(log: Sequence[Event]) -> list[str]:
-    """Sentences about targets trained on before they were surely scored, in the joined logs of any number of ranks.
-
-    Training comes surely after a score if the same rank made it before, or another rank made it before a meeting of
-    all ranks that comes before the training.
-    """
-    found, size = [], max((e.stop for e in log), default=0)
-    own = {rank: np.zeros(size, dtype=bool) for rank in {e.rank for e in log}}
-    scored = [e for e in log if e.kind == "score"]
-    for event in log:
-        if event.kind == "score":
-            own[event.rank][event.start : event.stop] = True
-            continue
-        sure = own[event.rank].copy()
-        for e in scored if len(own) > 1 else ():
-            if e.rank != event.rank and e.meeting < event.meeting:
-                sure[e.start : e.stop] = True
-        early = event.start + np.flatnonzero(~sure[event.start : event.stop])
-        if len(early):
-            found.append(
-                f"rank {event.rank} trained on {len(early):,} targets before they were scored, "
-                f"the first at position {early[0]}{_scored_elsewhere(scored, int(early[0]), event)}"
-            )
-    return found
-
-
-def _scored_elsewhere(scored: Sequence[Event], position: int, training: Event) -> str:
-    for e in scored:
-        if e.start <= position < e.stop and e.rank != training.rank:
-            return f" (rank {e.rank} scored it after {e.meeting} meetings, the training came after {training.meeting})"
-    return ""
+    return outcome([*trained_too_early(log), *hidden], f"{held if trained else 'never trained'}; {states}")
 
 
 def _effective(scores: Scores) -> tuple[list[Event], list[str]]:
@@ -297,16 +243,14 @@ def _effective(scores: Scores) -> tuple[list[Event], list[str]]:
 
 def exactly_once(bench: Bench) -> Outcome:
     """T8. Every target has one score, and they come in order."""
-    positions = bench.run(bench.tokens).positions
-    failures = []
-    inside = positions[(positions >= 0) & (positions < bench.total)]
-    counts = np.bincount(inside, minlength=bench.total)
-    if len(outside := np.setdiff1d(positions, np.arange(bench.total))):
+    positions, everything, failures = bench.run(bench.tokens).positions, np.arange(bench.total), []
+    if len(outside := np.setdiff1d(positions, everything)):
         failures.append(f"{len(outside)} scores of positions outside the stream, the first {outside[0]}")
-    if len(missing := np.flatnonzero(counts == 0)):
+    if len(missing := np.setdiff1d(everything, positions)):
         failures.append(f"{len(missing)} targets have no score, the first at position {missing[0]}")
-    if len(again := np.flatnonzero(counts > 1)):
-        extra = int((counts[again] - 1).sum())
+    found, counts = np.unique(positions, return_counts=True)
+    if len(again := found[counts > 1]):
+        extra = len(positions) - len(found)
         failures.append(f"{extra} scores beyond the first, of {len(again)} targets, the first at position {again[0]}")
     elif len(back := np.flatnonzero(np.diff(positions) < 0)):
         failures.append(f"position {positions[back[0] + 1]} was scored after position {positions[back[0]]}")
@@ -316,18 +260,13 @@ def exactly_once(bench: Bench) -> Outcome:
 def reset(bench: Bench) -> Outcome:
     """T9. A scorer that has seen the stream scores it the same once more: nothing is left behind."""
     base, failures = bench.nats(bench.tokens), []
-    scorer = bench.fresh()
-    for turn in ("second", "third"):
-        if turn == "second":
-            bench.run_of(scorer, bench.tokens)
-        again = bench.run_of(scorer, bench.tokens).dense(bench.total)
-        if len(at := moved(base, again, bench.tolerance)):
-            failures.append(f"{turn} pass of one scorer: {shift(base, again, at)}")
-    warmed = bench.fresh()
+    used, warmed = bench.fresh(), bench.fresh()
+    bench.run_of(used, bench.tokens)
     bench.rows_of(warmed, bench.tokens, np.arange(1))
-    after = bench.run_of(warmed, bench.tokens).dense(bench.total)
-    if len(at := moved(base, after, bench.tolerance)):
-        failures.append(f"pass after a warm-up on the same stream: {shift(base, after, at)}")
+    passes = {"second pass of one scorer": used, "third pass of one scorer": used, "pass after a warm-up": warmed}
+    for what, scorer in passes.items():
+        again = bench.nats(bench.tokens, scorer)
+        failures += differences(f"{what} on the same stream", base, again, bench.tolerance)
     return outcome(failures, "second and third passes, and one after a warm-up, score the same")
 
 

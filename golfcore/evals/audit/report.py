@@ -44,13 +44,9 @@ class Report:
     @property
     def verdicts(self) -> dict[Condition, Verdict]:
         """fail if any test of the condition fails, pass if all of them pass."""
-        found = {}
-        for condition in Condition:
-            seen = {f.verdict for f in self.findings if condition in f.conditions}
-            found[condition] = Verdict.PASS if seen == {Verdict.PASS} else Verdict.NOT_TESTED
-            if Verdict.FAIL in seen:
-                found[condition] = Verdict.FAIL
-        return found
+        seen = {c: {f.verdict for f in self.findings if c in f.conditions} for c in Condition}
+        passed = {c: Verdict.PASS if found == {Verdict.PASS} else Verdict.NOT_TESTED for c, found in seen.items()}
+        return {c: Verdict.FAIL if Verdict.FAIL in seen[c] else verdict for c, verdict in passed.items()}
 
     @property
     def passed(self) -> bool:
@@ -62,16 +58,8 @@ class Report:
 
     def as_dict(self) -> dict:
         """Plain values, for JSON."""
-        return {
-            "subject": self.subject,
-            "passed": self.passed,
-            "verdicts": {str(condition): str(verdict) for condition, verdict in self.verdicts.items()},
-            "settings": dict(self.settings),
-            "findings": [
-                asdict(f) | {"conditions": [str(c) for c in f.conditions], "verdict": str(f.verdict)}
-                for f in self.findings
-            ],
-        }
+        verdicts = {str(condition): str(verdict) for condition, verdict in self.verdicts.items()}
+        return {**asdict(self), "passed": self.passed, "verdicts": verdicts}
 
     def text(self) -> str:
         """The verdicts, then every test with its cost and its evidence."""
@@ -80,13 +68,16 @@ class Report:
         lines += [f"  cost: {runs:,} runs, {seconds:.1f} s", ""]
         for condition, verdict in self.verdicts.items():
             tests = [f.test for f in self.findings if condition in f.conditions and f.verdict == verdict]
-            lines.append(f"{condition:22}{verdict.upper() if verdict == Verdict.FAIL else verdict:12}{' '.join(tests)}")
+            lines.append(f"{condition:22}{_shown(verdict):12}{' '.join(tests)}")
         lines.append("")
         for f in self.findings:
-            shown = f.verdict.upper() if f.verdict == Verdict.FAIL else f.verdict
-            lines.append(f"{f.test:5}{f.title:34}{shown:12}{f.runs:>5} runs {f.seconds:6.1f} s")
+            lines.append(f"{f.test:5}{f.title:34}{_shown(f.verdict):12}{f.runs:>5} runs {f.seconds:6.1f} s")
             lines += [f"       {line}" for line in f.evidence]
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.text()
+
+
+def _shown(verdict: Verdict) -> str:
+    return verdict.upper() if verdict == Verdict.FAIL else verdict

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from golfcore.config import Config
 from golfcore.evals import protocols
 from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.ledger import Event
+from golfcore.evals.ppm import Ppm
 from golfcore.evals.score import Look
 from golfcore.model.weights import Weights, fingerprint
 
@@ -71,33 +73,36 @@ class ProtocolScorer:
         return protocols.begin(self.protocol, self.cfg, subject, changes=self.changes, look=look)
 
     def run(self, tokens: np.ndarray) -> Scores:
-        states, start = list[np.ndarray](), _state(self.subject.weights)
+        states = list[np.ndarray]()
 
         def look(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
             states.append(np.full(sum(map(len, logits)), _state(weights)))
 
         ledger = _finished(self.begin(tokens, look)).ledger
-        spans = [np.arange(e.start, e.stop) for e in ledger.events if e.kind == "score"]
-        positions = np.concatenate(spans)
-        first = np.zeros(len(positions), dtype=bool)
-        first[np.unique(positions, return_index=True)[1]] = True
-        nats = np.empty(len(positions), dtype=np.float64)
-        nats[first] = ledger.nats[positions[first]]
-        nats[~first] = [n for _, n in ledger.again]
-        return Scores(positions, nats, tuple(ledger.events), np.concatenate(states), start)
+        positions = np.concatenate([np.arange(e.start, e.stop) for e in ledger.events if e.kind == "score"])
+        nats = ledger.nats[positions].astype(np.float64)
+        nats[pd.Series(positions).duplicated()] = [n for _, n in ledger.again]
+        return Scores(positions, nats, ledger.events, np.concatenate(states), _state(self.subject.weights))
 
     def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        wanted = {int(p): i for i, p in enumerate(positions)}
-        out = np.full((len(positions), self.cfg.model.vocab_size), np.nan, dtype=np.float32)
+        rows = {int(p): np.full(self.cfg.model.vocab_size, np.nan) for p in positions}
+        waiting = set(rows)
 
-        def look(rows: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
-            for (_, stop, score_from), found in zip(rows, logits, strict=True):
-                for p in range(score_from, stop):
-                    if p in wanted:
-                        out[wanted.pop(p)] = torch.log_softmax(found[p - score_from], dim=-1).cpu().numpy()
+        def look(spans: np.ndarray, logits: list[Tensor], weights: Weights) -> None:
+            for (_, stop, score_from), found in zip(spans, logits, strict=True):
+                for p in waiting & set(range(score_from, stop)):
+                    rows[p] = torch.log_softmax(found[p - score_from], dim=-1).cpu().numpy()
+                    waiting.remove(p)
 
-        _finished(self.begin(tokens, look))
-        return out
+        if weight := _finished(self.begin(tokens, look)).cfg.eval.ppm_weight:
+            ppm = Ppm(self.cfg.model.vocab_size)
+            for p in range(len(tokens) - 1):
+                previous, target = tokens[p : p + 1], tokens[p + 1 : p + 2]
+                if p in rows:
+                    rows[p] = ppm.mix(weight, rows[p][None], previous, target)[0]
+                else:
+                    ppm.see(previous[0], target[0])
+        return np.array([rows[int(p)] for p in positions])
 
 
 def _finished(evaluation: Evaluation) -> Evaluation:
