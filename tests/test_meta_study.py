@@ -72,6 +72,9 @@ def test_a_sweep_runs_whole_seeds_and_says_where_it_is(tmp_path: Path, monkeypat
     for wrong in ([], [1, 1]):
         with pytest.raises(UserError, match="expected arms and different seeds"):
             sweep.run_arms(configs, wrong, tmp_path, said.append)
+    with pytest.raises(UserError, match="meta-none: run.seed: expected at least 0 and at most 4294967295, found -1"):
+        sweep.run_arms(configs, [1, -1], tmp_path, said.append)
+    assert len(said) == 4
     with pytest.raises(UserError, match="found '../x'"):
         sweep.run_arms({"../x": configs["meta-none"]}, [1], tmp_path, said.append)
 
@@ -158,7 +161,11 @@ def test_every_claim_has_a_row_with_its_scale(arms: list[Arm], tables: dict[str,
     found = claims.meta_claims(arms, tables["meta-sgd"], tables["costs"])
     assert len(found) == 10 and set(found["verdict"]) <= {REFUTED, CONFIRMED, SAME, OPPOSITE, OPEN}
     measured = found[found["unit"] == "bpb"]
-    assert measured[["parameters", "artifact_bytes", "train_tokens", "seeds", "chunks", "detectable"]].notna().all(axis=None)
+    assert (
+        measured[["parameters", "artifact_bytes", "train_tokens", "seeds", "chunks", "detectable"]]
+        .notna()
+        .all(axis=None)
+    )
     assert not set(measured["verdict"]) & {CONFIRMED, REFUTED}  # half a million bytes settle nothing about 16 million
     cost = one(found, statement="exp101 costs more")
     assert cost["ratio"] == pytest.approx(cost["value"] / cost["published"]) and cost["verdict"] == SAME

@@ -87,11 +87,11 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         value = parse_value(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         value = float(value)
-    if hint is str and not isinstance(value, str):
-        value = os.fspath(value) if isinstance(value, os.PathLike) else shown(value)
+    if hint is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if type(value) is not hint:
         found = repr(shown(value)) if isinstance(value, str) else shown(value)
-        raise UserError(f"{where}: expected {hint.__name__}, found {found}")
+        raise UserError(f"{where}: expected {'text' if hint is str else hint.__name__}, found {found}")
     return value
 
 

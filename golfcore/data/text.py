@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece import SentencePieceProcessor
 from tqdm import tqdm
 
-from golfcore.base.errors import UserError
+from golfcore.base.errors import UserError, shown
 from golfcore.base.files import sha256_file, sha256_text, write_bytes
 from golfcore.data.contents import files_below, read
 from golfcore.data.documents import MIN_TOKENS
@@ -190,7 +190,7 @@ def _json_texts(path: Path, content: str) -> Iterator[str]:
             raise UserError(f"{path}, line {number}: expected a JSON object, found one nested too deeply") from None
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
-            found = f"the keys {sorted(row)}" if isinstance(row, dict) else f"a {type(row).__name__}"
+            found = f"the object {shown(row)}" if isinstance(row, dict) else f"a {type(row).__name__}"
             raise UserError(f'{path}, line {number}: expected an object with a string "text", found {found}')
         if not is_unicode(text):
             raise UserError(f"{path}, line {number}: expected Unicode text, found half of a surrogate pair")

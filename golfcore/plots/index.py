@@ -28,7 +28,11 @@ OUT, DATA = "OUT", "DATA"
 def read_index(folder: Path) -> dict[str, dict]:
     """What is known of each figure in `folder` ({} if there is no index). UserError: an entry that is none."""
     path = folder / "index.json"
-    index = files.read_json(path, "an index of figures", {"*": {"plot?": str, "files?": {"*": str}}}) if path.exists() else {}
+    index = (
+        files.read_json(path, "an index of figures", {"*": {"plot?": str, "files?": {"*": str}}})
+        if path.exists()
+        else {}
+    )
     for name in index:
         checked_name(name, str(path))
     return index
