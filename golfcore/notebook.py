@@ -22,6 +22,7 @@ from golfcore.base import files
 from golfcore.base.errors import UserError, shown
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
+from golfcore.runs import sweep
 from golfcore.runs.folder import default_out, find_run, project_dir, runs_dir
 
 MARKER = "done.json"
@@ -155,6 +156,9 @@ def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -
                 raise UserError(f"{where}, {name}: {e}") from None
     if {"preset", "seed", "overrides"} <= values.keys() and not values.get("run"):
         configure(*(values.get(name, "") for name in ("preset", "seed", "overrides", "data_path")))
+    if {"sweep", "size", "arms", "overrides"} <= values.keys():
+        plan = sweep.load(values["sweep"], values["size"], config.parse_overrides(values["overrides"]))
+        plan.only(names_of(values["arms"]) if values["arms"] else ())
     return values
 
 
@@ -177,6 +181,12 @@ def seeds_of(text: str) -> list[int]:
     return found
 
 
+def _open_data(folder: str) -> object:
+    from golfcore.data.datasets import open_dataset  # imports torch, which most commands here do without
+
+    return open_dataset(folder)
+
+
 def _one_of(names: Callable[[], Sequence[str]]) -> Callable[[str], object]:
     return lambda value: config.keys([value], list(names()), "it")
 
@@ -190,6 +200,7 @@ VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name m
     "overrides": config.parse_overrides,
     "changes": config.parse_overrides,
     "run": lambda value: find_run(Path(value)),
+    "data_path": _open_data,
     "clock": _one_of(lambda: ["steps", "wall"]),
 }
 
