@@ -22,7 +22,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.runs import sweep
-from golfcore.runs.folder import default_out, find_run, project_dir, runs_dir
+from golfcore.runs.folder import default_out, find_run, identity, project_dir, runs_dir
 
 MARKER = "done.json"
 NOTEBOOK_SCHEMA = {"cells": [{"cell_type": str, "source": (str, [str]), "metadata": {"tags?": [str]}}]}
@@ -138,18 +138,22 @@ def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -
                 raise UserError(f"{where}, {name}: {str(e).removeprefix(f'{name}: ')}") from None
     if {"preset", "seed", "overrides"} <= values.keys() and not values.get("run"):
         configure(*(values.get(name, "") for name in ("preset", "seed", "overrides", "data_path")))
+    if {"sweep", "size", "arms", "overrides"} <= values.keys():
+        plan = sweep.load(values["sweep"], values["size"], config.parse_overrides(values["overrides"]))
+        plan.only(sweep.names_in(values["arms"], list(plan.arms)))
     return values
 
 
 VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name may be, in every notebook
     "preset": config.load,
     "size": lambda value: config.keys([value], config.size_names(), "sizes", "size"),
-    "seeds": sweep.seeds_in,
+    "seeds": lambda value: [config.load("smoke", {"run.seed": seed}) for seed in sweep.seeds_in(value)],
     "arms": lambda value: sweep.names_in(value, ["all"]),
     "cells": lambda value: sweep.names_in(value, ["all"]),
     "overrides": config.parse_overrides,
     "changes": config.parse_overrides,
     "run": lambda value: find_run(Path(value)),
+    "data_path": lambda value: identity(config.load("smoke", {"data.path": value})),
     "clock": lambda value: config.keys([value], ["steps", "wall"], "clocks", "clock"),
 }
 

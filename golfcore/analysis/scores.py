@@ -90,7 +90,7 @@ def by_class(r: EvalResult, text: Text) -> pd.DataFrame:
             loss = float(nats[here].sum())
             row: dict[str, Any] = {"class": label, "targets": targets, "share": float(targets / n)}
             row |= {"bits_per_target": float(loss / np.log(2) / targets), "share_of_loss": float(loss / total)}
-            rows.append(row | {"bpb": float(bits_per_byte(loss, float(n_bytes)))})
+            rows.append(row | {"bpb": bits_per_byte(loss, float(n_bytes))})
     return frame(rows)
 
 
