@@ -121,6 +121,9 @@ def test_caches_go_where_the_environment_says(monkeypatch):
     assert runtime.cache_dir() == Path("b/golfcore")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert runtime.cache_dir() == Path.home() / ".cache/golfcore"
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    with pytest.raises(UserError, match="GOLFCORE_CACHE: expected a folder for what can be rebuilt, found none and no"):
+        runtime.cache_dir()
 
 
 def test_the_description_is_plain_json_and_names_the_versions():
