@@ -18,9 +18,8 @@ def sentence(e: OSError) -> str | None:
     """What the operating system refused and for which file; None for errors that are no user's."""
     if e.errno not in USERS:
         return None
-    where = e.filename2 or e.filename
-    named = f"{shown(str(where))}: " if where else ""
-    return f"{named}expected to be able to use it, found {str(e.strerror).lower()!r}"
+    where = e.filename2 or e.filename or "a file or standard output"
+    return f"{shown(str(where))}: expected to be able to use it, found {str(e.strerror).lower()!r}"
 
 
 def shown(value: object, most: int = 80) -> str:
