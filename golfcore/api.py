@@ -135,32 +135,28 @@ class Run:
         return open_artifact(self.folder.file(ARTIFACT))
 
     def __repr__(self) -> str:
-        from golfcore.analysis.runs import report
         from golfcore.runs.results import table
 
-        curve = self._curve()
-        if not self.folder.file(RESULTS).exists():
-            return f"run {self.id}: {self.config.name}, not finished\n{curve}".rstrip()
-        return f"{table(report(self.folder))}\n{curve}"
+        finished = self.folder.file(RESULTS).exists()
+        said = table(self.folder.results()) if finished else f"run {self.id}: {self.config.name}, not finished"
+        return f"{said}\n{self._curve()}".rstrip()
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
 
     def _curve(self) -> str:
         """Training in one line: first and last smoothed score with the course between, and the last validation."""
+        import numpy as np
+
         train, val = self.folder.metrics("train"), self.folder.metrics("val")
         if not train:
             return ""
-        step = -(-len(train) // POINTS)
-        means = [sum(r["bpb"] for r in part) / len(part) for part in _parts(train, step)]
-        low, high = min(means), max(means)
-        drawn = "".join(BLOCKS[round((value - low) / ((high - low) or 1) * (len(BLOCKS) - 1))] for value in means)
+        parts = np.array_split([row["bpb"] for row in train], min(POINTS, len(train)))
+        means = np.array([part.mean() for part in parts])
+        heights = np.interp(means, (means.min(), means.max()), (0, len(BLOCKS) - 1)).round().astype(int)
+        drawn = "".join(BLOCKS[height] for height in heights)
         text = f"training: {means[0]:.3f} {drawn} {means[-1]:.3f} bpb after {train[-1]['step']:,} steps"
         return text + (f", validation {val[-1]['bpb']:.4f} (current weights)" if val else "")
-
-
-def _parts(rows: Sequence[dict], size: int) -> list[Sequence[dict]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 # -- configurations, runs, artifacts
@@ -243,9 +239,8 @@ def buckets(source: Run | str | Path | np.ndarray, tables: Tables | None = None,
 def compare(runs: Sequence[Run | str | Path]) -> pd.DataFrame:
     """Runs side by side, the first configuration the reference: one row for each measure and arm."""
     from golfcore.analysis import compare as comparison
-    from golfcore.analysis import frames
 
-    return frames.frame(comparison.compare(comparison.arms_of([_where(one) for one in runs])))
+    return comparison.compare(comparison.arms_of([_where(one) for one in runs]))
 
 
 def _where(target: Run | Artifact | str | Path) -> Path:

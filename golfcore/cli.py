@@ -1,13 +1,16 @@
 """The command line. Errors a user can cause are one sentence and exit code 2; anything else keeps its traceback."""
 
 import argparse
+import contextlib
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from golfcore import __version__
-from golfcore.base import streams
 from golfcore.base.errors import UserError, sentence
 
 if TYPE_CHECKING:
@@ -15,43 +18,38 @@ if TYPE_CHECKING:
 
 # Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
 
-CLOSED_PIPE = 141  # as a program that the signal SIGPIPE ended
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command: 0, 2 for a mistake in its input, 1 for a condition of legality that does not hold."""
-    streams.open_closed()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: it leads nowhere, instead of into the next file that is opened
+            setattr(sys, name, open(os.devnull, mode))
     try:
-        with streams.flushed():
-            return _run(argv)
-    except BrokenPipeError:  # `| head`: who reads has seen enough
-        streams.discard()
-        return CLOSED_PIPE
-    except OSError as e:  # what was printed could not be written
-        streams.discard()
-        return _refused(e)
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    try:
-        args = _parser().parse_args(argv)
-        return args.command(args) or 0
-    except BrokenPipeError:
-        raise
-    except (UserError, OSError) as e:
-        return _refused(e)
+        try:
+            args = _parser().parse_args(argv)
+            return args.command(args) or 0
+        finally:
+            sys.stdout.flush()  # a pipe that is closed fails here, not at exit
+    except UserError as e:
+        return _ended(str(e), 2)
     except KeyboardInterrupt:
-        streams.complain("golfcore: interrupted; the same command goes on from the last checkpoint")
-        return 130
+        return _ended("interrupted; the same command goes on from the last checkpoint", 130)
+    except OSError as e:
+        with contextlib.suppress(OSError, ValueError):  # nothing that is still to be printed is written at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, BrokenPipeError):  # `| head` has seen enough: as a program that SIGPIPE ended
+            return 141
+        if (said := sentence(e)) is None:
+            raise
+        return _ended(said, 2)
 
 
-def _refused(e: UserError | OSError) -> int:
-    """Say what is wrong in one sentence; an error of the system that is no user's is raised again."""
-    said = sentence(e) if isinstance(e, OSError) else str(e)
-    if said is None:
-        raise e
-    streams.complain(f"golfcore: {said}")
-    return 2
+def _ended(text: str, code: int) -> int:
+    """`code`, said why in one line on standard error, whatever `text` holds; nothing if nobody reads there."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    with contextlib.suppress(OSError):
+        print(f"golfcore: {line}", file=sys.stderr, flush=True)
+    return code
 
 
 class _Help(argparse.HelpFormatter):
@@ -75,20 +73,46 @@ class _Parser(argparse.ArgumentParser):
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
+def _pair(text: str) -> tuple[str, str]:
+    from golfcore import config
+
+    return config.parse_override(text)
+
+
+def _data(folder: str) -> tuple[str, str]:
+    if not folder:
+        raise UserError("--data: expected a folder, found an empty name")
+    return "data.path", folder
+
+
+CHANGE: dict[str, Any] = {"action": "append", "dest": "changes"}  # (section.key, value); the last of a key counts
+ARGUMENTS: dict[str, dict[str, Any]] = {  # that several commands take
+    "preset": {"metavar": "PRESET", "help": "one of PRESETS, or a .toml file"},
+    "--size": {"default": "full", "help": "one of SIZES"},
+    "--set": {"type": _pair, "default": [], "metavar": "a.b=v", "help": "override a value; repeatable", **CHANGE},
+    "--data": {"type": _data, "metavar": "DIR", "help": "same as --set data.path=DIR", **CHANGE},
+    "target": {"type": Path, "metavar": "RUN|ARTIFACT", "help": "a run's folder or id, or an artifact file"},
+    "--json": {"action": "store_true", "help": "print values as JSON, with every digit"},
+}
+
+
 def _parser() -> _Parser:
     parser = _Parser(prog="golfcore", description="The laboratory for Parameter Golf.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _model_commands(commands)
-    _score_commands(commands)
-    _data_commands(commands)
-    _notebook_commands(commands)
+    for add in (_model_commands, _score_commands, _data_commands, _notebook_commands):
+        add(commands)
     return parser
 
 
-def _add(commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> _Parser:
+def _add(
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str, arguments: str = ""
+) -> _Parser:
+    """The parser of a command with these of the ARGUMENTS."""
     parser = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
     parser.set_defaults(command=command)
+    for argument in arguments.split():
+        parser.add_argument(argument, **ARGUMENTS[argument])
     return parser
 
 
@@ -96,85 +120,62 @@ def _group(commands: Commands, name: str, text: str) -> Commands:
     return commands.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="ACTION")
 
 
-def _json(parser: _Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print values as JSON, with every digit")
-
-
-def _changes(parser: _Parser, which: str = "a value") -> None:
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help=f"override {which}; repeatable")
-    parser.add_argument("--data", metavar="DIR", help="same as --set data.path=DIR")
-
-
-def _size(parser: _Parser) -> None:
-    parser.add_argument("--size", default="full", help="one of SIZES")
-
-
-def _preset(parser: _Parser) -> None:
-    parser.add_argument("preset", metavar="PRESET", help="one of PRESETS, or a .toml file")
-    _size(parser)
-    _changes(parser)
+def _out(parser: _Parser, text: str, required: bool = False) -> None:
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text, required=required)
 
 
 def _model_commands(commands: Commands) -> None:
-    p = _add(commands, "params", show_params, "count a preset's parameters")
-    _preset(p)
-    _json(p)
+    configured = "preset --size --set --data"
+    _add(commands, "params", show_params, "count a preset's parameters", f"{configured} --json")
+    _add(commands, "config", show_config, "print a preset with everything it inherits", configured)
 
-    p = _add(commands, "config", show_config, "print a preset with everything it inherits")
-    _preset(p)
+    text = "train, quantize, pack and evaluate; goes on if DIR holds the same configuration"
+    p = _add(commands, "run", run, text, configured)
+    p.add_argument("--seed", type=lambda n: ("run.seed", n), metavar="N", help="same as --set run.seed=N", **CHANGE)
+    _out(p, "default: papermill_runs/PRESET-HASH")
 
-    p = _add(commands, "run", run, "train, quantize, pack and evaluate; goes on if DIR holds the same configuration")
-    _preset(p)
-    p.add_argument("--seed", type=int, metavar="N", help="same as --set run.seed=N")
-    p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/PRESET-HASH")
-
-    p = _add(commands, "sweep", run_sweep, "run every arm and seed of a sweep file, held against its publication")
+    text = "run every arm and seed of a sweep file, held against its publication"
+    p = _add(commands, "sweep", run_sweep, text, "--size --set --data")
     p.add_argument("file", metavar="SWEEP", help="the name of a sweep that comes with golfcore, or a .toml file")
-    _size(p)
     p.add_argument("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's")
     p.add_argument("--arm", action="append", default=[], metavar="NAME", help="only these and their references")
-    _changes(p, "a value that no arm sets")
-    p.add_argument("--out", type=Path, metavar="DIR", help="default: papermill_runs/SWEEP-SIZE-HASH")
+    _out(p, "default: papermill_runs/SWEEP-SIZE-HASH")
 
 
 def _score_commands(commands: Commands) -> None:
-    for name, command, protocol, text in (
-        ("eval", evaluate, "static", "score a run's or an artifact's weights under one protocol"),
-        ("audit", audit, "ttt", "test a protocol's legality; exit code 1 if a condition does not pass"),
-    ):
-        p = _add(commands, name, command, text)
-        p.add_argument("target", type=Path, metavar="RUN|ARTIFACT", help="a run's folder or id, or an artifact file")
-        p.add_argument("--protocol", default=protocol, metavar="NAME", help="`golfcore protocols` lists them")
-        _changes(p, "a data, eval or ttt value")
-        _json(p)
+    packed = "target --set --data --json"
+    p = _add(commands, "eval", evaluate, "score a run's or an artifact's weights under one protocol", packed)
+    p.add_argument("--protocol", default="static", metavar="NAME", help="`golfcore protocols` lists them")
+    p = _add(commands, "audit", audit, "test a protocol's legality; exit code 1 if a condition does not pass", packed)
+    p.add_argument("--protocol", default="ttt", metavar="NAME", help="`golfcore protocols` lists them")
+    _add(commands, "protocols", list_protocols, "the names of the evaluation protocols")
 
-    p = _add(commands, "protocols", list_protocols, "the names of the evaluation protocols")
+    p = _add(commands, "study", run_study, "score under every protocol and control, held against a reference", packed)
+    p.add_argument("--cells", default="", metavar="A,B", help="only these cells or groups; default: all")
+    _out(p, "keeps what is measured, so that the same command goes on")
 
-    p = _add(commands, "runs", list_runs, "list run folders at any depth with their three numbers")
+    p = _add(commands, "runs", list_runs, "list run folders at any depth with their three numbers", "--json")
     p.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="default: the project's papermill_runs")
-    _json(p)
 
-    p = _add(commands, "compare", compare, "runs side by side, with intervals over seeds and over text")
+    p = _add(commands, "compare", compare, "runs side by side, with intervals over seeds and over text", "--json")
     text = "folders or ids; the first configuration is the reference"
     p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=text)
-    _json(p)
 
     artifact = _group(commands, "artifact", "look into an artifact")
-    p = _add(artifact, "info", artifact_info, "bytes by component, and the configuration inside")
+    p = _add(artifact, "info", artifact_info, "bytes by component, and the configuration inside", "--json")
     p.add_argument("file", type=Path, metavar="ARTIFACT")
-    _json(p)
 
 
 def _data_commands(commands: Commands) -> None:
     data = _group(commands, "data", "make, fetch or inspect a dataset")
     p = _add(data, "build", data_build, "a folder of .txt, .md or .jsonl becomes tokenizer + shards")
     p.add_argument("folder", type=Path, metavar="FOLDER")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset; new or empty")
+    _out(p, "folder of the dataset; new or empty", required=True)
     p.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="pieces of the tokenizer to train")
     p.add_argument("--tokenizer", type=Path, metavar="FILE", help="a SentencePiece model to use, none is trained")
 
     p = _add(data, "download", data_download, "the competition's FineWeb export, resumable, hashes checked")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset")
+    _out(p, "folder of the dataset", required=True)
     p.add_argument("--train-shards", type=int, default=80, metavar="N", help="100M tokens each; default all 80")
     p.add_argument("--endpoint", metavar="URL", help="another hub")
 
@@ -195,35 +196,21 @@ def _notebook_commands(commands: Commands) -> None:
     p.add_argument("-h", "--help", action="store_true", help="show this, or the parameters of NAME")
     pair = ("KEY", "VALUE")
     p.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, dest="parameters", help="repeatable")
-    p.add_argument("--out", type=Path, metavar="DIR", help="default: the project's papermill_runs")
+    _out(p, "default: the project's papermill_runs")
 
     p = _add(commands, "figures", figures, "draw a run's figures beside their tables")
     p.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="default: draw DIR again from its tables")
-    p.add_argument("--out", type=Path, metavar="DIR", help="default: the project's figures")
+    _out(p, "default: the project's figures")
 
 
 # -- commands
-
-
-def overrides(args: argparse.Namespace) -> dict[str, object]:
-    """`--set a.b=v` pairs, and the options that stand for one."""
-    from golfcore import config
-
-    pairs: dict[str, object] = dict(map(config.parse_override, args.set))
-    if getattr(args, "seed", None) is not None:
-        pairs["run.seed"] = args.seed
-    if getattr(args, "data", None) is not None:
-        if not args.data:
-            raise UserError("--data: expected a folder, found an empty name")
-        pairs["data.path"] = args.data
-    return pairs
 
 
 def configured(args: argparse.Namespace) -> "Config":
     """The configuration that PRESET, --size and the overrides spell."""
     from golfcore import config
 
-    return config.load(args.preset, overrides(args), args.size)
+    return config.load(args.preset, dict(args.changes), args.size)
 
 
 def show_params(args: argparse.Namespace) -> None:
@@ -236,22 +223,21 @@ def show_params(args: argparse.Namespace) -> None:
 def show_config(args: argparse.Namespace) -> None:
     from golfcore import config
 
-    c = configured(args)
-    print(json.dumps({**config.to_dict(c), "hash": c.hash}, indent=1))
+    found = configured(args)
+    print(json.dumps({**config.to_dict(found), "hash": found.hash}, indent=1))
 
 
 def run(args: argparse.Namespace) -> None:
-    from golfcore.runs import folder, pipeline
+    from golfcore import api
 
-    c = configured(args)
-    pipeline.run(c, args.out or folder.default_out(c))
+    api.run(configured(args), args.out)
 
 
 def run_sweep(args: argparse.Namespace) -> None:
     from golfcore.analysis import claims, compare
     from golfcore.runs import sweep
 
-    plan = sweep.load(args.file, args.size, overrides(args))
+    plan = sweep.load(args.file, args.size, dict(args.changes))
     out = args.out or sweep.default_out(plan)
     plan = plan.only(args.arm) if args.arm else plan
     runs = sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
@@ -263,7 +249,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from golfcore import api
     from golfcore.evals import result
 
-    found = api.evaluate(args.target, args.protocol, overrides(args))
+    found = api.evaluate(args.target, args.protocol, dict(args.changes))
     print(json.dumps(result.as_dict(found)) if args.json else result.as_text(found))
 
 
@@ -276,9 +262,20 @@ def list_protocols(args: argparse.Namespace) -> None:
 def audit(args: argparse.Namespace) -> int:
     from golfcore import api
 
-    report = api.audit(args.target, protocol=args.protocol, changes=overrides(args))
+    report = api.audit(args.target, protocol=args.protocol, changes=dict(args.changes))
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
+
+
+def run_study(args: argparse.Namespace) -> None:
+    from golfcore.analysis import frames, protocols, runs
+    from golfcore.runs import folder, reopen, study
+
+    target, changes = folder.find_target(args.target), dict(args.changes)
+    cells = study.select(study.standard(reopen.open_packed(target, changes).cfg), args.cells)
+    say = partial(print, file=sys.stderr)
+    table = protocols.table(study.measure(target, cells, changes=changes, out=args.out, say=say))
+    print(json.dumps(runs.as_rows(table), indent=1) if args.json else frames.to_text(table[protocols.SHOWN]))
 
 
 def list_runs(args: argparse.Namespace) -> None:
@@ -290,11 +287,11 @@ def list_runs(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    from golfcore.analysis import compare
+    from golfcore.analysis import compare, runs
 
     arms = compare.arms_of(args.runs)
     table = compare.compare(arms)
-    print(table.to_json(orient="records", indent=1) if args.json else compare.as_text(arms, table))
+    print(json.dumps(runs.as_rows(table), indent=1) if args.json else compare.as_text(arms, table))
 
 
 def artifact_info(args: argparse.Namespace) -> None:
@@ -342,8 +339,12 @@ def run_notebook(args: argparse.Namespace) -> None:
 
 
 def figures(args: argparse.Namespace) -> None:
-    from golfcore import notebook
+    """Draw runs, one into DIR, several each below it; without any, draw DIR again from its tables."""
+    from golfcore.plots.figures import draw_run, redraw
     from golfcore.runs import folder
 
-    for path in notebook.draw_runs(args.runs, args.out or folder.project_dir() / "figures"):
-        print(path)
+    out = args.out or folder.project_dir() / "figures"
+    runs = [folder.find_run(path) for path in args.runs]
+    drawn = [draw_run(run, out / run.id if len(runs) > 1 else out) for run in runs]
+    paths = [path for figures in drawn for figure in figures.values() for path in figure.paths]
+    print("\n".join(map(str, paths if runs else redraw(out))))

@@ -1,5 +1,4 @@
-"""Notebooks in batch, and what they need inside: parameters that are checked, a kernel that is this Python, a marker
-that is only there when everything ran.
+"""Notebooks in batch: parameters are checked, the kernel is this Python, and done means that everything ran.
 
 papermill alone would run on with an unknown parameter, take whatever kernel is called "python3" on the machine, and
 leave a cell that timed out or was killed marked "completed".
@@ -19,15 +18,14 @@ from typing import Any, NamedTuple
 
 from golfcore import config
 from golfcore.base import files
-from golfcore.base.errors import UserError, shown
+from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
+from golfcore.runs import sweep
 from golfcore.runs.folder import default_out, find_run, project_dir, runs_dir
 
 MARKER = "done.json"
-MARKER_SCHEMA = {"notebook": str, "parameters": dict, "seconds": float, "sha256": str}
-CELL_SCHEMA = {"cell_type": str, "source": (str, [str]), "metadata": {"tags?": [str]}}
-NOTEBOOK_SCHEMA = {"cells": [CELL_SCHEMA]}
+NOTEBOOK_SCHEMA = {"cells": [{"cell_type": str, "source": (str, [str]), "metadata": {"tags?": [str]}}]}
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}  # of parameters
 NOTHING: Mapping[str, object] = MappingProxyType({})
 
@@ -50,36 +48,24 @@ class NotebookFailed(Exception):
 def run_notebook(
     name: str, parameters: Mapping[str, object] = NOTHING, out: Path | None = None, notebooks: Path | None = None
 ) -> Path:
-    """Execute notebook `name` and return the executed copy, OUT/notebooks/NAME-HASH/NAME.ipynb.
+    """Execute notebook `name` in the current folder; the executed copy, OUT/notebooks/NAME-HASH/NAME.ipynb.
 
     OUT is the project's papermill_runs if `out` is None; the hash is of all parameters. What the cells print appears
-    here as they run; they run in the current folder. The marker `done.json` beside the copy is written last. Raises
-    UserError for an unknown notebook or parameter, a value that cannot be, a UserError in a cell, or papermill not
-    being installed; NotebookFailed if a cell failed otherwise.
+    here as they run. The marker `done.json` beside the copy is written last. UserError: an unknown notebook or
+    parameter, a value that cannot be, a UserError in a cell, no papermill. NotebookFailed: a cell failed otherwise.
     """
     source = find_notebook(name, notebooks)
     values = checked(parameters, defaults(source), f"notebook {source.stem}")
-    papermill = _papermill()
+    papermill, began = _papermill(), time.monotonic()
     hashed = files.sha256_text(files.canonical_json(values))[:8]
     folder = (out or runs_dir()) / "notebooks" / f"{source.stem}-{hashed}"
     executed, marker = folder / source.name, folder / MARKER
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
-    began = time.monotonic()
     _execute(papermill, source, executed, values)
     record = {"notebook": source.stem, "parameters": values, "seconds": time.monotonic() - began}
     files.write_json(marker, record | {"sha256": files.sha256_file(executed)})
     return executed
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a notebook ran to its end in `folder` and its executed copy is as it was then."""
-    marker = folder / MARKER
-    if not marker.exists():
-        return False
-    record = files.read_json(marker, "a completion marker", MARKER_SCHEMA)
-    executed = files.below(folder, f"{record['notebook']}.ipynb", str(marker))
-    return executed.exists() and files.sha256_file(executed) == record["sha256"]
 
 
 def find_notebook(name: str, notebooks: Path | None = None) -> Path:
@@ -87,21 +73,19 @@ def find_notebook(name: str, notebooks: Path | None = None) -> Path:
 
     UserError if there is none.
     """
-    package = Path(__file__).parent
-    places = [notebooks] if notebooks else [project_dir() / "notebooks", package.parent / "notebooks"]
-    folder = next((place for place in (*places, package / "notebooks") if place.is_dir()), None)
-    if folder is None or (notebooks and folder != notebooks):
-        raise UserError(f"{places[0]}: expected a folder of notebooks, found none")
-    config.keys([name.removesuffix(".ipynb")], sorted(path.stem for path in folder.glob("*.ipynb")), str(folder))
-    return folder / f"{name.removesuffix('.ipynb')}.ipynb"
+    package, stem = Path(__file__).parent, name.removesuffix(".ipynb")
+    usual = [place / "notebooks" for place in (project_dir(), package.parent, package)]
+    folder = next((place for place in ([notebooks] if notebooks else usual) if place.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{notebooks or usual[0]}: expected a folder of notebooks, found none")
+    config.keys([stem], sorted(path.stem for path in folder.glob("*.ipynb")), str(folder), "notebook")
+    return folder / f"{stem}.ipynb"
 
 
 def parameters_of(notebook: Path) -> list[Parameter]:
-    """The parameters of a notebook, in order.
+    """The parameters of a notebook: names set to literals in its cell tagged "parameters" (ValueError otherwise).
 
-    Its cell tagged "parameters" must hold nothing but names set to literals, each perhaps with its type (ValueError
-    otherwise). It is parsed here because papermill's own reader drops a line without failing when it finds a second
-    "=" in it, be it in a comment.
+    Not by papermill's own reader, which drops a line in silence if it finds a second "=" in it, be it in a comment.
     """
     cells = files.read_json(notebook, "a notebook", NOTEBOOK_SCHEMA)["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -125,7 +109,6 @@ def parameters_of(notebook: Path) -> list[Parameter]:
 
 
 def defaults(notebook: Path) -> dict[str, Any]:
-    """The parameters of a notebook with their default values; errors as `parameters_of`."""
     return {p.name: p.default for p in parameters_of(notebook)}
 
 
@@ -145,52 +128,29 @@ def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -
 
     UserError: an unknown name, a value of another type, or one that no cell could use (VALID).
     """
-    config.keys(given, list(known), where)
+    config.keys(given, list(known), where, "parameter")
     values = {**known, **{k: config.coerce(v, type(known[k]), f"{where}, {k}") for k, v in given.items()}}
     for name, value in values.items():
         if name in VALID and (value != "" or known[name] != ""):  # text that may be left out is empty by default
             try:
                 VALID[name](value)
             except UserError as e:
-                raise UserError(f"{where}, {name}: {e}") from None
+                raise UserError(f"{where}, {name}: {str(e).removeprefix(f'{name}: ')}") from None
     if {"preset", "seed", "overrides"} <= values.keys() and not values.get("run"):
         configure(*(values.get(name, "") for name in ("preset", "seed", "overrides", "data_path")))
     return values
 
 
-def names_of(text: str) -> list[str]:
-    """ "a, b" as names. UserError: none, or one twice."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"expected different names separated by commas, found {shown(text)!r}")
-    return found
-
-
-def seeds_of(text: str) -> list[int]:
-    """ "1, 2" as seeds. UserError: none, one twice, or one that is no seed."""
-    try:
-        found = [int(seed) for seed in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
-        raise UserError(f"expected different seeds of 0 to {2**32 - 1} separated by commas, found {shown(text)!r}")
-    return found
-
-
-def _one_of(names: Callable[[], Sequence[str]]) -> Callable[[str], object]:
-    return lambda value: config.keys([value], list(names()), "it")
-
-
 VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name may be, in every notebook
     "preset": config.load,
-    "size": _one_of(config.size_names),
-    "seeds": seeds_of,
-    "arms": names_of,
-    "cells": names_of,
+    "size": lambda value: config.keys([value], config.size_names(), "sizes", "size"),
+    "seeds": sweep.seeds_in,
+    "arms": lambda value: sweep.names_in(value, ["all"]),
+    "cells": lambda value: sweep.names_in(value, ["all"]),
     "overrides": config.parse_overrides,
     "changes": config.parse_overrides,
     "run": lambda value: find_run(Path(value)),
-    "clock": _one_of(lambda: ["steps", "wall"]),
+    "clock": lambda value: config.keys([value], ["steps", "wall"], "clocks", "clock"),
 }
 
 
@@ -250,24 +210,21 @@ def configure(preset: str, seed: int, overrides: str = "", data_path: str = "") 
     return config.load(preset, pairs | ({"data.path": data_path} if data_path else {}))
 
 
-def split_overrides(text: str) -> dict[str, str]:
-    """The pairs in a notebook's text of overrides; errors as `config.parse_overrides`."""
-    return config.parse_overrides(text)
+split_overrides = config.parse_overrides  # the pairs in a notebook's text of overrides
 
 
 def finished_run(run: str, preset: str, seed: int, overrides: str, data_path: str, out: str) -> RunFolder:
-    """The finished run at `run`; "" is that of `preset` in `out` (or its usual folder), which is done first if need be.
+    """The finished run at `run`; "" is that of `preset` in `out` (or its usual folder), which is done if need be.
 
-    Prints its table. UserError: no run there, or one that has not finished, and as `configure` and `pipeline.run`.
+    Prints its table. UserError: no run there, one that has not finished, and as `configure` and `pipeline.run`.
     """
-    from golfcore.analysis.runs import report
     from golfcore.runs import pipeline
 
     if not run:
         cfg = configure(preset, seed, overrides, data_path)
         return pipeline.run(cfg, Path(out) if out else default_out(cfg))
     found = find_run(Path(run))
-    print(pipeline.table(report(found)))
+    print(pipeline.table(found.results()))
     return found
 
 
@@ -288,18 +245,3 @@ def launch(command: Sequence[str]) -> None:
                 print(line, end="", flush=True)
     if process.returncode:
         raise UserError(f"{shlex.join(command)}: expected it to succeed, found exit status {process.returncode}")
-
-
-# -- figures of runs
-
-
-def draw_runs(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Draw finished runs, one into `out`, several each below it; without any, draw `out` again from its tables."""
-    from golfcore.plots.figures import draw_run, redraw
-
-    if not runs:
-        return redraw(out)
-    found = [find_run(path) for path in runs]
-    folders = [out] if len(found) == 1 else [out / run.id for run in found]
-    drawn = [draw_run(run, folder) for run, folder in zip(found, folders, strict=True)]
-    return [path for figures in drawn for figure in figures.values() for path in figure.paths]

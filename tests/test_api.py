@@ -1,6 +1,5 @@
 """Laws of the public face: `import golfcore as gc` is quick, offers what it names, and agrees with the files."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from synthetic_run import make_run
 
 import golfcore as gc
-from golfcore import api
+from golfcore import api, cli
 from golfcore.analysis import runs
 from golfcore.base.errors import UserError
 from golfcore.config import Config
@@ -21,45 +20,24 @@ from golfcore.model import params
 from golfcore.model.weights import flat
 from golfcore.plots import index
 from golfcore.plots.figures import draw_run
+from golfcore.plots.run import FIGURES
 from golfcore.quant.artifact import code_bytes
 from golfcore.runs.folder import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of every command here: one cache, one thread, so that bits repeat."""
-    place = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "GOLFCORE_CACHE": place, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
-def made(cache: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> api.Run:
-    """A run of the smallest preset, by the command line."""
-    folder = tmp_path_factory.mktemp("runs") / "made"
-    golfcore(["golfcore", "run", "smoke", "--out", str(folder)], cache)
-    return gc.open_run(folder)
-
-
-@pytest.fixture(autouse=True)
-def same_cache(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOLFCORE_CACHE", cache["GOLFCORE_CACHE"])
-
-
-def golfcore(argv: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-m", *argv], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture
+def made(small_run: Path) -> api.Run:
+    return gc.open_run(small_run)
 
 
 # -- importing
 
 
-@pytest.mark.parametrize(
-    "code", ["import golfcore as gc", "import golfcore as gc; gc.load('exp101', {'run.seed': 1}).hash; dir(gc)"]
-)
-def test_importing_is_light(code: str) -> None:
+def test_importing_is_light() -> None:
     heavy = "torch numpy pandas scipy matplotlib sentencepiece".split()
+    code = "import golfcore as gc; gc.load('exp101', {'run.seed': 1}).hash; dir(gc)"
     check = f"{code}; import sys; sys.exit(', '.join(set({heavy}) & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -93,7 +71,7 @@ def test_a_run_shows_its_numbers_legality_bytes_and_curve(made: api.Run) -> None
     assert all(f"{row['bpb']:.4f}" in shown and row["legality"] in shown for row in report["measures"].values())
     assert f"{report['artifact']['total']:,} of 16,000,000" in shown and "█" in shown and made.id in shown
     order = [shown.index(mark) for mark in ("(a)", "(b)", "(c)")]
-    assert order == sorted(order) and len(shown) < 2000 and made._repr_html_().startswith("<pre>run made")
+    assert order == sorted(order) and len(shown) < 2000 and made._repr_html_().startswith(f"<pre>run {made.id}")
 
 
 def test_a_run_that_has_not_finished_says_so(tmp_path: Path) -> None:
@@ -104,8 +82,7 @@ def test_a_run_that_has_not_finished_says_so(tmp_path: Path) -> None:
 
 
 def test_running_again_reuses_what_is_done(made: api.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    again = gc.run(gc.load("smoke"), made.path)
-    assert again == made and "train: reused" in capsys.readouterr().out
+    assert gc.run(made.config, made.path) == made and "train: reused" in capsys.readouterr().out
 
 
 # -- weights and artifacts
@@ -171,14 +148,13 @@ def test_runs_are_compared(tmp_path: Path) -> None:
 # -- figures from nothing
 
 
-def test_a_figure_is_made_again_from_nothing_by_its_recorded_commands(
-    made: api.Run, cache: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_figure_is_made_again_from_nothing_by_its_recorded_commands(made: api.Run, tmp_path, monkeypatch) -> None:
     """In another folder, with nothing of the first run left to reuse, every file is equal to the byte."""
+    monkeypatch.setattr("golfcore.plots.run.FIGURES", {name: FIGURES[name] for name in ("curves", "waterfall")})
     first, second = tmp_path / "figures", tmp_path / "again"
     drawn = draw_run(made.folder, first)
-    for argv in index.recorded(first, "waterfall", second):
-        golfcore(argv, cache)
+    for argv in index.recorded(first, "waterfall", second, made.path.parent / "built"):
+        assert cli.main(argv[1:]) == 0
     for name in drawn:
         for suffix in ("csv", "svg", "png"):
             file = f"{name}.{suffix}"

@@ -12,7 +12,7 @@ from synthetic_run import make_run
 from golfcore import cli, config, notebook
 from golfcore.base import files
 from golfcore.base.errors import UserError
-from golfcore.notebook import NotebookFailed, checked, defaults, find_notebook, is_complete, run_notebook
+from golfcore.notebook import MARKER, NotebookFailed, checked, defaults, find_notebook, run_notebook
 from golfcore.plots.run import FIGURES
 from golfcore.runs.folder import RUNS
 
@@ -67,8 +67,8 @@ def test_given_parameters_take_the_type_of_their_default() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"cuont": 1}, "unknown key 'cuont'; did you mean 'count'?"),
-        ({"zzz": 1}, "unknown key 'zzz'; known: text, count, rate, flag, folder"),
+        ({"cuont": 1}, "unknown parameter 'cuont'; did you mean 'count'?"),
+        ({"zzz": 1}, "unknown parameter 'zzz'; known: text, count, rate, flag, folder"),
         ({"count": "many"}, "notebook a, count: expected int, found 'many'"),
         ({"count": 1.5}, "notebook a, count: expected int, found 1.5"),
         ({"count": True}, "notebook a, count: expected int, found True"),
@@ -85,7 +85,7 @@ def test_wrong_parameters_are_refused_before_anything_is_written(notebooks: Path
 
 def test_an_unknown_notebook_is_refused_with_a_suggestion(notebooks: Path) -> None:
     write(notebooks, "01_one_run")
-    with pytest.raises(UserError, match="unknown key '01_one_rum'; did you mean '01_one_run'"):
+    with pytest.raises(UserError, match="unknown notebook '01_one_rum'; did you mean '01_one_run'"):
         run_notebook("01_one_rum", {}, notebooks.parent / "out", notebooks)
     with pytest.raises(UserError, match="nowhere: expected a folder of notebooks"):
         find_notebook("01_one_run", notebooks / "nowhere")
@@ -111,63 +111,49 @@ def test_without_jupyter_there_is_one_sentence(notebooks: Path, monkeypatch: pyt
 # -- executing
 
 LOOK = "import os, sys; print(sys.executable, os.getcwd(), text, count, rate, flag, sep='|')"
-MARKED = "print(os.path.exists(os.path.join(folder, 'done.json')))"
+MARKED = "import glob; print(bool(glob.glob(f'{folder}/notebooks/*/done.json')))"
 
 
-def test_a_notebook_runs_in_this_python_and_is_marked_when_it_is_done(
+def test_a_notebook_runs_in_this_python_and_is_marked_while_it_is_done(
     notebooks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Even where the machine's kernel named python3 is another program."""
+    """Even where the machine's kernel named python3 is another program; run again, it is not done before its end."""
     kernel = notebooks.parent / "jupyter" / "kernels" / "python3" / "kernel.json"
     files.write_json(kernel, {"argv": ["/nowhere", "{connection_file}"], "display_name": "x", "language": "python"})
     monkeypatch.setenv("JUPYTER_PATH", str(kernel.parents[2]))
     monkeypatch.chdir(notebooks.parent)
-    write(notebooks, "a", LOOK, MARKED)
-    given = {"count": "7", "text": "b", "folder": "elsewhere"}
+    values = {"text": "b", "count": 7, "rate": 0.5, "flag": False, "folder": "out"}
+    folder = Path("out/notebooks") / f"a-{files.sha256_text(files.canonical_json(values))[:8]}"
+    write(notebooks, "a", LOOK, MARKED, "if os.path.exists('stop'): raise RuntimeError('stopped')")
+    given = {"count": "7", "text": "b", "folder": "out"}
     executed = run_notebook("a", given, Path("out"))
     expected = f"{sys.executable}|{notebooks.parent}|b|7|0.5|False\nFalse\n"
     assert printed(executed) == expected and capsys.readouterr().out == expected
-    folder = executed.parent
-    assert folder.parent == Path("out/notebooks") and folder.name.startswith("a-")
-    record = json.loads((folder / "done.json").read_text())
-    assert record["parameters"] == {"text": "b", "count": 7, "rate": 0.5, "flag": False, "folder": "elsewhere"}
-    assert record["sha256"] == files.sha256_file(executed) and record["seconds"] > 0
-    assert is_complete(folder)
-    executed.write_text(executed.read_text() + "\n")
-    assert not is_complete(folder)
-
-
-def test_while_a_notebook_runs_again_it_is_not_complete(notebooks: Path) -> None:
-    write(notebooks, "a", "import os", MARKED, "if os.path.exists(folder + '/stop'): raise RuntimeError('stopped')")
-    out = notebooks.parent / "out"
-    values = files.canonical_json(defaults(notebooks / "a.ipynb") | {"folder": str(out)})
-    executed = run_notebook("a", {"folder": str(out)}, out, notebooks)
-    folder = executed.parent
-    assert folder.name == f"a-{files.sha256_text(values)[:8]}" and is_complete(folder)
-    (out / "stop").touch()
+    assert executed == folder / "a.ipynb"
+    record = json.loads((folder / MARKER).read_text())
+    assert record["parameters"] == values and record["seconds"] > 0
+    assert record["sha256"] == files.sha256_file(executed)
+    Path("stop").touch()
     with pytest.raises(NotebookFailed) as e:
-        run_notebook("a", {"folder": str(out)}, out, notebooks)
+        run_notebook("a", given, Path("out"))
     assert "RuntimeError: stopped" in str(e.value) and str(executed) in str(e.value) and "\x1b" not in str(e.value)
-    assert not (folder / "done.json").exists() and not is_complete(folder)
+    assert not (folder / MARKER).exists()
 
 
-def test_a_mistake_that_a_cell_reports_is_one_sentence_here_too(notebooks: Path) -> None:
-    write(notebooks, "a", "from golfcore import config; config.load('nonsense')")
-    with pytest.raises(UserError, match="^unknown preset 'nonsense'"):
+@pytest.mark.parametrize(
+    ("cell", "error", "said"),
+    [
+        ("from golfcore import config; config.load('nonsense')", UserError, "^presets: unknown preset 'nonsense'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", NotebookFailed, "Kernel died.*or killed"),
+        ("raise KeyboardInterrupt", KeyboardInterrupt, None),
+    ],
+    ids=["a user's mistake", "killed", "interrupted"],
+)
+def test_what_ends_a_cell_ends_the_driver(notebooks: Path, cell: str, error: type, said: str | None) -> None:
+    write(notebooks, "a", cell, "print('after')")
+    with pytest.raises(error, match=said):
         run_notebook("a", {}, notebooks.parent / "out", notebooks)
-
-
-def test_a_kernel_that_is_killed_does_not_look_done(notebooks: Path) -> None:
-    write(notebooks, "a", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "print('after')")
-    with pytest.raises(NotebookFailed, match="Kernel died.*out of memory, or killed"):
-        run_notebook("a", {}, notebooks.parent / "out", notebooks)
-    assert not any(is_complete(folder) for folder in (notebooks.parent / "out" / "notebooks").iterdir())
-
-
-def test_an_interrupted_cell_interrupts_the_driver(notebooks: Path) -> None:
-    write(notebooks, "a", "raise KeyboardInterrupt")
-    with pytest.raises(KeyboardInterrupt):
-        run_notebook("a", {}, notebooks.parent / "out", notebooks)
+    assert not list(notebooks.parent.rglob(MARKER))
 
 
 # -- inside a notebook
@@ -180,7 +166,7 @@ def test_the_command_for_several_gpus_does_the_same_run() -> None:
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert command[command.index("--nproc-per-node") + 1] == "8"
     args = cli._parser().parse_args(command[command.index("golfcore") + 1 :])
-    assert config.load(args.preset, cli.overrides(args)).hash == cfg.hash and args.out == Path("out")
+    assert config.load(args.preset, dict(args.changes)).hash == cfg.hash and args.out == Path("out")
     assert (cfg.run.seed, Path(cfg.data.path).name, cfg.schedule.iterations) == (3, "my data", 20)
 
 
@@ -195,20 +181,22 @@ def test_a_launched_command_prints_as_it_goes_and_fails_loudly(capsys: pytest.Ca
 
 
 def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = {name: make_run(tmp_path / RUNS / name) for name in ("one", "two")}
     monkeypatch.setattr("golfcore.plots.figures.text_of", lambda run: made[run.id][1])
-    monkeypatch.setattr("golfcore.plots.run.FIGURES", {name: FIGURES[name] for name in ("curves", "ttt")})
+    monkeypatch.setattr("golfcore.plots.run.FIGURES", {"ttt": FIGURES["ttt"]})
     monkeypatch.chdir(tmp_path)
-    alone = notebook.draw_runs([Path(RUNS) / "two"], Path("alone"))
-    assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3 * 2
-    assert json.loads(Path("alone/index.json").read_text())["curves"]["runs"][0]["run"] == "two"
+
+    def drawn(*args: str) -> list[Path]:
+        assert cli.main(["figures", *args]) == 0
+        return [Path(line) for line in capsys.readouterr().out.splitlines()]
+
+    alone = drawn("two", "--out", "alone")
+    assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3
+    assert json.loads(Path("alone/index.json").read_text())["ttt"]["runs"][0]["run"] == "two"
     before = {path: path.read_bytes() for path in alone}
-    assert notebook.draw_runs([], Path("alone")) == alone and before == {path: path.read_bytes() for path in alone}
-    several = notebook.draw_runs([Path(RUNS) / name for name in made], Path("all"))
-    assert {path.parent for path in several} == {Path("all/one"), Path("all/two")}
+    assert drawn("--out", "alone") == alone and before == {path: path.read_bytes() for path in alone}
+    assert {path.parent for path in drawn("one", "two", "--out", "all")} == {Path("all/one"), Path("all/two")}
     index = json.loads(Path("all/one/index.json").read_text())
     assert index["ttt"]["draw"] == "golfcore figures OUT/smoke --out OUT/figures"
-    with pytest.raises(UserError, match="gone: expected a run folder"):
-        notebook.draw_runs([Path("gone")], Path("all"))

@@ -12,7 +12,7 @@ import pytest
 
 from golfcore.analysis import runs
 from golfcore.base.records import RunFolder
-from golfcore.notebook import defaults, is_complete, run_notebook
+from golfcore.notebook import MARKER, defaults, run_notebook
 from golfcore.plots import index
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def test_a_notebook_runs_on_the_smallest_preset(
     before, out = tree(), place / path.stem
     given = commands()[path.stem] | ({"out": str(out)} if "out" in defaults(path) else {})
     executed = run_notebook(path.stem, given, place)
-    assert is_complete(executed.parent) and tree() == before
+    assert (executed.parent / MARKER).exists() and tree() == before
     cells = json.loads(executed.read_text())["cells"]
     outputs = [o for cell in cells for o in cell.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]

@@ -34,17 +34,18 @@ def test_what_was_saved_is_loaded(path: Path) -> None:
         values, plain = tensors.load(path, "a state", belongs)
         assert plain == PLAIN and values.keys() == VALUES.keys()
         assert all(values[n].dtype == t.dtype and torch.equal(values[n], t) for n, t in VALUES.items())
-    assert tensors.written_by(path) == code_version()
+    with safe_open(path, "pt") as f:
+        assert json.loads(f.metadata()["record"])["version"] == code_version()
     whole = path.read_bytes()
     tensors.save(path, VALUES, PLAIN, BELONGS)
     assert path.read_bytes() == whole  # one content, one file
 
 
-def test_a_flipped_bit_anywhere_is_refused(path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_is_refused(path: Path) -> None:
     whole = path.read_bytes()
-    for at in range(8 * len(whole)):
+    for at in range(len(whole)):
         damaged = bytearray(whole)
-        damaged[at // 8] ^= 1 << at % 8
+        damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="s.safetensors: expected a state, found a file that does not read"):
             tensors.load(path, "a state")

@@ -25,21 +25,17 @@ def curves(run: RunFolder) -> pd.DataFrame:
     """
     logged = run.metrics()
     rows = {kind: [row for row in logged if row["kind"] == kind] for kind in ("train", "val", "event")}
-    if not rows["train"]:
+    if not (n := len(rows["train"])):
         raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
     found = frames.frame(row for of_kind in rows.values() for row in of_kind)
-    train = found[: len(rows["train"])]
-    steps, bpb = train["step"].to_numpy(float), train["bpb"].to_numpy(float)
-    smooth = moving_mean(steps, bpb, max(1.0, steps[-1] / SMOOTHING))
-    found["bpb_smooth"] = pd.Series(smooth).reindex(found.index)
+    steps, sums = (
+        found["step"][:n].to_numpy(float),
+        np.concatenate(([0.0], np.cumsum(found["bpb"][:n].to_numpy(float)))),
+    )
+    half = max(1.0, steps[-1] / SMOOTHING)
+    first, last = np.searchsorted(steps, steps - half, "left"), np.searchsorted(steps, steps + half, "right")
+    found["bpb_smooth"] = pd.Series((sums[last] - sums[first]) / (last - first)).reindex(found.index)
     return found[[c for c in CURVES if c in found]]
-
-
-def moving_mean(x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
-    """At each x (ascending) the mean of the y within `half` to either side."""
-    sums = np.concatenate(([0.0], np.cumsum(y, dtype=np.float64)))
-    first, last = np.searchsorted(x, x - half, "left"), np.searchsorted(x, x + half, "right")
-    return (sums[last] - sums[first]) / (last - first)
 
 
 def coverage(run: RunFolder) -> pd.DataFrame:
@@ -47,9 +43,7 @@ def coverage(run: RunFolder) -> pd.DataFrame:
     return frames.frame({"feature": feature, **row} for feature, row in run.coverage().items())
 
 
-def report(run: RunFolder) -> dict[str, Any]:
-    """The numbers that the run ended with (UserError if it has not ended)."""
-    return run.results()
+report = RunFolder.results
 
 
 def provenance(run: RunFolder) -> dict[str, Any]:
@@ -68,38 +62,33 @@ def runs_table(folder: Path) -> pd.DataFrame:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'none'}")
-    return frames.frame({**_run_row(run), "run": _below(run, folder)} for run in run_folders(folder))
-
-
-def _below(run: RunFolder, folder: Path) -> str:
-    below = run.path.relative_to(folder).as_posix()
-    return run.id if below == "." else below
+    found = {run: run.path.relative_to(folder).as_posix() for run in run_folders(folder)}
+    return frames.frame(_run_row(run) | {"run": run.id if below == "." else below} for run, below in found.items())
 
 
 def _run_row(run: RunFolder) -> dict[str, Any]:
     try:
-        row: dict[str, Any] = {k: v for k, v in provenance(run).items() if k in SHOWN}
-        done = run.file(RESULTS).exists()
+        row, done = {k: v for k, v in provenance(run).items() if k in SHOWN}, run.file(RESULTS).exists()
         row |= {"done": done, "stage": "done" if done else _stage(run)}
-        return row | (_numbers(report(run)) if done else {})
+        return row | (_numbers(run.results()) if done else {})
     except UserError as e:
         return {"run": run.id, "done": False, "stage": f"damaged: {e}"}
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, Any]:
     """What every run has, then the scores under other protocols. The legality is that of the three numbers."""
-    measures, packed = dict(results["measures"]), results["artifact"]
-    always = {name: measures.pop(name) for name in ("float", "static", "sliding", "ttt")}
-    legality = {m["legality"] for m in always.values()} - {"static"}
+    scores = {name: m["bpb"] for name, m in results["measures"].items()}
+    always = ("float", "static", "sliding", "ttt")
+    legality = {results["measures"][name]["legality"] for name in always} - {"static"}
     return {
-        **{name: m["bpb"] for name, m in always.items()},
+        **{name: scores.pop(name) for name in always},
         "context_gain": results["context_gain"],
         "ttt_gain": results["ttt_gain"],
         "baseline": results["baseline"]["bpb"],
         "legality": ", ".join(sorted(legality)) or "static",
-        "bytes": packed["total"],
-        "fits": packed["fits"],
-        **{name: m["bpb"] for name, m in measures.items()},
+        "bytes": results["artifact"]["total"],
+        "fits": results["artifact"]["fits"],
+        **scores,
     }
 
 

@@ -2,6 +2,10 @@
 
 import errno
 
+# Errors of the system that come from a name that a user gave, or from the disk.
+USERS = {getattr(errno, name) for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM ENAMETOOLONG".split()}
+USERS |= {errno.ELOOP, errno.EMFILE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
 
 class UserError(Exception):
     """Bad input: one sentence naming the file or key, what was expected and what was found.
@@ -10,30 +14,13 @@ class UserError(Exception):
     """
 
 
-SYSTEM = {  # what the operating system refuses, in words
-    errno.ENOENT: "expected a file or folder, found none of that name",
-    errno.ENOTDIR: "expected a folder in this path, found a file",
-    errno.EISDIR: "expected a file, found a folder",
-    errno.EEXIST: "expected a folder, found a file",
-    errno.ENOTEMPTY: "expected an empty folder, found files in it",
-    errno.EACCES: "expected to be allowed to use it, found permission denied",
-    errno.EPERM: "expected to be allowed to use it, found permission denied",
-    errno.ENAMETOOLONG: "expected a shorter file name, found one that the file system does not take",
-    errno.ELOOP: "expected a file or folder, found links that lead back to themselves",
-    errno.EMFILE: "expected to open another file, found that this process has too many open",
-    errno.EIO: "expected to read or write, found that the device does not answer",
-    errno.ENOSPC: "cannot write, no space left on the device",
-    errno.EDQUOT: "cannot write, disk quota exceeded",
-    errno.EROFS: "cannot write, read-only disk",
-}
-
-
 def sentence(e: OSError) -> str | None:
     """What the operating system refused and for which file; None for errors that are no user's."""
-    if e.errno not in SYSTEM:
+    if e.errno not in USERS:
         return None
     where = e.filename2 or e.filename
-    return f"{shown(str(where))}: {SYSTEM[e.errno]}" if where else SYSTEM[e.errno]
+    named = f"{shown(str(where))}: " if where else ""
+    return f"{named}expected to be able to use it, found {str(e.strerror).lower()!r}"
 
 
 def shown(value: object, most: int = 80) -> str:

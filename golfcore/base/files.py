@@ -8,12 +8,12 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from golfcore.base.errors import SYSTEM, UserError, shown
+from golfcore.base.errors import USERS, UserError, shown
 
 PART = re.compile(r"\.(?P<name>.*)\.(?P<host>[^.]*)-(?P<pid>\d+)\.[^.]*\.part")
 
@@ -22,10 +22,9 @@ PART = re.compile(r"\.(?P<name>.*)\.(?P<host>[^.]*)-(?P<pid>\d+)\.[^.]*\.part")
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it into place only if the block succeeds.
+    """Yield a temporary sibling of `path`; flush it to disk and rename it into place only if the block succeeds.
 
-    The data is flushed to disk before the rename, so that a power cut leaves the old file or the new one. The sibling
-    is named after this machine and process, so that `sweep_parts` can tell what a killed one left.
+    It is named after this machine and process, so that `sweep_parts` can tell what a killed one left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:80]}.{_host()}-{os.getpid()}."
@@ -63,10 +62,8 @@ def _host() -> str:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
+    except (ProcessLookupError, OverflowError, PermissionError) as e:
+        return isinstance(e, PermissionError)  # somebody else's process
     return True
 
 
@@ -108,11 +105,12 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 # -- reading
 
-# What a record must hold. A type: a value of it (float: any finite number; no bool is a number). {key: schema}: an
-# object with these keys, others besides; a key with "?" may be missing; the key "*" stands for all others. [schema]: a
-# list of such. (schema, schema): one of them. None: null.
+# What a record must hold. A type: a value of it (float: any finite number). {key: schema}: an object with these keys,
+# others besides; a key with "?" may be missing; the key "*" stands for all others. [schema]: a list of such.
+# (schema, schema): one of them. None: null.
 Schema = Any
-WORDS = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false"}
+WORDS: dict[type | None, str] = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number"}
+WORDS |= {bool: "true or false", None: "null"}
 
 
 def read_text(path: Path, what: str) -> str:
@@ -120,15 +118,16 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: expected {what}, found no such file") from None
+        found = "no such file"
     except IsADirectoryError:
-        raise UserError(f"{path}: expected {what}, found a folder") from None
-    except OSError as e:
-        if e.errno not in SYSTEM:
-            raise
-        raise UserError(f"{path}: expected {what}, found a file that cannot be read ({SYSTEM[e.errno]})") from None
+        found = "a folder"
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: expected {what}, found bytes that are no UTF-8 text ({e.reason})") from None
+        found = f"bytes that are no UTF-8 text ({e.reason})"
+    except OSError as e:
+        if e.errno not in USERS:
+            raise
+        found = f"a file that cannot be read ({e.strerror})"
+    raise UserError(f"{path}: expected {what}, found {found}")
 
 
 def parse_json(text: str) -> dict:
@@ -147,13 +146,7 @@ def read_json(path: Path, what: str, schema: Schema = dict) -> dict:
 
     UserError: as `read_text`, text that is no JSON object, or the first key that is missing or holds something else.
     """
-    text = read_text(path, what)
-    try:
-        value = parse_json(text)
-    except ValueError as e:
-        raise UserError(f"{path}: {_unparsed(what, e)}") from None
-    check(value, schema, f"{path}: expected {what}")
-    return value
+    return _record(read_text(path, what), schema, str(path), what)
 
 
 def read_jsonl(path: Path, what: str = "rows", schema: Schema = dict) -> list[dict]:
@@ -163,76 +156,52 @@ def read_jsonl(path: Path, what: str = "rows", schema: Schema = dict) -> list[di
     """
     if not path.exists():
         return []
-    rows = []
     lines = read_text(path, what).split("\n")[:-1]  # what follows the last newline is empty or torn
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            rows.append(parse_json(line))
-        except ValueError as e:
-            raise UserError(f"{path}, line {number}: {_unparsed(what, e)}") from None
-        check(rows[-1], schema, f"{path}, line {number}: expected {what}")
-    return rows
+    return [_record(line, schema, f"{path}, line {number}", what) for number, line in enumerate(lines, 1) if line]
 
 
-def _unparsed(what: str, e: ValueError) -> str:
-    return f"expected {what} as a JSON object, found text that does not parse ({shown(str(e))})"
+def _record(text: str, schema: Schema, where: str, what: str) -> dict:
+    try:
+        value = parse_json(text)
+    except ValueError as e:
+        reason = shown(str(e))
+        raise UserError(
+            f"{where}: expected {what} as a JSON object, found text that does not parse ({reason})"
+        ) from None
+    check(value, schema, f"{where}: expected {what}")
+    return value
 
 
 def check(value: object, schema: Schema, where: str, key: str = "") -> None:
     """UserError, a sentence that begins with `where`, unless `value` is what `schema` (above) says."""
-    if isinstance(schema, tuple):
-        if not any(_is(value, one) for one in schema):
-            raise UserError(_wrong(where, key, " or ".join(_words(one) for one in schema), value))
-        fitting = next(one for one in schema if _is(value, one))
-        check(value, fitting, where, key)
-    elif not _is(value, schema):
-        raise UserError(_wrong(where, key, _words(schema), value))
-    elif isinstance(schema, Mapping) and isinstance(value, Mapping):
-        for name, inner in _expected(value, schema):
+    options = schema if isinstance(schema, tuple) else (schema,)
+    fitting = [option for option in options if _is(value, _kind(option))]
+    if not fitting:
+        wanted = " or ".join(WORDS[_kind(option)] for option in options)
+        found = repr(shown(value)) if isinstance(value, str) else shown(value)
+        raise UserError(f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {found}")
+    if isinstance(value, list) and isinstance(fitting[0], list):
+        for i, item in enumerate(value):
+            check(item, fitting[0][0], where, f"{key}[{i}]")
+    elif isinstance(value, dict) and isinstance(fitting[0], dict):
+        known = {name.removesuffix("?"): inner for name, inner in fitting[0].items()}
+        names = [name for name in fitting[0] if name != "*" and not name.endswith("?")]
+        for name in dict.fromkeys([*names, *value]):
             path = f"{key}.{name}" if key else name
             if name not in value:
                 raise UserError(f"{where} with {path!r}, found no such key")
-            check(value[name], inner, where, path)
-    elif isinstance(schema, list) and isinstance(value, list):
-        for i, item in enumerate(value):
-            check(item, schema[0], where, f"{key}[{i}]")
+            if name in known or "*" in known:
+                check(value[name], known.get(name, known.get("*")), where, path)
 
 
-def _expected(value: Mapping, schema: Mapping[str, Schema]) -> Iterator[tuple[str, Schema]]:
-    """The keys that must fit, each with its schema."""
-    named = {name.removesuffix("?"): inner for name, inner in schema.items() if name != "*"}
-    for name, inner in schema.items():
-        if name.endswith("?") and name[:-1] in value or not name.endswith("?") and name != "*":
-            yield name.removesuffix("?"), inner
-    if "*" in schema:
-        yield from ((str(name), schema["*"]) for name in value if name not in named)
+def _kind(schema: Schema) -> type | None:
+    return type(schema) if isinstance(schema, (dict, list)) else schema
 
 
-def _is(value: object, schema: Schema) -> bool:
-    """Whether `value` is of the kind that `schema` says; not what is in it."""
-    if schema is None:
-        return value is None
-    if isinstance(schema, Mapping):
-        return isinstance(value, Mapping)
-    if isinstance(schema, list):
-        return isinstance(value, list)
-    if isinstance(value, bool) or schema is bool:
-        return isinstance(value, bool) and schema is bool
-    if schema is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, schema)
-
-
-def _words(schema: Schema) -> str:
-    kind = dict if isinstance(schema, Mapping) else list if isinstance(schema, list) else schema
-    return WORDS.get(kind, "null")
-
-
-def _wrong(where: str, key: str, wanted: str, value: object) -> str:
-    found = repr(shown(value)) if isinstance(value, str) else shown(value)
-    return f"{where}{f' with {key!r}' if key else ''} as {wanted}, found {found}"
+def _is(value: object, kind: type | None) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and type(value) is not bool and -math.inf < value < math.inf
+    return value is None if kind is None else type(value) is kind
 
 
 def below(folder: Path, name: str, where: str) -> Path:

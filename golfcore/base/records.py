@@ -1,4 +1,4 @@
-"""A run folder: its configuration, metrics, coverage report, and the stages that are done.
+"""A run folder and its records. One that does not hold what is said here, in the terms of `files.check`: UserError.
 
 config.json    the configuration, preset name, data hash: what a resume must match; written first
 env.json       each start: when, on what machine, with which version of the code
@@ -6,8 +6,6 @@ metrics.jsonl  rows of training and events, each with its step
 coverage.json  what every switched-on feature really touched
 stages/*.json  one a finished stage: hash of its inputs, its outputs with hashes, seconds, what the logs held then
 results.json   the numbers of the tables, each with its source
-
-What each must hold is said below in the terms of `files.check`; a record that holds something else is a UserError.
 """
 
 import time
@@ -33,22 +31,12 @@ ROW_SCHEMAS: dict[str, dict[str, Any]] = {
     "reptile": ROW_SCHEMA | {"*": float},
 }
 COVERAGE_SCHEMA = {"*": {"done": int, "of": int, "unit": str, "note": str}}
-STAGE_SCHEMA = {
-    "inputs": str,
-    "outputs": {"*": str},
-    "seconds": float,
-    "metrics": int,
-    "coverage": COVERAGE_SCHEMA,
-    "made?": {"*": (str, int)},
-    "from?": str,
-}
+STAGE_SCHEMA = {"inputs": str, "outputs": {"*": str}, "seconds": float, "metrics": int, "coverage": COVERAGE_SCHEMA}
+STAGE_SCHEMA |= {"made?": {"*": (str, int)}, "from?": str}
 MEASURE_SCHEMA = {"bpb": float, "tokens": int, "bytes": int, "legality": str, "seconds": float}
 RESULTS_SCHEMA = {
     "source": {"run": str, "config": str, "preset": str, "seed": int, "data": str},
-    "measures": {
-        **dict.fromkeys(("float", "static", "sliding", "ttt"), MEASURE_SCHEMA),
-        "*": MEASURE_SCHEMA,
-    },
+    "measures": dict.fromkeys(("float", "static", "sliding", "ttt", "*"), MEASURE_SCHEMA),
     "context_gain": float,
     "ttt_gain": float,
     "ttt": {"lr": float},
@@ -92,11 +80,9 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """The facts of each start, oldest first."""
         path = self.file(ENVIRONMENT)
-        if not path.exists():
-            return []
-        return files.read_json(path, "the starts of a run", ENVIRONMENT_SCHEMA)["starts"]
+        return files.read_json(path, "the starts of a run", ENVIRONMENT_SCHEMA)["starts"] if path.exists() else []
 
-    # -- metrics: rows of {"step": ..., "kind": ...}
+    # -- metrics
     def log(self, row: Mapping[str, Any]) -> None:
         files.append_jsonl(self.file(METRICS), [dict(row)])
 
@@ -124,9 +110,8 @@ class RunFolder:
         """Record that `feature` touched `done` of `of` units. Zero without a `note` (a named quirk) fails the run."""
         if done == 0 and not note:
             raise RuntimeError(f"{feature} is switched on but touched 0 of {of:,} {unit}")
-        report = self.coverage()
-        report[feature] = {"done": done, "of": of, "unit": unit, "note": note}
-        files.write_json(self.file(COVERAGE), report)
+        row = {"done": done, "of": of, "unit": unit, "note": note}
+        files.write_json(self.file(COVERAGE), self.coverage() | {feature: row})
 
     def coverage(self) -> dict[str, dict]:
         path = self.file(COVERAGE)
@@ -144,16 +129,17 @@ class RunFolder:
         return record
 
     def stages(self) -> dict[str, dict]:
-        """Records of the stages done: hash of inputs, outputs with hashes, seconds; "from" if another run did it."""
+        """The records of the stages done, by their names."""
         found = ((path.stem, self.stage(path.stem)) for path in sorted(self.file("stages").glob("*.json")))
         return {name: record for name, record in found if record}
 
     def finished(self, stage: str, inputs: Mapping[str, object]) -> bool:
         """Whether the stage's outputs are here, whole, and made from the same inputs."""
         past = self.stage(stage)
-        if past is None:
+        if past is None or past["inputs"] != _key(inputs):
             return False
-        return past["inputs"] == _key(inputs) and all(self._whole(n, sha) for n, sha in past["outputs"].items())
+        kept = {self.file(name): sha for name, sha in past["outputs"].items()}
+        return all(path.is_file() and files.sha256_file(path) == sha for path, sha in kept.items())
 
     def finish(
         self,
@@ -163,9 +149,9 @@ class RunFolder:
         seconds: float,
         made: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        """Declare the stage done. `outputs` are names of files within the folder, `made` says by which code and where.
+        """Declare the stage done. `outputs` are names of files within the folder.
 
-        What it was `made` by is recorded and no part of the inputs: results of another version are reused and named.
+        `made`, by which code and where, is recorded and no part of the inputs: results of another version are reused.
         """
         shas = {name: files.sha256_file(self.file(name)) for name in outputs}
         record = {"inputs": _key(inputs), "outputs": shas, "seconds": seconds, "made": dict(made)}
@@ -175,8 +161,8 @@ class RunFolder:
     def adopt(self, stage: str, inputs: Mapping[str, object], donors: "tuple[RunFolder, ...]") -> str | None:
         """Take over the first stage of a run from one of `donors` that has it from the same inputs.
 
-        The stage's outputs become files of both folders; metrics and coverage are copied as they were when it ended.
-        Its record, written last, says "from" which run: the one that did the work, which is also returned.
+        Its outputs become files of both folders; metrics and coverage are copied as they were when it ended. Its
+        record, written last, says "from" which run: the one that did the work, which is also returned.
         """
         if self.finished(stage, inputs):
             return None
@@ -191,9 +177,6 @@ class RunFolder:
         record = {"from": donor.id, **record}
         files.write_json(self.file(f"stages/{stage}.json"), record)
         return record["from"]
-
-    def _whole(self, name: str, sha: str) -> bool:
-        return self.file(name).is_file() and files.sha256_file(self.file(name)) == sha
 
 
 def _key(inputs: Mapping[str, object]) -> str:

@@ -36,13 +36,10 @@ class Runtime(NamedTuple):
 
 
 def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
-    """Choose device and dtype, join the other processes of a `torchrun`, seed every generator.
+    """Choose device and dtype, join the other processes of a `torchrun`, seed every generator alike on all ranks.
 
-    All ranks get the same seed, so that they draw the same initial weights. "auto" is bfloat16 on CUDA and float32
-    elsewhere. float32 on CUDA stays full float32; bfloat16 runs let their remaining float32 products use TF32, as the
-    originals did. Runs on CPU repeat bit for bit; on CUDA some gradients are summed in no fixed order.
-
-    Raises UserError if the torchrun variables are incomplete or no integers.
+    "auto" is bfloat16 on CUDA and float32 elsewhere. float32 on CUDA stays full float32; bfloat16 runs let their
+    remaining float32 products use TF32, as the originals did. UserError: torchrun variables that are incomplete.
     """
     rank, world, local_rank = _ranks()
     cuda = torch.cuda.is_available()
@@ -72,10 +69,7 @@ def stop() -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Within, float32 products are float32: no TF32, which keeps 10 bits of a weight and rounds small steps away.
-
-    Also a decorator.
-    """
+    """Within, float32 products are float32: no TF32, which keeps 10 bits of a weight and rounds small steps away."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -88,13 +82,12 @@ def _ranks() -> tuple[int, int, int]:
     """(rank, world size, local rank) as torchrun sets them; (0, 1, 0) without it."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, 0
-    values = []
-    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        text = os.environ.get(key)
+    found = {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    for key, text in found.items():
         if text is None or not text.isdecimal():
             raise UserError(f"{key}: expected an integer beside WORLD_SIZE, as torchrun sets them, found {text!r}")
-        values.append(int(text))
-    return values[0], values[1], values[2]
+    rank, world, local_rank = (int(text or 0) for text in found.values())
+    return rank, world, local_rank
 
 
 def world_size() -> int:
@@ -128,10 +121,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every rank is here, for up to PATIENCE. On the CPU: ranks that wait leave their GPUs alone.
-
-    What dies meanwhile is noticed by torchrun, which then ends the others.
-    """
+    """Wait until every rank is here, for up to PATIENCE. On the CPU: ranks that wait leave their GPUs alone."""
     if world_size() > 1:
         dist.all_reduce(torch.zeros(()))
 
@@ -153,14 +143,13 @@ def code_version() -> str:
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         try:
-            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            commit = "+" + subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout it does not trust
-            commit = "unknown"
+            commit = "+unknown"
     try:
-        release = metadata.version("golfcore")
+        return metadata.version("golfcore") + commit
     except metadata.PackageNotFoundError:
-        release = "unreleased"
-    return f"{release}+{commit}" if commit else release
+        return "unreleased" + commit
 
 
 def describe() -> dict[str, object]:

@@ -1,13 +1,13 @@
-"""Named tensors and plain values in one safetensors file: atomic, unable to execute anything, and sure of itself.
+"""Named tensors and plain values in one safetensors file, which is written whole and cannot execute anything.
 
-Beside the values a file carries what they belong to (the configuration, the data, ... they were made from), the version
-of the code that wrote it, and a SHA-256 digest of all of these, so that damage and mistaken identity are noticed.
+It carries what the values belong to (the configuration, the data, ... they were made from), the version of the code
+that wrote it, and a SHA-256 digest of all of these, so that damage and mistaken identity are noticed.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +31,7 @@ def save(
     """Write `tensors` and the JSON values `plain`. `belongs`: what they are only good for, by the words of an error."""
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     record = {"plain": dict(plain), "belongs": dict(belongs or {}), "version": code_version()}
-    record["digest"] = _digest(on_cpu, record)
+    record["digest"] = digest(on_cpu, record)
     files.write_bytes(path, serialize(on_cpu, {"record": files.canonical_json(record)}))
 
 
@@ -109,17 +109,11 @@ def expect(found: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -
 def number(plain: Mapping[str, object], key: str, low: float, high: float, what: str, whole: bool = False) -> float:
     """The finite number `plain[key]` from `low` to `high`, if `whole` an int. UserError naming `what` otherwise."""
     value = plain.get(key)
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{what}, {key}: expected {kind} from {low} to {high}, found {value!r}")
+    files.check(value, int if whole else float, f"{what}, {key}: expected it")
+    assert isinstance(value, (int, float))
+    if not low <= value <= high:
+        raise UserError(f"{what}, {key}: expected a number from {low} to {high}, found {value!r}")
     return value
-
-
-def written_by(path: Path) -> str:
-    """The version of the code that wrote a file that `load` accepts."""
-    with safe_open(path, "pt") as f:
-        return files.parse_json(f.metadata().get("record", "{}")).get("version", "0.1.0")
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -137,20 +131,15 @@ def _checked(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> dict:
     record = files.parse_json(texts.get("record", "{}"))
     if wrong := record.keys() ^ RECORD or texts.keys() - {"record"}:
         raise ValueError(f"expected a record of {', '.join(sorted(RECORD))}, found {min(wrong)!r} unpaired")
-    if record.pop("digest") != _digest(tensors, record):
+    if record.pop("digest") != digest(tensors, record):
         raise ValueError("its contents do not match its digest: it was damaged or changed after it was written")
     return record
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes: 64 hex digits that say which values these are."""
-    return _digest({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {})
-
-
-def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> str:
-    """The same of tensors on the CPU and of `record`, which has no digest yet."""
+def digest(tensors: Mapping[str, Tensor], record: Mapping[str, object] = MappingProxyType({})) -> str:
+    """SHA-256 over `record` and names, dtypes, shapes and bytes: 64 hex digits that say which values these are."""
     shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
     total = hashlib.sha256(files.canonical_json([shapes, dict(record)]).encode())
     for name in sorted(tensors):
-        total.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        total.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -1,19 +1,24 @@
 """Which values of a configuration cannot be, or cannot be together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from golfcore.base.errors import shown
 from golfcore.config.bounds import interval
-from golfcore.config.schema import Config
+from golfcore.config.schema import Config, ModelConfig
 
 
-def contradictions(c: Config) -> Iterable[str]:
-    """Sentences about values that cannot be, or cannot be together."""
-    return list(_out_of_range(c)) or list(_contradictory(c))
+def contradictions(c: Config) -> Iterator[str]:
+    """Sentences about values that cannot be, then about values that cannot be together."""
+    yield from _out_of_range(c)
+    yield from _model(c.model)
+    yield from _lengths(c)
+    yield from _training(c)
+    yield from _quantization(c)
+    yield from _adaptation(c)
 
 
-def _out_of_range(c: Config) -> Iterable[str]:
+def _out_of_range(c: Config) -> Iterator[str]:
     for section in fields(c):
         values = getattr(c, section.name)
         for f in fields(values) if is_dataclass(values) else ():
@@ -24,151 +29,97 @@ def _out_of_range(c: Config) -> Iterable[str]:
                     yield f"{section.name}.{f.name}: expected {allowed}, found {found}"
 
 
-def _contradictory(c: Config) -> Iterable[str]:
-    m, s = c.model, c.data.seq_len
-    checks: list[tuple[bool, str]] = [
-        (m.dim % m.n_heads != 0, f"model.dim {m.dim} is not a multiple of model.n_heads {m.n_heads}"),
-        (m.n_heads % m.n_kv_heads != 0, f"model.n_heads {m.n_heads} is not a multiple of n_kv_heads {m.n_kv_heads}"),
-        (not m.blocks, "model.blocks is empty, expected one block number a layer"),
-        (
-            sorted(set(m.blocks)) != list(range(len(set(m.blocks)))),
-            f"model.blocks {list(m.blocks)} must use every block number from 0 to its largest",
-        ),
-        (
-            m.rope_dims > m.head_dim or m.rope_dims % 2 != 0,
-            f"model.rope_dims {m.rope_dims} must be even and within the head width {m.head_dim}",
-        ),
-        (
-            m.mlp == "swiglu" and 2 * m.mlp_hidden % 3 != 0,
-            f"model.mlp_hidden {m.mlp_hidden} must divide by 3 for swiglu",
-        ),
-        (
-            any(not 0 <= i < len(m.blocks) for i in m.ve_layers),
-            f"model.ve_layers {list(m.ve_layers)} names no such layer",
-        ),
-        (
-            any(not 0 <= i < len(m.blocks) // 2 for i in m.frozen_skips),
-            f"model.frozen_skips {list(m.frozen_skips)} names no such skip row",
-        ),
-        (m.trigram and not m.bigram_rows, "model.trigram needs model.bigram_rows > 0"),
-        (
-            not m.ngram_trained and not (m.smear or m.bigram_rows),
-            "model.ngram_trained false needs model.smear or model.bigram_rows: there is nothing to leave untrained",
-        ),
-        (0 < m.bigram_rows < 4, f"model.bigram_rows {m.bigram_rows} is too few: expected 0 or at least 4"),
-        (m.rope_angles == "bfloat16" and not m.rope_ntk_len, "model.rope_angles bfloat16 needs model.rope_ntk_len"),
-        (
-            c.optim.batch_tokens % (c.optim.grad_accum * s) != 0,
-            f"optim.batch_tokens {c.optim.batch_tokens} is not a multiple of grad_accum x data.seq_len "
-            f"({c.optim.grad_accum} x {s})",
-        ),
-        (
-            c.eval.stride > (c.eval.seq_len or s),
-            f"eval.stride {c.eval.stride}: expected at most the windows' length {c.eval.seq_len or s}",
-        ),
-        (
-            m.memory_tokens >= (c.eval.seq_len or s),
-            f"model.memory_tokens {m.memory_tokens} leaves no input of a window of {c.eval.seq_len or s}",
-        ),
-        (
-            c.schedule.clock == "wall" and c.schedule.max_seconds <= 0,
-            "schedule.clock wall needs schedule.max_seconds > 0",
-        ),
-    ]
-    return (text for wrong, text in [*checks, *_meta_checks(c), *_quant_checks(c), *_ttt_checks(c)] if wrong)
+def _model(m: ModelConfig) -> Iterator[str]:
+    if m.dim % m.n_heads:
+        yield f"model.dim {m.dim} is not a multiple of model.n_heads {m.n_heads}"
+    if m.n_heads % m.n_kv_heads:
+        yield f"model.n_heads {m.n_heads} is not a multiple of n_kv_heads {m.n_kv_heads}"
+    if not m.blocks:
+        yield "model.blocks is empty, expected one block number a layer"
+    if set(m.blocks) != set(range(len(set(m.blocks)))):
+        yield f"model.blocks {list(m.blocks)} must use every block number from 0 to its largest"
+    if m.rope_dims > m.head_dim or m.rope_dims % 2:
+        yield f"model.rope_dims {m.rope_dims} must be even and within the head width {m.head_dim}"
+    if m.mlp == "swiglu" and 2 * m.mlp_hidden % 3:
+        yield f"model.mlp_hidden {m.mlp_hidden} must divide by 3 for swiglu"
+    if any(i >= m.n_layers for i in m.ve_layers):
+        yield f"model.ve_layers {list(m.ve_layers)} names no such layer"
+    if any(i >= m.n_skips for i in m.frozen_skips):
+        yield f"model.frozen_skips {list(m.frozen_skips)} names no such skip row"
+    if m.trigram and not m.bigram_rows:
+        yield "model.trigram needs model.bigram_rows > 0"
+    if not (m.ngram_trained or m.smear or m.bigram_rows):
+        yield "model.ngram_trained false needs model.smear or model.bigram_rows: there is nothing to leave untrained"
+    if 0 < m.bigram_rows < 4:
+        yield f"model.bigram_rows {m.bigram_rows} is too few: expected 0 or at least 4"
+    if m.rope_angles == "bfloat16" and not m.rope_ntk_len:
+        yield "model.rope_angles bfloat16 needs model.rope_ntk_len"
 
 
-def _meta_checks(c: Config) -> list[tuple[bool, str]]:
-    m, adapts = c.meta, c.meta.enabled and c.meta.inner_steps > 0
-    idle = [key for key in ("inner_momentum", "inner_clip", "sam_rho", "delta_weight") if getattr(m, key)]
-    return [
-        (m.enabled and c.data.seq_len < 2, f"meta.enabled splits rows, but data.seq_len is {c.data.seq_len}"),
-        (
-            m.enabled and c.model.memory_tokens >= c.data.seq_len // 2,
-            f"meta.enabled splits rows, and model.memory_tokens {c.model.memory_tokens} fills a half of "
-            f"data.seq_len {c.data.seq_len}",
-        ),
-        (
-            c.model.meta_sgd and not adapts,
-            "model.meta_sgd needs meta.enabled and meta.inner_steps > 0: nothing else trains the inner rates",
-        ),
-        (
-            m.enabled and m.inner_steps > 0 and m.adapted == "banks" and m.freeze_blocks >= c.model.n_blocks,
-            f"meta.freeze_blocks {m.freeze_blocks} of {c.model.n_blocks} blocks leaves nothing for an inner step",
-        ),
-        (
-            m.enabled and not m.inner_steps and bool(idle),
-            f"meta.inner_steps 0 takes no inner step, but meta.{idle[0] if idle else ''} is set",
-        ),
-    ]
+def _lengths(c: Config) -> Iterator[str]:
+    """Of rows, windows, batches and chunks."""
+    row, memory, window = c.data.seq_len, c.model.memory_tokens, c.eval.seq_len or c.data.seq_len
+    if c.optim.batch_tokens % (c.optim.grad_accum * row):
+        factors = f"{c.optim.grad_accum} x {row}"
+        yield f"optim.batch_tokens {c.optim.batch_tokens} is not a multiple of grad_accum x data.seq_len ({factors})"
+    if c.eval.stride > window:
+        yield f"eval.stride {c.eval.stride}: expected at most the windows' length {window}"
+    if memory >= window:
+        yield f"model.memory_tokens {memory} leaves no input of a window of {window}"
+    if memory >= row:
+        yield f"model.memory_tokens {memory} leaves no input of data.seq_len {row}"
+    if c.meta.enabled and row < 2:
+        yield f"meta.enabled splits rows, but data.seq_len is {row}"
+    if c.meta.enabled and memory >= row // 2:
+        yield f"meta.enabled splits rows, and model.memory_tokens {memory} fills a half of data.seq_len {row}"
+    if c.ttt.order == "score-first" and c.ttt.epochs and c.ttt.chunk_tokens < row:
+        yield f"ttt.chunk_tokens {c.ttt.chunk_tokens} is less than data.seq_len {row}: nothing to adapt on"
+    if c.ttt.lr_candidates and c.data.reserve_tokens <= 2 * c.ttt.chunk_tokens:
+        yield "ttt.lr_candidates needs data.reserve_tokens of more than two TTT chunks"
 
 
-def _quant_checks(c: Config) -> list[tuple[bool, str]]:
+def _training(c: Config) -> Iterator[str]:
+    m, blocks = c.meta, c.model.n_blocks
+    if c.schedule.clock == "wall" and not c.schedule.max_seconds:
+        yield "schedule.clock wall needs schedule.max_seconds > 0"
+    if c.model.meta_sgd and not (m.enabled and m.inner_steps):
+        yield "model.meta_sgd needs meta.enabled and meta.inner_steps > 0: nothing else trains the inner rates"
+    if m.enabled and m.inner_steps and m.adapted == "banks" and m.freeze_blocks >= blocks:
+        yield f"meta.freeze_blocks {m.freeze_blocks} of {blocks} blocks leaves nothing for an inner step"
+    if m.enabled and not m.inner_steps:
+        idle = [key for key in ("inner_momentum", "inner_clip", "sam_rho", "delta_weight") if getattr(m, key)]
+        yield from (f"meta.inner_steps 0 takes no inner step, but meta.{key} is set" for key in idle)
+    if c.reptile.share and c.reptile.freeze_blocks >= blocks:
+        yield f"reptile.freeze_blocks {c.reptile.freeze_blocks} of {blocks} blocks leaves nothing to train"
+
+
+def _quantization(c: Config) -> Iterator[str]:
     q = c.quant
-    guided = q.guided_high > 0 or q.guided_low > 0
-    spread = 1 if guided else 0
-    return [
-        (
-            not 2 + spread <= q.matrix_bits <= 8 - spread,
-            f"quant.matrix_bits {q.matrix_bits}: expected {2 + spread} to {8 - spread}",
-        ),
-        (
-            q.rounding == "gptq" and not q.stored_scale_codes and q.matrix_bits + spread == 8,
-            "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest, found gptq",
-        ),
-        (not q.clip_quantiles, "quant.clip_quantiles is empty, expected at least one"),
-        (
-            q.guided_high + q.guided_low > 1,
-            f"quant.guided_high {q.guided_high} and guided_low {q.guided_low} are more than all matrices",
-        ),
-        (
-            c.model.memory_tokens >= c.data.seq_len,
-            f"model.memory_tokens {c.model.memory_tokens} leaves no input of data.seq_len {c.data.seq_len}",
-        ),
-    ]
+    spread = 1 if q.guided_high or q.guided_low else 0
+    if not 2 + spread <= q.matrix_bits <= 8 - spread:
+        yield f"quant.matrix_bits {q.matrix_bits}: expected {2 + spread} to {8 - spread}"
+    if q.rounding == "gptq" and not q.stored_scale_codes and q.matrix_bits + spread == 8:
+        yield "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest, found gptq"
+    if not q.clip_quantiles:
+        yield "quant.clip_quantiles is empty, expected at least one"
+    if q.guided_high + q.guided_low > 1:
+        yield f"quant.guided_high {q.guided_high} and guided_low {q.guided_low} are more than all matrices"
 
 
-def _ttt_checks(c: Config) -> list[tuple[bool, str]]:
-    t, trains_first = c.ttt, c.ttt.order == "train-first"
-    return [
-        (
-            not trains_first and t.epochs > 0 and t.chunk_tokens < c.data.seq_len,
-            f"ttt.chunk_tokens {t.chunk_tokens} is less than data.seq_len {c.data.seq_len}: nothing to adapt on",
-        ),
-        (
-            bool(t.lr_candidates) and c.data.reserve_tokens <= 2 * t.chunk_tokens,
-            "ttt.lr_candidates needs data.reserve_tokens of more than two TTT chunks",
-        ),
-        (
-            t.epochs + t.sweeps > 0
-            and t.adapted in ("banks", "mlps", "lora")
-            and t.freeze == "all"
-            and t.freeze_blocks >= c.model.n_blocks,
-            f"ttt.freeze_blocks {t.freeze_blocks} of {c.model.n_blocks} blocks leaves nothing to adapt",
-        ),
-        (
-            c.reptile.share > 0 and c.reptile.freeze_blocks >= c.model.n_blocks,
-            f"reptile.freeze_blocks {c.reptile.freeze_blocks} of {c.model.n_blocks} blocks leaves nothing to train",
-        ),
-        (not t.lora_roles, "ttt.lora_roles is empty, expected at least one role"),
-        (
-            c.eval.ppm_weight > 0 and c.eval.tail != "exact",
-            f"eval.ppm_weight needs eval.tail exact, found {c.eval.tail}: its counts see every target once",
-        ),
-        (
-            not trains_first and (t.sweeps > 0 or t.shards > 1),
-            f"ttt.order score-first has no sweeps and no shards, found ttt.sweeps {t.sweeps} and shards {t.shards}",
-        ),
-        (
-            trains_first and t.lr_shape == "cosine",
-            "ttt.order train-first has no chunks to take a cosine over: it needs ttt.lr_shape constant",
-        ),
-        (
-            trains_first and t.reset != "never",
-            f"ttt.order train-first adapts before the first chunk: ttt.reset {t.reset} would undo all of it",
-        ),
-        (
-            t.reset == "document" and t.lr_shape == "cosine" and not t.lr_horizon,
-            "ttt.reset document makes a chunk of every document: it needs ttt.lr_horizon > 0 or lr_shape constant",
-        ),
-    ]
+def _adaptation(c: Config) -> Iterator[str]:
+    t, blocks, trains_first = c.ttt, c.model.n_blocks, c.ttt.order == "train-first"
+    in_blocks = t.adapted in ("banks", "mlps", "lora") and t.freeze == "all"
+    if t.epochs + t.sweeps > 0 and in_blocks and t.freeze_blocks >= blocks:
+        yield f"ttt.freeze_blocks {t.freeze_blocks} of {blocks} blocks leaves nothing to adapt"
+    if not t.lora_roles:
+        yield "ttt.lora_roles is empty, expected at least one role"
+    if c.eval.ppm_weight and c.eval.tail != "exact":
+        yield f"eval.ppm_weight needs eval.tail exact, found {c.eval.tail}: its counts see every target once"
+    if not trains_first and (t.sweeps > 0 or t.shards > 1):
+        yield f"ttt.order score-first has no sweeps and no shards, found ttt.sweeps {t.sweeps} and shards {t.shards}"
+    if trains_first and t.lr_shape == "cosine":
+        yield "ttt.order train-first has no chunks to take a cosine over: it needs ttt.lr_shape constant"
+    if trains_first and t.reset != "never":
+        yield f"ttt.order train-first adapts before the first chunk: ttt.reset {t.reset} would undo all of it"
+    if t.reset == "document" and t.lr_shape == "cosine" and not t.lr_horizon:
+        yield "ttt.reset document makes a chunk of every document: it needs ttt.lr_horizon > 0 or lr_shape constant"

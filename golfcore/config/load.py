@@ -1,6 +1,7 @@
 """Configurations: TOML presets with `base`, dotted overrides, type checks, plain values back and forth."""
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -8,7 +9,6 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,81 +25,94 @@ MAX_LIST = 1024  # values of a field that is a list
 SECTIONS: dict[str, type] = {
     f.name: typing.cast(type, f.default_factory) for f in fields(Config) if is_dataclass(f.default_factory)
 }
+TABLES = {"name?": str, "base?": str, "size?": {"*": dict}} | {f"{section}?": dict for section in SECTIONS}
+
+
+# -- plain values
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested values (tuples become lists), as in JSON."""
-    nested = asdict(config)
-    return {
-        k: {n: list(x) if isinstance(x, tuple) else x for n, x in v.items()} if isinstance(v, dict) else v
-        for k, v in nested.items()
-    }
-
-
-@cache
-def hints(section: str) -> dict[str, Any]:
-    """The type of each field of a section."""
-    return typing.get_type_hints(SECTIONS[section])
+    return json.loads(json.dumps(asdict(config)))
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Inverse of `to_dict`; `source` names the file or preset in errors."""
     keys(values, ["name", *SECTIONS], source)
+    files.check(dict(values), TABLES, f"{source}: expected a configuration")
     sections = {}
     for name, cls in SECTIONS.items():
-        given = values.get(name, {})
-        if not isinstance(given, Mapping):
-            raise UserError(f"{source}: expected [{name}] to be a table, found {shown(given)}")
-        keys(given, [f.name for f in fields(cls)], f"{source}, [{name}]")
-        typed = hints(name)
-        sections[name] = cls(**{k: coerce(v, typed[k], f"{source}, {name}.{k}") for k, v in given.items()})
-    config = Config(name=str(values.get("name", source)), **sections)
+        hints, given = {f.name: f.type for f in fields(cls)}, values.get(name, {})
+        keys(given, list(hints), f"{source}, [{name}]")
+        sections[name] = cls(**{k: coerce(v, hints[k], f"{source}, {name}.{k}") for k, v in given.items()})
+    config = Config(name=values.get("name", source), **sections)
     for problem in contradictions(config):
         raise UserError(f"{source}: {problem}")
     return config
 
 
-def keys(given: Iterable[str], known: list[str], where: str) -> None:
+def of_run(run: RunFolder) -> Config:
+    """The configuration that a run was made with. UserError: none there, or values that cannot be."""
+    return from_dict(run.record()["config"], str(run.file(CONFIG)))
+
+
+def differences(a: Config, b: Config, most: int = 3) -> str:
+    """The first few fields in which two configurations differ, as "section.key 1 -> 2"; those that are hashed."""
+    x, y = to_dict(a), to_dict(b)
+    rows = [
+        f"{section}.{f.name} {shown(x[section][f.name])} -> {shown(y[section][f.name])}"
+        for section, cls in SECTIONS.items()
+        for f in fields(cls)
+        if is_hashed(f) and x[section][f.name] != y[section][f.name]
+    ]
+    return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+
+
+def keys(given: Iterable[str], known: list[str], where: str, kind: str = "key") -> None:
+    """UserError, with a suggestion, for the first of `given` that is not `known`."""
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {shown(key)!r}{hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown {kind} {shown(key)!r}; {hint}")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, from TOML or from the text of an override."""
-    if typing.get_origin(hint) is Literal or hint is str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
         value = _unquoted(value)
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, found {shown(value)!r}")
+        if value not in args:
+            raise UserError(f"{where}: expected one of {', '.join(args)}, found {shown(value)!r}")
         return value
-    if typing.get_origin(hint) is tuple:
+    if origin is tuple:
         if isinstance(value, str) and value.strip().startswith("["):
             value = parse_value(value)
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where}: expected a list, found {shown(value)}")
         if len(value) > MAX_LIST:
             raise UserError(f"{where}: expected at most {MAX_LIST} values, found {len(value)}")
-        return tuple(coerce(v, typing.get_args(hint)[0], where) for v in value)
-    if isinstance(value, str) and hint is not str:
+        return tuple(coerce(v, args[0], where) for v in value)
+    if hint is str:
+        value = value if isinstance(value, str | os.PathLike) else shown(value)
+        return _unquoted(os.fspath(value))
+    if isinstance(value, str):
         value = parse_value(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
+    if hint is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
-    if hint is str and not isinstance(value, str):
-        value = os.fspath(value) if isinstance(value, os.PathLike) else shown(value)
     if type(value) is not hint:
         found = repr(shown(value)) if isinstance(value, str) else shown(value)
         raise UserError(f"{where}: expected {hint.__name__}, found {found}")
     return value
 
 
+# -- overrides
+
+
 def _unquoted(value: Any) -> Any:
     """Text without the quotes that TOML would have around it."""
-    if isinstance(value, str) and len(value) > 1 and value[0] in "\"'" and isinstance(parse_value(value), str):
-        return parse_value(value)
-    return value
+    quoted = isinstance(value, str) and len(value) > 1 and value[0] in "\"'"
+    return inner if quoted and isinstance(inner := parse_value(value), str) else value
 
 
 def parse_value(text: str) -> Any:
@@ -123,17 +136,15 @@ PAIR = re.compile(
 def parse_overrides(text: str, where: str = "overrides") -> dict[str, str]:
     """ "a.b=1, c.d=[2, 3]" as pairs; between them a semicolon, a new line, or a comma before the next section.key=.
 
-    UserError (`where` names the text): a piece without "=".
+    UserError (`where` names the text): a piece that is no such pair.
     """
     pairs: dict[str, str] = {}
     at = 0
-    while text[at:].strip("; \t\n"):
+    while rest := text[at:].strip("; \t\n"):
         found = PAIR.match(text, at)
-        if not found:
-            piece = re.split(r"[;\n]", text[at:].strip("; \t\n"))[0]
+        if not found or not re.fullmatch(r"\w+(\.\w+)?", found["key"]):
+            piece = re.split(r"[;\n]", rest)[0]
             raise UserError(f"{where}: expected section.key=value, found {shown(piece)!r}")
-        if not re.fullmatch(r"\w+(\.\w+)?", found["key"]):
-            raise UserError(f"{where}: expected section.key=value, found {shown(found['key'])!r} before '='")
         pairs[found["key"]] = found["value"].strip()
         at = found.end()
     return pairs
@@ -141,19 +152,58 @@ def parse_overrides(text: str, where: str = "overrides") -> dict[str, str]:
 
 def parse_override(text: str) -> tuple[str, str]:
     """The only pair in the text of one `--set`. UserError: none, or anything after its value."""
-    if "=" not in text:
-        raise UserError(f"--set {shown(text)}: expected section.key=value, found no '='")
-    pairs = parse_overrides(text, f"--set {shown(text)}")
+    where = f"--set {shown(text)}"
+    pairs = parse_overrides(text, where)
     if len(pairs) != 1:
-        raise UserError(
-            f"--set {shown(text)}: expected one section.key=value, found {len(pairs)} ({', '.join(pairs)}); "
-            "give --set once for each"
-        )
+        raise UserError(f"{where}: expected one section.key=value, found {len(pairs)}; give --set once for each")
     return next(iter(pairs.items()))
+
+
+def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    for dotted, value in overrides.items():
+        if dotted == "data.path" and isinstance(value, str | os.PathLike) and value != "":
+            value = absolute(_unquoted(os.fspath(value)))
+        section, _, key = dotted.partition(".")
+        keys([section], list(SECTIONS), f"override {dotted!r}")
+        if not key:
+            raise UserError(f"override {dotted!r}: expected section.key, found a section alone")
+        values = {**values, section: {**values.get(section, {}), key: value}}
+    return values
+
+
+def override(cfg: Config, overrides: Mapping[str, object], source: str) -> Config:
+    """`cfg` with dotted overrides applied; errors as `load`."""
+    return from_dict(_changed(to_dict(cfg), overrides), source)
+
+
+# -- presets
 
 
 def preset_names() -> list[str]:
     return sorted(p.stem for p in PRESETS.glob("*.toml"))
+
+
+def size_names() -> list[str]:
+    return ["full", *sorted(p.stem for p in SIZES.glob("*.toml"))]
+
+
+def load(
+    preset: str | Path, overrides: Mapping[str, object] = types.MappingProxyType({}), size: str = "full"
+) -> Config:
+    """The configuration of a preset (name, or path of a .toml file) with dotted overrides applied.
+
+    `size`: another size than the preset's own, for a smaller machine: `sizes/SIZE.toml` over the preset, and
+    over that the preset's own table [size.SIZE].
+    UserError: an unknown preset, size or key (with a suggestion), a wrong type, or values that contradict.
+    """
+    keys([size], size_names(), "sizes", "size")
+    values = read_preset(preset)
+    own = values.pop("size", {})
+    keys(own, size_names()[1:], f"{preset}, [size]")
+    if size != "full":
+        common = read_toml(SIZES / f"{size}.toml", "a size")
+        values = {**_over(_over(values, common), own.get(size, {})), "name": f"{values['name']}-{size}"}
+    return from_dict(_changed(values, overrides), str(preset))
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -172,28 +222,17 @@ def read_preset(preset: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
     A `base` or `data.path` that is a relative path starts from the folder of the file that says it.
     """
     path = Path(preset) if str(preset).endswith(".toml") else PRESETS / f"{preset}.toml"
-    if path.parent == PRESETS and path.stem not in preset_names():
-        close = difflib.get_close_matches(str(preset), preset_names(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(preset_names())}"
-        raise UserError(f"unknown preset {shown(str(preset))!r}; {hint}")
-    if os.path.abspath(path) in seen:
+    if not str(preset).endswith(".toml"):
+        keys([str(preset)], preset_names(), "presets", "preset")
+    here = os.path.abspath(path)
+    if here in seen:
         raise UserError(f"{path}: base leads back to itself")
     values = read_toml(path, "a preset file")
-    base = values.pop("base", None)
-    if base is not None and not isinstance(base, str):
-        raise UserError(f"{path}, base: expected a preset's name or a .toml file, found {shown(base)}")
-    for name, table in values.items():
-        inner = table.values() if name == "size" and isinstance(table, dict) else ()
-        for found in (table, *inner):
-            if name in (*SECTIONS, "size") and not isinstance(found, dict):
-                raise UserError(f"{path}: expected [{name}] to be a table, found {shown(found)}")
-    data = values.get("data", {})
+    files.check(values, TABLES, f"{path}: expected a preset")
+    data, base = values.get("data", {}), values.pop("base", "")
     if isinstance(data.get("path"), str) and data["path"]:
         values["data"] = {**data, "path": absolute(data["path"], path.parent)}
-    below: dict[str, Any] = {}
-    if base:
-        nested = path.parent / base if base.endswith(".toml") else base
-        below = read_preset(nested, (*seen, os.path.abspath(path)))
+    below = read_preset(path.parent / base if base.endswith(".toml") else base, (*seen, here)) if base else {}
     return {**_over(below, values), "name": path.stem}
 
 
@@ -208,63 +247,6 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the values of `above` in place of its own, table by table."""
     merged = dict(below)
     for name, value in above.items():
-        merged[name] = _over(merged.get(name, {}), value) if isinstance(value, dict) else value
+        tables = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _over(merged[name], value) if tables else value
     return merged
-
-
-def size_names() -> list[str]:
-    return ["full", *sorted(p.stem for p in SIZES.glob("*.toml"))]
-
-
-def load(
-    preset: str | Path, overrides: Mapping[str, object] = types.MappingProxyType({}), size: str = "full"
-) -> Config:
-    """The configuration of a preset (name, or path of a .toml file) with dotted overrides applied.
-
-    `size`: another size than the preset's own, for a smaller machine: `sizes/SIZE.toml` over the preset, and
-    over that the preset's own table [size.SIZE].
-    Raises UserError for an unknown preset, size or key (with a suggestion), a wrong type, or values that contradict.
-    """
-    if size not in size_names():
-        raise UserError(f"size {shown(size)!r}: expected one of {', '.join(size_names())}")
-    values = read_preset(preset)
-    own = values.pop("size", {})
-    keys(own, size_names()[1:], f"{preset}, [size]")
-    if size != "full":
-        common = tomllib.loads((SIZES / f"{size}.toml").read_text())
-        values = {**_over(_over(values, common), own.get(size, {})), "name": f"{values['name']}-{size}"}
-    return from_dict(_changed(values, overrides), str(preset))
-
-
-def override(cfg: Config, overrides: Mapping[str, object], source: str) -> Config:
-    """`cfg` with dotted overrides applied; errors as `load`."""
-    return from_dict(_changed(to_dict(cfg), overrides), source)
-
-
-def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
-    for dotted, value in overrides.items():
-        if dotted == "data.path" and isinstance(value, str | os.PathLike) and value != "":
-            value = absolute(_unquoted(os.fspath(value)))
-        section, _, key = dotted.partition(".")
-        keys([section], list(SECTIONS), f"override {dotted!r}")
-        if not key:
-            raise UserError(f"override {dotted!r}: expected section.key, found a section alone")
-        values = {**values, section: {**values.get(section, {}), key: value}}
-    return values
-
-
-def of_run(run: RunFolder) -> Config:
-    """The configuration that a run was made with. UserError: none there, or values that cannot be."""
-    return from_dict(run.record()["config"], str(run.file(CONFIG)))
-
-
-def differences(a: Config, b: Config, most: int = 3) -> str:
-    """The first few fields in which two configurations differ, as "section.key 1 -> 2"; those that are hashed."""
-    x, y = to_dict(a), to_dict(b)
-    rows = [
-        f"{section}.{f.name} {shown(x[section][f.name])} -> {shown(y[section][f.name])}"
-        for section, cls in SECTIONS.items()
-        for f in fields(cls)
-        if is_hashed(f) and x[section][f.name] != y[section][f.name]
-    ]
-    return ", ".join(rows[:most]) + (f" and {len(rows) - most} more" if len(rows) > most else "")

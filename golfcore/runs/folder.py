@@ -16,8 +16,7 @@ BEGUN = {ENVIRONMENT, METRICS, COVERAGE}  # what a start that was cut short may 
 def project_dir() -> Path:
     """The project that the working directory lies in, as a relative path; the working directory if in none.
 
-    It is the nearest folder upwards that holds papermill_runs/ or golfcore's own pyproject.toml: notebooks run in a
-    folder below, and their results belong beside all others.
+    It is the nearest folder upwards that holds papermill_runs/ or golfcore's own pyproject.toml.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -62,17 +61,14 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
     where = run.file(CONFIG)
     if where.exists():
         found = run.record()
-        theirs = from_dict(found["config"], str(where))
+        theirs, on = from_dict(found["config"], str(where)), found["data_hash"]
         if theirs.hash != config.hash:
             raise UserError(
                 f"{path}: expected a run of configuration {config.hash} ({config.name}), found {theirs.hash} "
                 f"({theirs.name}; {differences(theirs, config)}); choose another --out"
             )
-        if found["data_hash"] != data_hash:
-            theirs_on = found["data_hash"][:12]
-            raise UserError(
-                f"{path}: expected a run on data {data_hash[:12]}, found one on {theirs_on}; choose another --out"
-            )
+        if on != data_hash:
+            raise UserError(f"{path}: expected data {data_hash[:12]}, found a run on {on[:12]}; choose another --out")
         files.sweep_parts(path)
         if theirs != config:
             files.write_json(where, found | {"config": to_dict(config)})
@@ -90,40 +86,30 @@ def _check_free(path: Path) -> None:
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
-    others = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
-    if others := sorted(set(others) - BEGUN):
-        raise UserError(
-            f"{path}: expected a run folder or an empty one, found other files ({', '.join(others[:3])}); "
-            "choose another --out"
-        )
+    names = {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.exists() else set()
+    if others := sorted(names - BEGUN):
+        found = ", ".join(others[:3])
+        raise UserError(f"{path}: expected a run folder or an empty one, found {found}; choose another --out")
 
 
 def find_run(path: Path) -> RunFolder:
     """The run folder at `path`, or below papermill_runs at that path or of that id (UserError: none, or several)."""
-    if (path / CONFIG).exists():
-        return RunFolder(path)
-    if not path.is_absolute() and not path.exists():
-        if (runs_dir() / path / CONFIG).exists():
-            return RunFolder(runs_dir() / path)
-        found = [run for run in run_folders(runs_dir()) if run.id == str(path)]
-        if len(found) > 1:
-            some = ", ".join(str(run.path) for run in found[:4])
-            raise UserError(f"{path}: expected the id of one run, found {len(found)} of that id ({some})")
-        if found:
-            return found[0]
-        raise UserError(f"{path}: expected a run folder or a run's id, found no such folder and no such run")
-    what = "found no config.json in it" if path.is_dir() else "found a file" if path.exists() else "found none"
-    raise UserError(f"{path}: expected a run folder, {what}")
+    for place in (path, runs_dir() / path):
+        if (place / CONFIG).exists():
+            return RunFolder(place)
+    if path.exists():
+        what = "a folder without config.json" if path.is_dir() else "a file"
+        raise UserError(f"{path}: expected a run folder, found {what}")
+    found = [run for run in run_folders(runs_dir()) if run.id == str(path)]
+    if len(found) != 1:
+        some = f"{len(found)} of that id ({', '.join(str(run.path) for run in found[:4])})" if found else "neither"
+        raise UserError(f"{path}: expected a run folder or a file of this name, or the id of one run, found {some}")
+    return found[0]
 
 
 def find_target(path: Path) -> Path:
     """`path` if it exists, else the folder of the run of that id; for what takes runs and files. UserError: neither."""
-    try:
-        return path if path.exists() else find_run(path).path
-    except UserError:
-        raise UserError(
-            f"{path}: expected a golfcore artifact, a run folder or a run's id, found none of them"
-        ) from None
+    return path if path.exists() else find_run(path).path
 
 
 def run_folders(folder: Path) -> list[RunFolder]:
