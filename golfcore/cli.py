@@ -342,8 +342,8 @@ def run_notebook(args: argparse.Namespace) -> None:
 
 
 def figures(args: argparse.Namespace) -> None:
-    from golfcore import notebook
+    from golfcore.plots.figures import draw_runs
     from golfcore.runs import folder
 
-    for path in notebook.draw_runs(args.runs, args.out or folder.project_dir() / "figures"):
+    for path in draw_runs(args.runs, args.out or folder.project_dir() / "figures"):
         print(path)

@@ -288,18 +288,3 @@ def launch(command: Sequence[str]) -> None:
                 print(line, end="", flush=True)
     if process.returncode:
         raise UserError(f"{shlex.join(command)}: expected it to succeed, found exit status {process.returncode}")
-
-
-# -- figures of runs
-
-
-def draw_runs(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Draw finished runs, one into `out`, several each below it; without any, draw `out` again from its tables."""
-    from golfcore.plots.figures import draw_run, redraw
-
-    if not runs:
-        return redraw(out)
-    found = [find_run(path) for path in runs]
-    folders = [out] if len(found) == 1 else [out / run.id for run in found]
-    drawn = [draw_run(run, folder) for run, folder in zip(found, folders, strict=True)]
-    return [path for figures in drawn for figure in figures.values() for path in figure.paths]

@@ -13,6 +13,7 @@ from golfcore import cli, config, notebook
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.notebook import NotebookFailed, checked, defaults, find_notebook, is_complete, run_notebook
+from golfcore.plots.figures import draw_runs
 from golfcore.plots.run import FIGURES
 from golfcore.runs.folder import RUNS
 
@@ -201,14 +202,14 @@ def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
     monkeypatch.setattr("golfcore.plots.figures.text_of", lambda run: made[run.id][1])
     monkeypatch.setattr("golfcore.plots.run.FIGURES", {name: FIGURES[name] for name in ("curves", "ttt")})
     monkeypatch.chdir(tmp_path)
-    alone = notebook.draw_runs([Path(RUNS) / "two"], Path("alone"))
+    alone = draw_runs([Path(RUNS) / "two"], Path("alone"))
     assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3 * 2
     assert json.loads(Path("alone/index.json").read_text())["curves"]["runs"][0]["run"] == "two"
     before = {path: path.read_bytes() for path in alone}
-    assert notebook.draw_runs([], Path("alone")) == alone and before == {path: path.read_bytes() for path in alone}
-    several = notebook.draw_runs([Path(RUNS) / name for name in made], Path("all"))
+    assert draw_runs([], Path("alone")) == alone and before == {path: path.read_bytes() for path in alone}
+    several = draw_runs([Path(RUNS) / name for name in made], Path("all"))
     assert {path.parent for path in several} == {Path("all/one"), Path("all/two")}
     index = json.loads(Path("all/one/index.json").read_text())
     assert index["ttt"]["draw"] == "golfcore figures OUT/smoke --out OUT/figures"
     with pytest.raises(UserError, match="gone: expected a run folder"):
-        notebook.draw_runs([Path("gone")], Path("all"))
+        draw_runs([Path("gone")], Path("all"))

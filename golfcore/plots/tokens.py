@@ -49,8 +49,7 @@ def _distinct(curves: dict[str, pd.DataFrame], x: str) -> list[tuple[str, str, p
 
 def histogram(table: pd.DataFrame) -> Figure:
     """Targets and loss by nats. Frame: `tokens.histogram` of each evaluation. Curves that coincide are drawn once."""
-    fig = style.figure(3.0)
-    style.title(fig, "How is the loss distributed over the targets?")
+    fig = style.figure(3.0, "How is the loss distributed over the targets?")
     axes = dict(zip(("share", "share_of_loss"), fig.subplots(1, 2), strict=True))
     for column, ax in axes.items():
         for label, colour, rows in _distinct(_ours(table), "low"):
@@ -75,8 +74,7 @@ def say_histogram(table: pd.DataFrame) -> str:
 def exceedance(table: pd.DataFrame) -> Figure:
     """Shares above each threshold, measured and published. Frame: `tokens.tables`."""
     name, ours = _last(table)
-    fig = style.figure(3.3)
-    style.title(fig, "Which share of the loss do the hard targets bring?")
+    fig = style.figure(3.3, "Which share of the loss do the hard targets bring?")
     left, right = fig.subplots(1, 2, sharey=True)
     sides = (
         (left, ours.assign(impossible=False), f"measured here, {style.MEASURES[name][0]}", "bound"),
@@ -111,10 +109,9 @@ def say_exceedance(table: pd.DataFrame) -> str:
         f"{100 * r['bound_low']:.1f} %)"
         for r in theirs[theirs["impossible"]].to_dict("records")
     ]
-    verdict = "No published share contradicts its own count."
-    if wrong:
-        verdict = f"{len(wrong)} of {len(theirs)} published shares contradict their own counts: {'; '.join(wrong)}."
-    return f"Under {style.MEASURES[name][0]}, by nats: {'; '.join(said)}. {verdict}"
+    verdict = f"{len(wrong)} of {len(theirs)} published shares contradict their own counts: {', '.join(wrong)}"
+    verdict = verdict if wrong else "no published share contradicts its own count"
+    return f"Under {style.MEASURES[name][0]}, by nats: {'; '.join(said)}; {verdict}."
 
 
 def concentration(table: pd.DataFrame) -> Figure:
@@ -122,8 +119,7 @@ def concentration(table: pd.DataFrame) -> Figure:
 
     Curves that coincide are drawn once.
     """
-    fig = style.figure(3.2)
-    style.title(fig, "How concentrated is the loss?")
+    fig = style.figure(3.2, "How concentrated is the loss?")
     ax = fig.subplots()
     for label, colour, rows in _distinct(_ours(table), "share"):
         ax.plot(100 * rows["share"], 100 * rows["share_of_loss"], color=colour, label=label)
@@ -157,8 +153,7 @@ def say_concentration(table: pd.DataFrame) -> str:
 
 def classes(table: pd.DataFrame) -> Figure:
     """Spread of the loss and hard targets in each class. Frame: `tokens.classes`."""
-    fig = style.figure(1.7 + 0.34 * len(table))
-    style.title(fig, "Which kinds of token are hard?")
+    fig = style.figure(1.7 + 0.34 * len(table), "Which kinds of token are hard?")
     left, right = fig.subplots(1, 2, sharey=True)
     for y, row in enumerate(table.to_dict("records")):
         colour = style.CLASSES[row["class"]]
@@ -190,8 +185,7 @@ def say_classes(table: pd.DataFrame) -> str:
 
 def frequency(table: pd.DataFrame) -> Figure:
     """Cost of a target by how frequent its token is in training. Frame: `tokens.frequency`."""
-    fig = style.figure(3.0)
-    style.title(fig, "Are rare tokens the hard ones?")
+    fig = style.figure(3.0, "Are rare tokens the hard ones?")
     left, right = fig.subplots(1, 2)
     met = table[table["targets"] > 0]
     left.plot(met["group"], met["unigram_bits"], "o-", color=GREY, ms=3, lw=1, label="by its frequency alone")
@@ -207,26 +201,23 @@ def frequency(table: pd.DataFrame) -> Figure:
         ax.set_xlim(0.4, len(table) + 0.6)
         ax.set_xticks([1, len(table) // 2, len(table)])
     parts.legend_below(fig, (left, right))
-    style.no_grid(right, "x")
+    right.grid(False, axis="x")
     return fig
 
 
 def say_frequency(table: pd.DataFrame) -> str:
     met = table[table["targets"] > 0]
     first, last = met.iloc[0], met.iloc[-1]
-    saved = [f"group {r['group']:.0f} saves {r['unigram_bits'] - r['bits_per_target']:+.2f}" for r in (first, last)]
+    costs = [f"{r['bits_per_target']:.2f} bits a target ({r['unigram_bits']:.2f} by frequency)" for r in (first, last)]
     return (
         f"The most frequent tenth of the vocabulary is {100 * first['share']:.1f} % of the targets and "
-        f"{100 * first['share_of_loss']:.1f} % of the loss, at {first['bits_per_target']:.2f} bits; the rarest tenth "
-        f"that occurs costs {last['bits_per_target']:.2f}. Against frequency alone, in bits a target: "
-        f"{'; '.join(saved)}."
+        f"{100 * first['share_of_loss']:.1f} % of the loss, at {costs[0]}; the rarest tenth costs {costs[1]}."
     )
 
 
 def pieces(table: pd.DataFrame) -> Figure:
     """The tokens that cost most altogether. Frame: `tokens.pieces`."""
-    fig = style.figure(1.1 + 0.19 * len(table))
-    style.title(fig, "Which tokens does the loss fall on?")
+    fig = style.figure(1.1 + 0.19 * len(table), "Which tokens does the loss fall on?")
     ax = fig.subplots()
     for name, colour in style.CLASSES.items():
         rows = table[table["class"] == name]
