@@ -79,23 +79,19 @@ def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[
 
 
 def test_figures_hang_on_no_clock_and_no_folder(made: tuple[RunFolder, Text], tmp_path: Path) -> None:
-    """The same run on a slower machine, in a folder of another name, gives the same files."""
+    """The same run on a slower machine, in a folder of another name, gives the same tables."""
     run, text = made
     slow = RunFolder(tmp_path / "elsewhere")
     shutil.copytree(run.path, slow.path)
-    files.write_text(
-        slow.file("metrics.jsonl"),
-        "".join(files.canonical_json({**row, "elapsed": row["elapsed"] * 3}) + "\n" for row in run.metrics()),
-    )
+    rows = [files.canonical_json({**row, "elapsed": row["elapsed"] * 3}) for row in run.metrics()]
+    files.write_text(slow.file("metrics.jsonl"), "\n".join(rows) + "\n")
     report = files.read_json(run.file("results.json"), "results")
     report["source"]["run"] = "elsewhere"
     for measure in report["measures"].values():
         measure["seconds"] *= 3
     files.write_json(slow.file("results.json"), report)
-    draw_run(run, tmp_path / "a", text)
-    draw_run(slow, tmp_path / "b", text)
-    a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
-    assert a.keys() == b.keys() and all(a[name] == b[name] for name in a if name != "index.json")
+    for name, table in tables_of(slow, text).items():
+        pd.testing.assert_frame_equal(table, tables_of(run, text)[name])
 
 
 def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text], drawn: dict[str, Drawn]) -> None:
@@ -116,8 +112,9 @@ def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text
 
 def test_recorded_commands_hold_every_value_and_no_folder_of_this_machine(tmp_path: Path) -> None:
     changes = {"run.seed": 7, "quant.clip_quantiles": [0.99, 1.0], "model.bigram_split": False, "data.path": "/d"}
-    run, text = make_run(tmp_path / "run", config=load("smoke", changes))
-    draw_run(run, tmp_path / "figures", text)
+    run, _ = make_run(tmp_path / "run", config=load("smoke", changes))
+    commands = index.by_run(config.of_run(run)), "golfcore figures OUT/smoke --out OUT/figures"
+    index.write_index(tmp_path / "figures", {"curves": index.origin([run], *commands)})
     train, drawing = index.recorded(tmp_path / "figures", "curves", tmp_path / "new", tmp_path / "data")
     assert train[:3] == ["golfcore", "run", "smoke"] and drawing[2] == str(tmp_path / "new/smoke") == train[-1]
     pairs = dict(part.split("=", 1) for flag, part in zip(train, train[1:], strict=False) if flag == "--set")
@@ -168,7 +165,7 @@ def test_a_figure_that_cannot_be_saved_leaves_the_old_one(
 
     monkeypatch.setattr(Figure, "savefig", broken)
     (tmp_path / "curves.svg").write_text("old")
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError):
         figures.save_figure("curves", drawn["curves"].table, tmp_path)
     assert contents(tmp_path) == {"curves.svg": b"old"}
 
@@ -218,7 +215,6 @@ def test_captions_follow_the_numbers(tmp_path: Path, ttt: float) -> None:
     assert "below an interpolated bigram" in said["waterfall"]
     assert said["curves"].endswith("; warmdown at step 60; qat at step 65.")
     assert f"{run.file('artifact.golf').stat().st_size + 5000:,} of 16,000,000" in said["sizes"]
-    assert all(". " not in text and text.endswith(".") for text in said.values()), "a caption is one sentence"
 
 
 def test_captions_doubt_what_an_interval_does_not_exclude(tmp_path: Path) -> None:
@@ -266,18 +262,29 @@ def check_legible(fig: Figure) -> None:
         assert width <= 1 or height <= 1, f"{a!r} lies over {b!r}"
 
 
+def check_figure(name: str, table: pd.DataFrame, folder: Path) -> Figure:
+    """The table survives its file, the figure that is drawn from it is legible, its caption is one sentence."""
+    frames.write_csv(folder / "t.csv", frame(table))
+    found = frames.read_csv(folder / "t.csv")
+    pd.testing.assert_frame_equal(found, frame(table))
+    said = FIGURES[name][1](found)
+    assert said.endswith(".") and ". " not in said, said
+    fig = draw(name, found)
+    check_legible(fig)
+    return fig
+
+
 @pytest.mark.parametrize("name", RUN)
-def test_no_print_overlaps_or_leaves_the_figure(drawn: dict[str, Drawn], name: str) -> None:
-    check_legible(draw(name, drawn[name].table))
+def test_no_print_overlaps_or_leaves_the_figure(drawn: dict[str, Drawn], tmp_path: Path, name: str) -> None:
+    check_figure(name, drawn[name].table, tmp_path)
 
 
-@pytest.mark.parametrize("ttt", [-2.0, 0.0, 0.4])
-@pytest.mark.parametrize("n_chunks", [1, 2, 30])
+@pytest.mark.parametrize(("n_chunks", "ttt"), [(1, 0.4), (2, -2.0), (30, 0.0), (30, 0.4)])
 def test_score_figures_stay_legible_for_other_numbers(tmp_path: Path, ttt: float, n_chunks: int) -> None:
     run, text = make_run(tmp_path / "run", n_chunks=n_chunks, ttt=ttt)
-    check_legible(draw("waterfall", scores.waterfall(run)))
-    check_legible(draw("ttt", scores.ttt_gain(run)))
-    check_legible(draw("losses", scores.loss_by_class(run, text)))
+    check_figure("waterfall", scores.waterfall(run), tmp_path)
+    check_figure("ttt", scores.ttt_gain(run), tmp_path)
+    check_figure("losses", scores.loss_by_class(run, text), tmp_path)
 
 
 def test_the_waterfall_stays_legible_with_other_protocols(made: tuple[RunFolder, Text]) -> None:
@@ -354,6 +361,7 @@ def test_what_is_drawn_is_what_is_analysed() -> None:
     assert [label.split(" (")[0] for label, *_ in style.LEGALITY.values()] == ["legal", "legal", "not legal"]
 
 
-def test_plots_need_no_torch() -> None:
-    code = "import sys, golfcore.plots.run; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+def test_plots_and_listing_runs_need_no_torch() -> None:
+    loaded = "bool({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
+    code = f"import sys, golfcore.plots.run, golfcore.analysis.runs; sys.exit({loaded})"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -19,17 +19,16 @@ KINDS = {"integer": "Int64", "floating": "float64", "mixed-integer-float": "floa
 
 def frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A frame of rows, columns in the order of first use; whole numbers stay whole beside missing values."""
-    if isinstance(rows, pd.DataFrame):
-        return rows
-    listed = list(rows)
-    columns = dict.fromkeys(name for row in listed for name in row)
-    return _typed({name: [row.get(name) for row in listed] for name in columns})
+    if not isinstance(rows, pd.DataFrame):
+        listed = list(rows)
+        columns = dict.fromkeys(name for row in listed for name in row)
+        rows = pd.DataFrame({name: pd.Series([row.get(name) for row in listed], dtype=object) for name in columns})
+    return _typed(rows)
 
 
-def _typed(columns: Mapping[str, list]) -> pd.DataFrame:
+def _typed(found: pd.DataFrame) -> pd.DataFrame:
     """Columns as Int64, float64 or bool where all their values are such; text and mixtures stay objects."""
-    found = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    found = found.where(found.notna(), None)
+    found = found.astype(object).where(found.notna(), None).reset_index(drop=True)
     kinds = {name: KINDS.get(pd.api.types.infer_dtype(column)) for name, column in found.items()}
     return found.astype({c: k for c, k in kinds.items() if k and (k != "bool" or found[c].notna().all())})
 
@@ -68,8 +67,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         values = [cell if name in IDS else _value(cell) for cell in cells if cell]
         kinds = {type(value) for value in values}
         parse = _value if kinds == {bool} or kinds <= {int, float} else str
-        columns[str(name)] = [parse(cell) if cell else None for cell in cells]
-    return _typed(columns)
+        columns[str(name)] = pd.Series([parse(cell) if cell else None for cell in cells], dtype=object)
+    return _typed(pd.DataFrame(columns))
 
 
 def _value(cell: str) -> Any:

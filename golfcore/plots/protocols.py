@@ -191,7 +191,7 @@ def stream(table: pd.DataFrame) -> Figure:
     for i, ((label, rows), colour) in enumerate(zip(groups, LINES, strict=False)):
         name = _name(str(label))
         if i:  # one band and one set of bars: those of the first
-            parts.course(ax, rows.drop(columns=["low", "high"]), colour, name)
+            parts.course(ax, rows.drop(columns=["low", "high"], errors="ignore"), colour, name)
         else:
             parts.course(ax, rows, colour, name, f"{name}, chunk alone")
     ax.set_ylabel("less (b), bits per byte")

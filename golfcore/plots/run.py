@@ -140,7 +140,7 @@ def say_ttt(table: pd.DataFrame) -> str:
     if after.empty:
         return "There is one chunk only: it is scored before any adaptation, so there is nothing to compare."
     return (
-        f"Over all chunks adaptation changes the score by {style.effect(total)} bits per byte; it helped on "
+        f"Over all chunks adaptation changes the bits per byte by {style.effect(total)}; it helped on "
         f"{(after < 0).sum()} of the {len(after)} chunks that were scored after some adaptation."
     )
 
