@@ -131,7 +131,9 @@ def test_curves_are_held_against_one_another_at_steps_that_both_logged(arms: lis
         if arm != "meta-none":
             assert rows["difference"][arm, seed, step] == pytest.approx(rows["bpb"][arm, seed, step] - other)
     run = arms[1].runs[0].run
-    run.log({"kind": "train", "step": 13, "bpb": 1.0, "loss": 1.0})  # a step that the reference never logged
+    run.log(
+        {"kind": "train", "step": 13, "bpb": 1.0, "loss": 1.0, "elapsed": 1.0, "tokens": 1}
+    )  # a step that the reference never logged
     later = meta.learning_curves(arms).query("step == 13")
     assert len(later) == 1 and later["difference"].isna().all()
 
@@ -158,7 +160,11 @@ def test_every_claim_has_a_row_with_its_scale(arms: list[Arm], tables: dict[str,
     found = claims.meta_claims(arms, tables["meta-sgd"], tables["costs"])
     assert len(found) == 10 and set(found["verdict"]) <= {REFUTED, CONFIRMED, SAME, OPPOSITE, OPEN}
     measured = found[found["unit"] == "bpb"]
-    assert measured[["parameters", "artifact_bytes", "train_tokens", "seeds", "chunks", "detectable"]].notna().all(axis=None)
+    assert (
+        measured[["parameters", "artifact_bytes", "train_tokens", "seeds", "chunks", "detectable"]]
+        .notna()
+        .all(axis=None)
+    )
     assert not set(measured["verdict"]) & {CONFIRMED, REFUTED}  # half a million bytes settle nothing about 16 million
     cost = one(found, statement="exp101 costs more")
     assert cost["ratio"] == pytest.approx(cost["value"] / cost["published"]) and cost["verdict"] == SAME

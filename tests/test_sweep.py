@@ -11,7 +11,7 @@ from small_text import dataset
 
 from golfcore import cli, config
 from golfcore.analysis import claims, compare
-from golfcore.analysis.claims import CONFIRMED, OPEN, OPPOSITE, REFUTED, SAME, UNPUBLISHED, Found
+from golfcore.analysis.claims import CONFIRMED, OPEN, OPPOSITE, REFUTED, SAME, UNPUBLISHED
 from golfcore.analysis.frames import one, read_csv
 from golfcore.base import files, runtime
 from golfcore.base.errors import UserError
@@ -196,7 +196,7 @@ def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path)
     inputs = {"training": "t", "data": "d"}
     donor = open_run(tmp_path / "donor", Config(), "d", {})
     files.write_text(donor.file("weights"), "w")
-    donor.log({"kind": "train", "step": 1})
+    donor.log({"kind": "train", "step": 1, "loss": 1.0, "bpb": 1.0, "elapsed": 1.0, "tokens": 1})
     donor.cover("qat", 1, 1, "values")
     donor.finish("train", inputs, ["weights"], 3.0)
     donor.log({"kind": "later", "step": 1})
@@ -373,9 +373,8 @@ def test_the_legal_score_is_of_one_protocol_named_beforehand() -> None:
 def test_only_the_published_scale_confirms_or_refutes(
     claimed: float, low: float | None, high: float | None, here: str, decided: str
 ) -> None:
-    found = Found(0.0, low, high)
-    assert claims.by_sign(found, claimed, decides=False) == here
-    assert claims.by_sign(found, claimed, decides=True) == decided
+    found = {"low": low, "high": high}
+    assert (claims.by_sign(found, claimed, False), claims.by_sign(found, claimed, True)) == (here, decided)
 
 
 @pytest.mark.parametrize(
@@ -392,8 +391,8 @@ def test_only_the_published_scale_confirms_or_refutes(
 def test_a_claimed_band_holds_the_interval_or_does_not(
     low: float | None, high: float | None, here: str, decided: str
 ) -> None:
-    found = Found(0.0, low, high)
-    assert (claims.by_band(found, -1, 1, False), claims.by_band(found, -1, 1, True)) == (here, decided)
+    found = {"low": low, "high": high}
+    assert (claims.by_band(found, (-1, 1), False), claims.by_band(found, (-1, 1), True)) == (here, decided)
 
 
 def test_a_small_model_is_never_at_the_published_scale(done: Done) -> None:
