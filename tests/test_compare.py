@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from synthetic_run import make_report
 
 from golfcore import cli

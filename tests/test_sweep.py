@@ -255,10 +255,10 @@ def test_a_size_goes_over_what_all_sizes_have(tmp_path: Path) -> None:
         ("base = 'smoke'\nseed = [1]\n[arms.a]", "unknown key 'seed'; did you mean 'seeds'?"),
         ("base = 'smoke'\nseeds = ['x']\n[arms.a]", "seeds: expected int, found 'x'"),
         ("base = 'smokey'\n[arms.a]", "unknown preset 'smokey'"),
-        ("base = 'smoke'\narms = 3", "expected arms to be a table, found 3"),
+        ("base = 'smoke'\narms = 3", "arms: expected a table, found 3"),
         ("base = 'smoke'\n[arms.a]\nlable = 'x'", r"[arms.a]: unknown key 'lable'; did you mean 'label'?"),
         ("base = 'smoke'\n[arms.a]\nset = { ttt.epoch = 1 }", "unknown key 'epoch'; did you mean 'epochs'?"),
-        ("base = 'smoke'\n[arms.a]\nset = 3", "set: expected overrides, found 3"),
+        ("base = 'smoke'\n[arms.a]\nset = 3", "set: expected a table, found 3"),
         ("base = 'smoke'\n[arms.a]\nsize.dmo = {}", "unknown key 'dmo'; did you mean 'demo'?"),
         ("base = 'smoke'\n[arms.a]\non = 'b'", "on: expected an arm above it (there is none), found 'b'"),
         ("base = 'smoke'\n[arms.a]\n[arms.b]\non = 'c'", "on: expected an arm above it (a), found 'c'"),
@@ -285,7 +285,7 @@ def test_a_sweep_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_seeds_and_arms_that_are_none_are_one_sentence(text: str) -> None:
     with pytest.raises(UserError, match="seeds: expected different whole numbers with commas between them"):
         sweep.seeds_in(text)
-    with pytest.raises(UserError, match="arms: expected different names with commas between them"):
+    with pytest.raises(UserError, match="expected different names with commas between them"):
         sweep.names_in(text.replace("x", "1"))
     with pytest.raises(UserError, match="seeds: expected"):
         sweep.seeds_in("")

@@ -146,8 +146,8 @@ def _total(seeds: Part, text: Part, both: Part) -> tuple[np.ndarray, np.ndarray]
 def detectable(error: float, df: float) -> float:
     """The smallest true difference that a two-sided t-test at LEVEL finds with probability POWER.
 
-    The probability, of a noncentral t, is a mean over 2,000 quantiles of the estimated spread: scipy's own overflows for
-    few degrees of freedom.
+    The probability, of a noncentral t, is a mean over 2,000 quantiles of the estimated spread (scipy's overflows for
+    few degrees of freedom).
     """
     critical = stats.t.ppf((1 + LEVEL) / 2, df)
     spread = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, df) / df)

@@ -73,14 +73,14 @@ class ArmPlan:
     """One arm at one size."""
 
     name: str
-    label: str
     on: str  # the arm that it is compared with; "" for the reference
     overrides: dict[str, object]  # of the preset, those of all arms included
     config: Config  # with the preset's seed; named as the arm
-    published: float | None  # bits per byte
-    published_note: str
-    unknown: tuple[str, ...]
-    note: str
+    label: str
+    published: float | None = None  # bits per byte
+    published_note: str = ""
+    unknown: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Sweep:
     """A sweep file at one size. The first arm is the reference."""
 
     name: str
-    title: str
-    source: str
-    base: str  # preset of all arms
     size: str
-    seeds: tuple[int, ...]
-    measure: Measure
-    published_sd: float | None
-    published_steps: int | None
     arms: dict[str, ArmPlan]
+    base: str  # preset of all arms
+    title: str
+    seeds: tuple[int, ...]
+    source: str = ""
+    measure: Measure = "ttt"
+    published_sd: float | None = None
+    published_steps: int | None = None
 
     @property
     def reference(self) -> ArmPlan:
@@ -133,29 +133,20 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
     path = Path(file) if str(file).endswith(".toml") else SWEEPS / f"{file}.toml"
     if path.parent == SWEEPS:
         config.keys([path.stem], sweep_names(), "sweeps")
+    config.keys([size], config.size_names(), "size")
     where = str(file)
     values = _checked(_read(path), FILE, where)
     for key in ("base", "arms"):
         if not values.get(key):
             raise UserError(f"{where}: expected {key}, found none")
-    if not isinstance(values["arms"], Mapping):
-        raise UserError(f"{where}: expected arms to be a table, found {values['arms']!r}")
     common = {**_overrides(values, "all", size, where), **overrides}
     arms: dict[str, ArmPlan] = {}
-    for name, given in values["arms"].items():
-        arms[name] = _arm(name, given, values["base"], common, size, arms, f"{where}, [arms.{name}]")
-    return Sweep(
-        path.stem,
-        values.get("title", path.stem),
-        values.get("source", ""),
-        values["base"],
-        size,
-        values.get("seeds") or (next(iter(arms.values())).config.run.seed,),
-        values.get("measure", "ttt"),
-        values.get("published_sd"),
-        values.get("published_steps"),
-        arms,
-    )
+    for name, given in _table(values.pop("arms"), f"{where}, arms").items():
+        at = f"{where}, [arms.{name}]"
+        arms[name] = _arm(name, _checked(given, ARM, at), arms, (values["base"], size, common), at)
+    known: dict[str, Any] = {"title": path.stem, "seeds": (next(iter(arms.values())).config.run.seed,)}
+    known |= {k: v for k, v in values.items() if k not in ("all", "size")}
+    return Sweep(path.stem, size, arms, **known)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,28 +158,30 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
 
 
-def _checked(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
-    config.keys(values, list(known), where)
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: expected a table, found {value!r}")
+    return value
+
+
+def _checked(values: Any, known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config.keys(_table(values, where), list(known), where)
     return {k: v if known[k] is dict else config.coerce(v, known[k], f"{where}, {k}") for k, v in values.items()}
 
 
 def _arm(
     name: str,
-    given: Mapping[str, Any],
-    base: str,
-    common: Mapping[str, object],
-    size: str,
+    values: dict[str, Any],
     above: Mapping[str, ArmPlan],
+    plan: tuple[str, str, dict[str, object]],
     where: str,
 ) -> ArmPlan:
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where}: expected a table, found {given!r}")
-    values = _checked(given, ARM, where)
-    on = values.get("on", next(iter(above), ""))
+    """An arm, of what its table holds; `plan`: preset, size and overrides of all arms."""
+    base, size, common = plan
+    on = values.pop("on", next(iter(above), ""))
     if on not in above and (above or on):
         raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
-    below = above[on].overrides if on else common
-    overrides = {**below, **_overrides(values, "set", size, where)}
+    overrides = (above[on].overrides if on else common) | _overrides(values, "set", size, where)
     try:
         found = replace(config.load(base, overrides, size=size), name=name)
     except UserError as e:
@@ -196,36 +189,18 @@ def _arm(
     for other in above.values():
         if other.config.hash == found.hash:
             raise UserError(f"{where}: expected an arm that differs from {other.name} at size {size}, found the same")
-    return ArmPlan(
-        name,
-        values.get("label", name),
-        on,
-        overrides,
-        found,
-        values.get("published"),
-        values.get("published_note", ""),
-        values.get("unknown", ()),
-        values.get("note", ""),
-    )
+    texts = {k: v for k, v in values.items() if k not in ("set", "size")}
+    return ArmPlan(name, on, overrides, found, **{"label": name, **texts})
 
 
 def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> dict[str, object]:
-    """The overrides in `values[key]` with those of the size over them."""
-    sizes = values.get("size", {})
-    if not isinstance(sizes, Mapping):
-        raise UserError(f"{where}, size: expected a table, found {sizes!r}")
-    config.keys([size], config.size_names(), "size")
+    """The overrides in `values[key]` with those of the size over them, as dotted names."""
+    sizes = _table(values.get("size", {}), f"{where}, size")
     config.keys(sizes, config.size_names(), f"{where}, size")
-    return _flat(values.get(key, {}), f"{where}, {key}") | _flat(sizes.get(size, {}), f"{where}, size.{size}")
-
-
-def _flat(table: Any, where: str) -> dict[str, object]:
-    """Overrides as dotted names, from sections with keys in them or from dotted names."""
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where}: expected overrides, found {table!r}")
     found: dict[str, object] = {}
-    for name, value in table.items():
-        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    for place, table in ((key, values.get(key, {})), (f"size.{size}", sizes.get(size, {}))):
+        for name, value in _table(table, f"{where}, {place}").items():
+            found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return found
 
 
@@ -233,21 +208,21 @@ def _flat(table: Any, where: str) -> dict[str, object]:
 
 
 def seeds_in(text: str, default: Sequence[int] = ()) -> tuple[int, ...]:
-    """The seeds in "1, 2, 3"; `default` if there is nothing. UserError: none at all, one twice, or no whole number."""
+    """The seeds in "1, 2, 3"; `default` if there is nothing. UserError: none at all, one twice, or one that is none."""
     try:
         found = tuple(int(part) for part in text.split(",")) if text.strip() else tuple(default)
     except ValueError:
         found = ()
-    if not found or len(set(found)) < len(found):
+    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
         raise UserError(f"seeds: expected different whole numbers with commas between them, found {text!r}")
     return found
 
 
 def names_in(text: str, default: Sequence[str] = ()) -> tuple[str, ...]:
-    """The arms in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
+    """The names in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
     found = tuple(part.strip() for part in text.split(",")) if text.strip() else tuple(default)
     if not all(found) or not found or len(set(found)) < len(found):
-        raise UserError(f"arms: expected different names with commas between them, found {text!r}")
+        raise UserError(f"expected different names with commas between them, found {text!r}")
     return found
 
 
@@ -274,8 +249,9 @@ def run_arms(
     jobs = [(label, arm, seed) for seed in seeds for label, arm in arms.items()]
     for number, (label, arm, seed) in enumerate(jobs, 1):
         folder = out / f"{label}-s{seed}"
-        left = f", about {_minutes(sum(spent) / len(spent) * (len(jobs) - number + 1))} left" if spent else ""
-        say(f"run {number} of {len(jobs)}: {label}, seed {seed}{left}")
+        seconds = sum(spent) / max(len(spent), 1) * (len(jobs) - number + 1)
+        left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        say(f"run {number} of {len(jobs)}: {label}, seed {seed}{f', about {left} left' if spent else ''}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
         others = tuple(run_folders(out))
         folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
@@ -305,7 +281,3 @@ def default_out(plan: Sweep) -> Path:
 def out_of(name: str, reference: Config) -> Path:
     """The usual folder of a study's runs, told apart by the configuration of its reference."""
     return runs_dir() / f"{name}-{identity(reference)[:8]}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
