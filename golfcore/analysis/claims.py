@@ -5,7 +5,7 @@ measured at the published scale. Measured at another scale, a difference is in t
 one, or not resolved here, and then the smallest difference that would have been seen stands beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,8 @@ def summary(table: pd.DataFrame) -> str:
 
 # -- the claims about meta-learning
 
+Judge = Callable[[Mapping[str, Any], bool], str]  # of what was found, and whether it decides
+
 
 def meta_claims(arms: Sequence[Arm], rates: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """One row a claim: `statement`, `system`, `published`, `source`, `how` it was measured and judged, `size` and scale
@@ -216,15 +218,21 @@ def _of(arm: Arm, preset: str) -> tuple[dict[str, Any], bool]:
     return {"size": "published" if decides else "smaller", **scale(arm), "seeds": len(arm.runs)}, decides
 
 
-def _effect(named: Mapping[str, Arm], pair: tuple[str, str], published: float, statement: str) -> dict[str, Any]:
-    claimed = published if pair[1] == "none" else None  # nobody ran the placebo
-    row = _claim(statement, pair[0], claimed, "bpb", f"(c) of {pair[0]} less {pair[1]}, same seeds and steps")
+def _compared(
+    row: dict[str, Any], named: Mapping[str, Arm], pair: tuple[str, str], measure: str, judge: Judge
+) -> dict[str, Any]:
+    """The claim `row` with the difference of the first arm of `pair` to the second and the verdict of `judge` on it."""
     if not {*pair} <= named.keys():
         return row
     arm, other = (named[name] for name in pair)
-    found, (at, decides) = compare.difference(other, arm, MEASURES["ttt"]), _of(arm, pair[0])
-    row |= at | found | {"value": found["difference"]}
-    return row | {"verdict": by_sign(found, published, decides)}
+    found, (at, decides) = compare.difference(other, arm, MEASURES[measure]), _of(arm, pair[0])
+    return row | at | found | {"value": found["difference"], "verdict": judge(found, decides)}
+
+
+def _effect(named: Mapping[str, Arm], pair: tuple[str, str], published: float, statement: str) -> dict[str, Any]:
+    claimed = published if pair[1] == "none" else None  # nobody ran the placebo
+    row = _claim(statement, pair[0], claimed, "bpb", f"(c) of {pair[0]} less {pair[1]}, same seeds and steps")
+    return _compared(row, named, pair, "ttt", lambda found, decides: by_sign(found, published, decides))
 
 
 def _is_adaptation(arm: Arm) -> dict[str, Any]:
@@ -237,15 +245,10 @@ def _is_adaptation(arm: Arm) -> dict[str, Any]:
 
 
 def _invariance(named: Mapping[str, Arm], name: str, statement: str) -> dict[str, Any]:
-    reference, arm = named["none"], named.get("exp101")
-    size = INVARIANT * abs(float(np.mean(reference.totals(MEASURES[name]))))
+    size = INVARIANT * abs(float(np.mean(named["none"].totals(MEASURES[name]))))
     how = f"exp101 less exp105a, within 2 % of exp105a's own: {size:.5f}"
     row = _claim(statement, "exp101", 0.00011 if name == "total_gain" else None, "bpb", how)
-    if arm is None:
-        return row
-    found, (at, decides) = compare.difference(reference, arm, MEASURES[name]), _of(arm, "exp101")
-    row |= at | found | {"value": found["difference"]}
-    return row | {"verdict": by_band(found, (-size, size), decides)}
+    return _compared(row, named, ("exp101", "none"), name, lambda found, at: by_band(found, (-size, size), at))
 
 
 def _last(rates: pd.DataFrame, frozen: bool) -> pd.DataFrame:

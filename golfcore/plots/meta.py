@@ -1,6 +1,7 @@
 """The figures of a study of meta-learning: golfcore.analysis.meta and .compare make the frames."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -46,14 +47,26 @@ def differences(table: pd.DataFrame) -> Figure:
     style.title(fig, "Do the arms score differently?")
     for ax, (name, text) in zip(fig.subplots(2, 3, sharey=True).flat, MEASURES.items(), strict=True):
         rows = only(table, measure=name).iloc[1:]
-        parts.forest(ax, rows, [parts.Mark(looks[arm][1]) for arm in rows["arm"]])
-        parts.rows_axis(ax, [label for label, _ in others])
+        forest(ax, rows, [looks[arm][1] for arm in rows["arm"]], [label for label, _ in others], text)
         ax.xaxis.set_major_locator(MaxNLocator(3))
-        style.subtitle(ax, text)
+    say_interval(fig, table, f"difference to {reference}")
+    return fig
+
+
+def forest(
+    ax: Axes, rows: pd.DataFrame, colours: Sequence[str], labels: Sequence[str], text: str, value: str = "difference"
+) -> None:
+    """A panel under `text`: `value` with its interval in every row, coloured and labelled."""
+    parts.forest(ax, rows, [parts.Mark(colour) for colour in colours], value)
+    parts.rows_axis(ax, labels)
+    style.subtitle(ax, text)
+
+
+def say_interval(fig: Figure, table: pd.DataFrame, text: str) -> None:
+    """Below the figure what it shows and what its intervals are over."""
     over = next(iter(table["over"].dropna()), None) if "over" in table else None
     interval = f"line: 95 % interval for other {over}" if over else "too little text for intervals"
-    fig.supxlabel(f"difference to {reference} (bits per byte); {interval}", fontsize=8)
-    return fig
+    fig.supxlabel(f"{text} (bits per byte); {interval}", fontsize=8)
 
 
 def gains(table: pd.DataFrame) -> Figure:
@@ -63,12 +76,11 @@ def gains(table: pd.DataFrame) -> Figure:
     style.title(fig, "Does meta-learning change what test-time training can do?")
     for ax, name in zip(fig.subplots(1, 2, sharey=True), ("context_gain", "ttt_gain"), strict=True):
         rows = only(table, measure=name, kind="mean")
-        parts.forest(ax, rows, [parts.Mark(looks[arm][1]) for arm in rows["arm"]], "gain")
+        labels, colours = [label for label, _ in looks.values()], [looks[arm][1] for arm in rows["arm"]]
+        forest(ax, rows, colours, labels, style.GAINS[name], "gain")
         for y, arm in enumerate(looks):
             dots = only(table, measure=name, kind="seed", arm=arm)["gain"]
             ax.plot(dots, [y] * len(dots), "o", color="white", mec=looks[arm][1], ms=3, zorder=3)
-        parts.rows_axis(ax, [label for label, _ in looks.values()])
-        style.subtitle(ax, style.GAINS[name])
     fig.supxlabel("bits per byte; filled: mean, open: seeds; line: 95 % interval of the mean", fontsize=8)
     return fig
 
@@ -101,26 +113,19 @@ def meta_sgd(table: pd.DataFrame) -> Figure:
     axes = fig.subplots(1, 4, sharey=True)
     for ax, (bank, (label, _)) in zip(axes, style.BANKS.items(), strict=True):
         rows = table[table["bank"] == bank]
-        for line in _lines(rows[~rows["frozen"]], "arm", "seed", "slot"):
-            ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=style.BLUE, lw=0.7, alpha=0.7)
-        for line in _lines(rows[rows["frozen"]], "arm", "seed", "slot"):
-            ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=BLACK, lw=1.6)
-        for line in list(_lines(rows[rows["frozen"]], "arm", "seed"))[:1]:
-            ax.plot([0, *line["step"]], [1.0, *line["predicted"]], color=YELLOW, lw=1, ls="--")
+        looks = ((False, style.BLUE, 0.7, "free slots, every seed"), (True, BLACK, 1.6, "slots of frozen blocks"))
+        for frozen, colour, width, entry in looks:
+            for _, line in rows[rows["frozen"] == frozen].groupby(["arm", "seed", "slot"], sort=False):
+                ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=colour, lw=width, label=entry)
+                if frozen:
+                    label = "weight decay alone (predicted)"
+                    ax.plot([0, *line["step"]], [1.0, *line["predicted"]], color=YELLOW, lw=1, ls="--", label=label)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         style.subtitle(ax, label)
     axes[0].set_ylabel("learned rate")
-    axes[0].plot([], [], color=style.BLUE, lw=0.7, label="free slots, every seed")
-    if table["frozen"].any():
-        axes[0].plot([], [], color=BLACK, lw=1.6, label="slots of frozen blocks")
-        axes[0].plot([], [], color=YELLOW, ls="--", lw=1, label="weight decay alone (predicted)")
-    parts.legend_below(fig, axes[:1])
+    parts.legend_below(fig, axes)
     return fig
-
-
-def _lines(rows: pd.DataFrame, *columns: str) -> Iterator[pd.DataFrame]:
-    return (line for _, line in rows.groupby(list(columns), sort=False))
 
 
 def interventions(table: pd.DataFrame) -> Figure:
@@ -206,14 +211,15 @@ def differences_caption(table: pd.DataFrame) -> str:
     rows = only(table, measure="ttt").iloc[1:]
     if rows.empty:
         return "There is one arm: nothing to compare it with."
-    listed = [f"{row['arm']} {style.change(row) if has(row, 'low') else _bare(row)}" for row in rows.to_dict("records")]
+    listed = [f"{row['arm']} {style.change(row)}{doubt(row)}" for row in rows.to_dict("records")]
     text = f"After TTT, less the reference, bits per byte: {'; '.join(listed)}."
     seen = rows["detectable"].dropna() if "detectable" in rows else []
     return f"{text} Found 4 times out of 5: {min(seen):.4f} to {max(seen):.4f}." if len(seen) else text
 
 
-def _bare(row: dict) -> str:
-    return f"{style.signed(row['difference'])} (too little text for an interval)"
+def doubt(row: Mapping[str, Any]) -> str:
+    """What to add to a difference without an interval."""
+    return "" if has(row, "low") else ", too little text for an interval"
 
 
 def gains_caption(table: pd.DataFrame) -> str:

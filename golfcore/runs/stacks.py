@@ -10,11 +10,12 @@ One arm shares blocks; each of the others has no sharing and equals it in all bu
     unique-narrow  L       L       smaller  equal exported parameters and so about equal bytes, at equal depth
 
 No arm without sharing can have the bytes, depth and compute a token of "shared" at once: at equal bytes sharing costs
-about L/U times the compute. A narrow arm rather than a wider shared one because it is the cheaper one to train.
+about L/U times the compute.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -44,10 +45,8 @@ def arms(
     """
     config.keys(names, list(ARMS), "arms")
     if len(set(names)) < len(names) or not names or names[0] != SHARED or repeats < 0:
-        raise UserError(
-            f"arms: expected {SHARED} and then different others, and repeats from 0 on, found "
-            f"{', '.join(names) or 'none'} and {repeats}"
-        )
+        found = f"{', '.join(names) or 'none'} and {repeats}"
+        raise UserError(f"arms: expected {SHARED} and then different others, and repeats from 0 on, found {found}")
     base = config.load(preset, changes, size)
     if not repeats and base.model.n_layers == base.model.n_blocks:
         repeats = 2
@@ -57,14 +56,9 @@ def arms(
         raise UserError(f"repeats: expected 0 or 2 and more, found {repeats}, which shares no block")
     unique, shallow = (restack(shared, tuple(range(n))) for n in (n_layers, n_blocks))
     longer = round(shallow.schedule.iterations * flops_per_token(shared) / flops_per_token(shallow))
-    found = {
-        SHARED: shared,
-        "unique": unique,
-        "shallow": shallow,
-        "shallow-long": lasting(shallow, longer),
-        "unique-narrow": narrowed(unique, exported(shared.model)),
-    }
-    return {n: config.from_dict({**config.to_dict(found[n]), "name": n}, f"{preset}, arm {n}") for n in names}
+    long, narrow = lasting(shallow, longer), narrowed(unique, exported(shared.model))
+    made = dict(zip(ARMS, (shared, unique, shallow, long, narrow), strict=True))
+    return {n: config.from_dict({**config.to_dict(made[n]), "name": n}, f"{preset}, arm {n}") for n in names}
 
 
 def lasting(cfg: Config, steps: int) -> Config:
@@ -91,13 +85,9 @@ def restack(cfg: Config, blocks: tuple[int, ...]) -> Config:
         xsa_last_n=n if m.xsa_last_n >= m.n_layers else min(m.xsa_last_n, n),
         frozen_skips=tuple(row for row in m.frozen_skips if row < n // 2),
     )
-    return replace(
-        cfg,
-        model=model,
-        meta=replace(cfg.meta, freeze_blocks=round(cfg.meta.freeze_blocks * share)),
-        ttt=replace(cfg.ttt, freeze_blocks=round(cfg.ttt.freeze_blocks * share)),
-        reptile=replace(cfg.reptile, freeze_blocks=round(cfg.reptile.freeze_blocks * share)),
-    )
+    sections: dict[str, Any] = {name: getattr(cfg, name) for name in ("meta", "ttt", "reptile")}
+    frozen = {name: replace(s, freeze_blocks=round(s.freeze_blocks * share)) for name, s in sections.items()}
+    return replace(cfg, model=model, **frozen)
 
 
 def narrowed(cfg: Config, wanted: int) -> Config:
