@@ -263,7 +263,7 @@ def test_a_size_goes_over_what_all_sizes_have(tmp_path: Path) -> None:
         ("base = 'smoke'\n[arms.a]\non = 'b'", "on: expected an arm above it (there is none), found 'b'"),
         ("base = 'smoke'\n[arms.a]\n[arms.b]\non = 'c'", "on: expected an arm above it (a), found 'c'"),
         ("base = 'smoke'\n[arms.a]\n[arms.b]", "[arms.b]: expected an arm that differs from a at size full"),
-        ("base = 'smoke'\n[arms.a", "expected TOML, found text that does not parse"),
+        ("base = 'smoke'\n[arms.a", "expected a sweep as TOML, found text that does not parse"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:

@@ -135,42 +135,38 @@ def interventions(table: pd.DataFrame) -> Figure:
     """
     fig, looks = style.figure(4.6), style.arms(table["arm"])
     style.title(fig, "How large an intervention is a meta step?")
-    grid = fig.add_gridspec(2, 12)
     panels = {
-        "predicted_gain": "gain of the inner step (nats)",
+        "predicted_gain": "gain of the inner step (nats)\ndots: measured, line: first order",
         "displacement": "norm of the inner step",
         "meta_norm": "norm of the added gradient",
     }
+    grid = fig.add_gridspec(2, 12)
     top = [fig.add_subplot(grid[0, 4 * i : 4 * i + 4]) for i in range(3)]
     for ax, (column, text) in zip(top, panels.items(), strict=True):
-        _means(ax, table, column, looks)
+        _means(ax, table, column, text)
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        style.subtitle(ax, text if column != "predicted_gain" else f"{text}\ndots: measured, line: first order")
     for arm, (_, colour) in looks.items():
         known = table[(table["arm"] == arm) & table["gained"].notna()]
         top[0].plot(known["step"], known["gained"], "o", color=colour, ms=2, alpha=0.5)
-    below = [fig.add_subplot(grid[1, 3 * i : 3 * i + 3]) for i in range(4)]
-    for ax, (bank, (text, _)) in zip(below, style.BANKS.items(), strict=True):
-        if ax is not below[0]:
-            ax.sharey(below[0])
-            ax.tick_params(labelleft=False)
-        _means(ax, table, f"cosine_{bank}", looks)
+    for i, (bank, (text, _)) in enumerate(style.BANKS.items()):
+        ax = fig.add_subplot(grid[1, 3 * i : 3 * i + 3], sharey=fig.axes[3] if i else None)
+        ax.tick_params(labelleft=not i)
+        _means(ax, table, f"cosine_{bank}", text)
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.set_xlabel("step")
-        style.subtitle(ax, text)
-    below[0].set_ylabel("cosine of main\nand added gradient")
+    fig.axes[3].set_ylabel("cosine of main\nand added gradient")
     parts.legend_below(fig, top[:1])
     return fig
 
 
-def _means(ax: Axes, table: pd.DataFrame, column: str, looks: dict[str, tuple[str, str]]) -> None:
-    """For each arm the mean over seeds at each step, where there is a value."""
-    for arm, (label, colour) in looks.items():
-        rows = table[(table["arm"] == arm) & table[column].notna()]
-        means = rows.groupby("step")[column].mean()
+def _means(ax: Axes, table: pd.DataFrame, column: str, text: str) -> None:
+    """A panel under `text`: for each arm the mean over seeds at each step, where there is a value."""
+    for arm, (label, colour) in style.arms(table["arm"]).items():
+        means = table[table["arm"] == arm].dropna(subset=[column]).groupby("step")[column].mean()
         ax.plot(means.index, means, color=colour, lw=1, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    style.subtitle(ax, text)
 
 
 def costs(table: pd.DataFrame) -> Figure:
@@ -202,7 +198,8 @@ def curves_caption(table: pd.DataFrame) -> str:
     """Where validation ended in each arm."""
     val = only(table, kind="val")
     ends = val[val["step"] == val["step"].max()].groupby("arm", sort=False)["bpb"].mean()
-    text = ", ".join(f"{style.arms(table['arm'])[arm][0]} {bpb:.4f}" for arm, bpb in ends.items())
+    looks = style.arms(table["arm"])
+    text = ", ".join(f"{looks[str(arm)][0]} {bpb:.4f}" for arm, bpb in ends.items())
     return f"Validation of the current weights at step {val['step'].max():,}, bits per byte, mean over seeds: {text}."
 
 

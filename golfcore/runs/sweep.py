@@ -26,7 +26,6 @@ note = "..."
 
 import re
 import time
-import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,26 +44,13 @@ if TYPE_CHECKING:
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
 FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
-    "title": str,
-    "base": str,
-    "seeds": tuple[int, ...],
-    "source": str,
-    "measure": Measure,
-    "published_sd": float,
-    "published_steps": int,
-    "all": dict,
-    "size": dict,
-    "arms": dict,
+    **dict.fromkeys(("title", "base", "source"), str),
+    **{"seeds": tuple[int, ...], "measure": Measure, "published_sd": float, "published_steps": int},
+    **dict.fromkeys(("all", "size", "arms"), dict),
 }
 ARM: dict[str, Any] = {
-    "on": str,
-    "label": str,
-    "published": float,
-    "published_note": str,
-    "unknown": tuple[str, ...],
-    "note": str,
-    "set": dict,
-    "size": dict,
+    **dict.fromkeys(("on", "label", "published_note", "note"), str),
+    **{"published": float, "unknown": tuple[str, ...], "set": dict, "size": dict},
 }
 
 
@@ -135,7 +121,7 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
         config.keys([path.stem], sweep_names(), "sweeps")
     config.keys([size], config.size_names(), "size")
     where = str(file)
-    values = _checked(_read(path), FILE, where)
+    values = _checked(config.read_toml(path, "a sweep"), FILE, where)
     for key in ("base", "arms"):
         if not values.get(key):
             raise UserError(f"{where}: expected {key}, found none")
@@ -147,15 +133,6 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
     known: dict[str, Any] = {"title": path.stem, "seeds": (next(iter(arms.values())).config.run.seed,)}
     known |= {k: v for k, v in values.items() if k not in ("all", "size")}
     return Sweep(path.stem, size, arms, **known)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected a sweep, found no such file") from None
-    except tomllib.TOMLDecodeError as e:
-        raise UserError(f"{path}: expected TOML, found text that does not parse ({e})") from None
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
