@@ -138,7 +138,16 @@ def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -
                 raise UserError(f"{where}, {name}: {str(e).removeprefix(f'{name}: ')}") from None
     if {"preset", "seed", "overrides"} <= values.keys() and not values.get("run"):
         configure(*(values.get(name, "") for name in ("preset", "seed", "overrides", "data_path")))
+    if {"sweep", "size", "arms", "overrides"} <= values.keys():
+        plan = sweep.load(values["sweep"], values["size"], config.parse_overrides(values["overrides"]))
+        plan.only(sweep.names_in(values["arms"], plan.arms))
     return values
+
+
+def _open_data(folder: str) -> object:
+    from golfcore.data.datasets import open_dataset  # imports torch, which most commands here do without
+
+    return open_dataset(folder)
 
 
 VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name may be, in every notebook
@@ -150,6 +159,7 @@ VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name m
     "overrides": config.parse_overrides,
     "changes": config.parse_overrides,
     "run": lambda value: find_run(Path(value)),
+    "data_path": _open_data,
     "clock": lambda value: config.keys([value], ["steps", "wall"], "clocks", "clock"),
 }
 

@@ -63,6 +63,7 @@ def test_a_run_is_its_frames(made: api.Run) -> None:
     assert made.metrics["kind"].value_counts()["train"] == made.config.schedule.iterations
     assert made.bytes["bytes"].iloc[-1] == report["artifact"]["total"]
     assert set(made.coverage["feature"]) == set(made.folder.coverage())
+    assert list(made.coverage) == ["feature", "done", "of", "unit", "note"]
     assert all(isinstance(f, pd.DataFrame) for f in (made.scores, made.metrics, targets, made.bytes, made.coverage))
 
 

@@ -88,7 +88,7 @@ def test_help_says_defaults_and_names(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_help_of_a_notebook_lists_its_parameters(tmp_path, capsys, monkeypatch) -> None:
-    source = 'seeds: str = "1, 2"  # of all arms\nsteps = 0\n'
+    source = 'data_path: str = ""\nseeds: str = "1, 2"  # of all arms\nsteps = 0\n'
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
     files.write_json(tmp_path / "notebooks" / "05_x.ipynb", {"cells": [cell]})
     files.write_text(tmp_path / "papermill_runs" / "README.md", "")
@@ -97,6 +97,8 @@ def test_help_of_a_notebook_lists_its_parameters(tmp_path, capsys, monkeypatch) 
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     assert lines[-2][1:] == ["seeds: str = '1, 2'", "of all arms"] and lines[-1][1] == "steps: int = 0"
     assert "05_x, seeds: expected different whole numbers" in refused(capsys, "notebook", "05_x", "-p", "seeds", "")
+    said = refused(capsys, "notebook", "05_x", "-p", "data_path", "nosuch")
+    assert "05_x, data_path: nosuch: expected a dataset folder" in said
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -99,6 +99,7 @@ def test_overrides_take_the_type_of_their_field(text: str, value: object) -> Non
         ({"model.ve_layers": "[" * 5000}, "model.ve_layers: expected a list, found"),
         ({"model.ve_layers": [0] * 2000}, "model.ve_layers: expected at most 1024 values, found 2000"),
         ({"optim.matrix_lr": float("nan")}, "optim.matrix_lr: expected at least 0 and at most 1e+30, found nan"),
+        ({"data.path": 3}, "data.path: expected text, found 3"),
         ({"optim.matrix_lr": 1e300}, "optim.matrix_lr: expected at least 0 and at most 1e+30, found 1e+300"),
     ],
 )
@@ -157,7 +158,7 @@ def test_every_number_has_bounds_and_is_refused_beyond_them(section: str, field:
     """Also one in a list, and one that is no number."""
     allowed = interval(field)
     assert allowed is not None
-    ends = (allowed.low if allowed.open_low else math.nan, allowed.high if allowed.open_high else allowed.high + 1)
+    ends = (allowed.low if allowed.open_low else math.nan, allowed.high if allowed.open_high else 2 * allowed.high + 1)
     for end in (allowed.low - 1, *ends):
         wrong = int(end) if "int" in str(field.type) and math.isfinite(end) else end
         given = [wrong] if isinstance(field.default, tuple) else wrong

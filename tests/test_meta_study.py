@@ -72,6 +72,9 @@ def test_a_sweep_runs_whole_seeds_and_says_where_it_is(tmp_path: Path, monkeypat
     for wrong in ([], [1, 1]):
         with pytest.raises(UserError, match="expected arms and different seeds"):
             sweep.run_arms(configs, wrong, tmp_path, said.append)
+    with pytest.raises(UserError, match="meta-none: run.seed: expected at least 0 and at most 4294967295, found -1"):
+        sweep.run_arms(configs, [1, -1], tmp_path, said.append)
+    assert len(said) == 4
     with pytest.raises(UserError, match="found '../x'"):
         sweep.run_arms({"../x": configs["meta-none"]}, [1], tmp_path, said.append)
 

@@ -40,7 +40,8 @@ def curves(run: RunFolder) -> pd.DataFrame:
 
 def coverage(run: RunFolder) -> pd.DataFrame:
     """What every feature that is switched on really touched: feature, done, of, unit, note."""
-    return frames.frame({"feature": feature, **row} for feature, row in run.coverage().items())
+    columns = ("done", "of", "unit", "note")
+    return frames.frame({"feature": name} | {c: row[c] for c in columns} for name, row in run.coverage().items())
 
 
 report = RunFolder.results

@@ -93,8 +93,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if len(value) > MAX_LIST:
             raise UserError(f"{where}: expected at most {MAX_LIST} values, found {len(value)}")
         return tuple(coerce(v, args[0], where) for v in value)
-    if hint is str:
-        value = value if isinstance(value, str | os.PathLike) else shown(value)
+    if hint is str and isinstance(value, str | os.PathLike):
         return _unquoted(os.fspath(value))
     if isinstance(value, str):
         value = parse_value(value)
@@ -102,7 +101,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not hint:
         found = repr(shown(value)) if isinstance(value, str) else shown(value)
-        raise UserError(f"{where}: expected {hint.__name__}, found {found}")
+        raise UserError(f"{where}: expected {'text' if hint is str else hint.__name__}, found {found}")
     return value
 
 

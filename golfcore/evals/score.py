@@ -46,4 +46,4 @@ def bytes_of(tables: Tables, previous: np.ndarray, target: np.ndarray) -> np.nda
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
-    return nats / (np.log(2.0) * n_bytes)
+    return float(nats / (np.log(2.0) * n_bytes))

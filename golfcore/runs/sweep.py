@@ -223,13 +223,13 @@ def run_arms(
             raise UserError(f"sweep: expected arms named with letters, digits, '.', '_', '+' and '-', found {label!r}")
     folders: list[RunFolder] = []
     spent: list[float] = []
-    jobs = [(label, arm, seed) for seed in seeds for label, arm in arms.items()]
+    jobs = [(n, config.override(arm, {"run.seed": seed}, n), seed) for seed in seeds for n, arm in arms.items()]
     for number, (label, arm, seed) in enumerate(jobs, 1):
         folder = out / f"{label}-s{seed}"
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{time_left(spent, len(jobs) - number + 1)}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
         others = tuple(run_folders(out))
-        folders.append(pipeline.run(replace(arm, run=replace(arm.run, seed=seed)), folder, say, others))
+        folders.append(pipeline.run(arm, folder, say, others))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
