@@ -140,7 +140,7 @@ def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -
         configure(*(values.get(name, "") for name in ("preset", "seed", "overrides", "data_path")))
     if {"sweep", "size", "arms", "overrides"} <= values.keys():
         plan = sweep.load(values["sweep"], values["size"], config.parse_overrides(values["overrides"]))
-        plan.only(sweep.names_in(values["arms"], plan.arms))
+        plan.only(sweep.names_in(values["arms"], list(plan.arms)))
     return values
 
 
