@@ -210,7 +210,7 @@ def audit(
     A scorer needs `tokens`, its stream, and what `evals.audit.audit` asks for (`vocab_size`, `chunk`, ...).
     """
     from golfcore.evals.audit import audit as examine
-    from golfcore.runs.auditing import audit_packed
+    from golfcore.runs.reopen import audit_packed
 
     if isinstance(target, Run | Artifact | str | Path):
         return audit_packed(_where(target), protocol, dict(changes or {}))

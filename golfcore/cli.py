@@ -339,12 +339,8 @@ def run_notebook(args: argparse.Namespace) -> None:
 
 
 def figures(args: argparse.Namespace) -> None:
-    """Draw runs, one into DIR, several each below it; without any, draw DIR again from its tables."""
-    from golfcore.plots.figures import draw_run, redraw
+    from golfcore.plots.figures import draw_runs
     from golfcore.runs import folder
 
-    out = args.out or folder.project_dir() / "figures"
-    runs = [folder.find_run(path) for path in args.runs]
-    drawn = [draw_run(run, out / run.id if len(runs) > 1 else out) for run in runs]
-    paths = [path for figures in drawn for figure in figures.values() for path in figure.paths]
-    print("\n".join(map(str, paths if runs else redraw(out))))
+    for path in draw_runs(args.runs, args.out or folder.project_dir() / "figures"):
+        print(path)

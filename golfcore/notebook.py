@@ -149,7 +149,7 @@ VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name m
     "size": lambda value: config.keys([value], config.size_names(), "sizes", "size"),
     "seeds": lambda value: [config.load("smoke", {"run.seed": seed}) for seed in sweep.seeds_in(value)],
     "arms": lambda value: sweep.names_in(value, ["all"]),
-    "cells": lambda value: sweep.names_in(value, ["all"]),
+    "cells": lambda value: sweep.names_in(value, ["all"], "cells"),
     "overrides": config.parse_overrides,
     "changes": config.parse_overrides,
     "run": lambda value: find_run(Path(value)),

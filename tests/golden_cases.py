@@ -60,25 +60,27 @@ NO_OUTPUT = re.compile(  # parameters, inputs, and what repeats other arrays of 
 REMARKS = re.compile(r"noise\w*|note\w*|findings|dtypes|qmeta|runs")  # on the top level: what came out, not options
 
 
-class Options:
-    """One level of `meta` that remembers which of its keys were read."""
+class Options(dict):
+    """Values by name, at every level of `meta` or the arrays of a file, that remember which of them were read."""
 
     def __init__(self, values: dict, where: str = "meta") -> None:
-        self.where, self.read, self.plain, self.trusted = where, set[str](), values, False
-        self.values = {k: _wrapped(v, f"{where}.{k}") for k, v in values.items()}
+        super().__init__({key: _wrapped(value, f"{where}.{key}") for key, value in values.items()})
+        self.where, self.read = where, set[str]()
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)
-        return self.values[key]
+        return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
-        return self.values.get(key, default)
+        return self[key] if key in self else default
 
     def all(self) -> dict:
         """Every key and value: for what only describes, or for a reader that refuses unknown keys itself."""
-        self.trusted = True
-        return self.plain
+        self.read.update(self)
+        for key in self:
+            for level in self.levels(key):
+                level.all()
+        return self
 
     def only(self, **known: object) -> None:
         """Options that golfcore has at one value only: refused at another."""
@@ -86,13 +88,16 @@ class Options:
             found = self.get(key, value)
             assert found == value, f"{self.where}.{key}: golfcore computes {value!r} only, the case has {found!r}"
 
+    def levels(self, key: str) -> list["Options"]:
+        value = super().__getitem__(key)
+        return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Options)]
+
     def unread(self) -> Iterator[str]:
         """Dotted names of options that nothing read."""
         top = self.where == "meta"
-        for key, value in self.values.items() if not self.trusted else ():
+        for key, value in self.items():
+            deeper = self.levels(key)
             described = REMARKS.fullmatch(key) or isinstance(value, str | list) if top else DESCRIPTIONS.fullmatch(key)
-            inner = value if isinstance(value, list) else [value]
-            deeper = [v for v in inner if isinstance(v, Options)]
             if key in self.read:
                 for level in deeper:
                     yield from level.unread()
@@ -103,33 +108,18 @@ class Options:
 def _wrapped(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return Options(value, where)
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+    if isinstance(value, list):
         return [_wrapped(v, f"{where}[{i}]") for i, v in enumerate(value)]
     return value
 
 
-class Recorded(dict):
-    """The arrays of a file; remembers which of them were read."""
-
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
-        self.read = set[str]()
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def unread(self) -> list[str]:
-        """The outputs that nothing read."""
-        return [key for key in self if key not in self.read and not NO_OUTPUT.search(key)]
-
-
 def run(meta: dict, arrays: Arrays) -> Outcome:
     """How many outputs of a case were compared, and a sentence for each that differs and each that was not read."""
-    options, recorded = Options(meta), Recorded(arrays)
+    options, recorded = Options(meta), Options(arrays)
     checked, wrong = CASES[options["case"]](options, recorded)
     wrong += [f"{name}: an option that golfcore does not know" for name in options.unread()]
-    return checked, wrong + [f"{name}: a recorded output that was not compared" for name in recorded.unread()]
+    left = [key for key in arrays if key not in recorded.read and not NO_OUTPUT.search(key)]
+    return checked, wrong + [f"{key}: a recorded output that was not compared" for key in left]
 
 
 class Check:

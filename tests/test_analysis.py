@@ -1,7 +1,5 @@
 """Laws of the analysis: frames survive a file, parts sum to the whole, intervals cover, counts equal a plain count."""
 
-import subprocess
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -11,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_run import CHUNK, CODE_BYTES, log_training, make_result, make_run, make_text
 
@@ -46,9 +44,10 @@ columns = st.dictionaries(st.sampled_from(["a", "b,c", "run", "-"]), cells, min_
 
 def spelled(text: str) -> bool:
     """Whether a column of this text alone would come back as numbers or booleans."""
-    return text in ("true", "false") or bool(frames.INT.fullmatch(text)) or frames._is_float(text)
+    return not isinstance(frames._value(text), str)
 
 
+@settings(max_examples=40)
 @given(columns)
 def test_a_frame_survives_its_file(columns: dict[str, list]) -> None:
     made = frame({name: values[i] for name, values in columns.items()} for i in range(3))
@@ -94,7 +93,8 @@ def test_a_frame_prints_every_value_and_cuts_hashes_short() -> None:
 def test_only_and_one_select_rows_without_what_they_do_not_use() -> None:
     made = frame([{"kind": "a", "x": 1}, {"kind": "b", "y": np.int64(2), "z": float("nan")}])
     assert frames.one(made, kind="a") == {"kind": "a", "x": 1} and frames.one(made, y=2)["kind"] == "b"
-    assert len(only(made, kind="c")) == 0 == len(only(made, nothing=1)) and frame(made) is made
+    assert len(only(made, kind="c")) == 0 == len(only(made, nothing=1))
+    pd.testing.assert_frame_equal(frame(made), made)
     with pytest.raises(ValueError, match="expected one row"):
         frames.one(made, kind="c")
 
@@ -135,11 +135,6 @@ def test_the_table_of_runs_says_what_each_is_and_how_far_it_got(tmp_path: Path, 
     assert done["bytes"] == report["artifact"]["total"] and done["config"] == load("smoke").hash
     assert len(runs.as_text(table).splitlines()) == 5 and runs.as_text(table[:0]) == "no runs"
     assert runs.as_rows(table)[3].keys() == {"run", "done", "stage"}
-
-
-def test_listing_runs_needs_no_torch() -> None:
-    code = "import sys, golfcore.analysis.runs; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 # -- scores

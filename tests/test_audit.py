@@ -16,8 +16,8 @@ import torch
 from cheaters import CFG, CHUNK, STRIDE, TOTAL, VOCAB, honest, text, with_
 
 from golfcore import cli
-from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit, layout
-from golfcore.evals.audit.bench import Bench
+from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit
+from golfcore.evals.audit.bench import Bench, layout
 from golfcore.evals.audit.checks import future_perturbation
 from golfcore.evals.ledger import Ledger, trained_too_early
 from golfcore.evals.windows import windows

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic_run import make_report
 
 from golfcore import cli
 from golfcore.analysis import compare
@@ -37,26 +38,18 @@ def make_run(
     config = load(preset, {"run.seed": seed})
     run = open_run(path, config, data, {})
     difficulty = np.random.default_rng(0).normal(0, 0.2, n_chunks)
-    measures = {}
+    found = {}
     for name, level in LEVELS.items():
-        bpb = level + difficulty + change(name)
-        nats = bpb * np.log(2) * CHUNK_BYTES
+        nats = (level + difficulty + change(name)) * np.log(2) * CHUNK_BYTES
         rows = [
-            {
-                "chunk": i,
-                "start": CHUNK_TOKENS * i,
-                "stop": CHUNK_TOKENS * (i + 1),
-                "nats": float(x),
-                "bytes": CHUNK_BYTES,
-            }
-            for i, x in enumerate(nats)
+            {"chunk": i, "start": CHUNK_TOKENS * i, "stop": CHUNK_TOKENS * (i + 1), "nats": x, "bytes": CHUNK_BYTES}
+            for i, x in enumerate(nats.tolist())
         ]
         tokens, n_bytes, total = n_chunks * CHUNK_TOKENS, n_chunks * CHUNK_BYTES, float(nats.sum())
         score = bits_per_byte(total, n_bytes)
-        found = EvalResult(name, Legality("static"), total, tokens, n_bytes, score, 0, 1.0, rows)
-        results.save(found, run.file(f"eval/{name}.json"))
-        measures[name] = {"bpb": score, "tokens": tokens}
-    files.write_json(run.file("results.json"), {"measures": measures})
+        found[name] = EvalResult(name, Legality("static"), total, tokens, n_bytes, score, 0, 1.0, rows)
+        results.save(found[name], run.file(f"eval/{name}.json"))
+    files.write_json(run.file("results.json"), make_report(run, config, {"float": found["static"], **found}, 1))
     return path
 
 
@@ -202,7 +195,8 @@ def test_other_versions_of_the_code_are_named(tmp_path: Path, capsys) -> None:
     paths = [make_run(tmp_path / "a", NONE, 1), make_run(tmp_path / "b", META, 1)]
     for path, code in zip(paths, ("1.0", "2.0"), strict=True):
         found = files.read_json(path / "results.json", "results")
-        files.write_json(path / "results.json", {**found, "source": {"code": code}})
+        found["measures"]["static"]["code"] = code
+        files.write_json(path / "results.json", found)
     assert cli.main(["compare", *map(str, paths)]) == 0
     assert "made by other versions of the code: 1.0 (a); 2.0 (b)" in capsys.readouterr().out
 

@@ -14,14 +14,13 @@ from test_plots import check_legible
 from golfcore import config
 from golfcore.analysis import compare, depth
 from golfcore.analysis.compare import Arm
-from golfcore.analysis.frames import one, only, read_csv
+from golfcore.analysis.frames import one, only
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.config import Config, load
 from golfcore.model import params
 from golfcore.model.weights import flat
 from golfcore.plots import depth as plots
-from golfcore.plots import figures as draw
 from golfcore.plots import style
 from golfcore.runs import stacks
 from golfcore.runs.results import FLOAT
@@ -308,23 +307,15 @@ def test_applications_are_grouped_by_the_shared_blocks_in_every_arm_as_deep(tabl
 # -- figures
 
 
-def test_every_frame_is_drawn_said_and_legible(tables: Tables, tmp_path: Path) -> None:
-    drawn = draw.draw_group("depth-", tables | {"nothing": pd.DataFrame()}, tmp_path, {})
-    assert {f"depth-{name}" for name in drawn} == {f"depth-{name}" for name in tables} == set(plots.FIGURES)
-    assert all(len(found.caption) > 40 for found in drawn.values())
-    for name, figure in drawn.items():
-        again = read_csv(tmp_path / f"depth-{name}.csv")
-        assert len(again) == len(figure.table)
-        with style.drawing():
-            check_legible(plots.FIGURES[f"depth-{name}"][0](again))
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_few_arms_and_one_seed_are_drawn_and_said_too(groups: list[Arm], n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_frames_of_any_number_of_arms_are_drawn_said_and_legible(groups: list[Arm], tables: Tables, n: int) -> None:
     few = [Arm(arm.label, arm.config, arm.runs[:1]) for arm in groups[:n]]
-    assert len(depth.differences(few)) == (4 if n > 1 else 0)
-    for name, table in made(few).items():
+    found = tables if n == len(groups) else made(few)
+    assert {f"depth-{name}" for name in found} == set(plots.FIGURES)
+    assert len(found["differences"]) == 4 * (n - 1)
+    for name, table in found.items():
+        figure, caption = plots.FIGURES[f"depth-{name}"]
         if len(table):
             with style.drawing():
-                check_legible(plots.FIGURES[f"depth-{name}"][0](table))
-            assert len(plots.FIGURES[f"depth-{name}"][1](table)) > 40
+                check_legible(figure(table))
+            assert len(caption(table)) > 40

@@ -53,7 +53,6 @@ def test_case(path: Path) -> None:
         ("e_fomaml_exp101", ""),
         ("e_fomaml_exp101", "cfg.args"),
         ("e_fomaml_exp101", "state"),
-        ("f_ttt_pr398_A1", "cfg.args"),
         ("g_schedules", "cfg.momentum"),
         ("g_schedules", "cfg.exp101.1"),
     ],

@@ -1,10 +1,13 @@
 """Reading the originals: what they said in keywords and names, and refusals of what golfcore lacks."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-from test_model import MEMORY, SHARED, SMALL, random_weights
+from golden_cases import Options, model, state_of
+from test_golden import COMMITTED, read
+from torch import Tensor
 
 from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig
@@ -18,55 +21,42 @@ KW = {
 }  # fmt: skip
 
 
-def reference_shapes(cfg: ModelConfig, banked: bool) -> dict[str, tuple[int, ...]]:
-    """Every tensor of an original with this configuration, by its name there."""
-    u, n, d = cfg.n_blocks, cfg.n_layers, cfg.dim
-    shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (cfg.vocab_size, d), "skip_weights": (cfg.n_skips, d)}
-    shapes |= {"smear.gate": (d,), "bigram.embed.weight": (cfg.bigram_rows, cfg.bigram_dim), "bigram.scale": ()}
-    shapes |= {"bigram.proj.weight": (d, cfg.bigram_dim), "word_start_boost": ()}
-    if cfg.memory_tokens:
-        shapes |= {"memory_tokens": (1, cfg.memory_tokens, d)}
-    if cfg.ve_layers:
-        shapes |= {"ve_shared.embed.weight": (cfg.vocab_size, cfg.ve_dim), "ve_shared.scale": ()}
-        shapes |= {"ve_shared.proj.weight": (cfg.kv_dim, cfg.ve_dim)}
-        shapes |= {f"ve_layer_scales.{j}": (1,) for j in range(len(cfg.ve_layers))}
-    shapes |= {f"blocks.{b}.attn.q_gain": (cfg.n_heads,) for b in range(u)}
-    if banked:
-        shapes |= {"qo_bank": (2 * u, d, d), "kv_bank": (2 * u, cfg.kv_dim, d)}
-        shapes |= {"mlp_up_bank": (u, cfg.mlp_hidden, d), "mlp_down_bank": (u, d, cfg.mlp_hidden)}
-        names = "blocks.{}.attn_scale", "blocks.{}.mlp_scale", "blocks.{}.resid_mix"
-    else:
-        for b in range(u):
-            shapes |= {f"blocks.{b}.attn.{m}.weight": (d, d) for m in ("c_q", "proj")}
-            shapes |= {f"blocks.{b}.attn.{m}.weight": (cfg.kv_dim, d) for m in ("c_k", "c_v")}
-            shapes |= {
-                f"blocks.{b}.mlp.fc.weight": (cfg.mlp_hidden, d),
-                f"blocks.{b}.mlp.proj.weight": (d, cfg.mlp_hidden),
-            }
-        names = "iter_attn_scales.{}", "iter_mlp_scales.{}", "iter_resid_mixes.{}"
-    for name, shape in zip(names, ((d,), (d,), (2, d)), strict=True):
-        shapes |= {name.format(i): shape for i in range(n)}
-    return shapes
+State = dict[str, Tensor]
 
 
-@pytest.mark.parametrize(
-    ("cfg", "banked"), [(SMALL, True), (SHARED, False), (MEMORY, True)], ids=["banks", "shared blocks", "memory"]
-)
-def test_there_and_back(cfg: ModelConfig, banked: bool) -> None:
-    weights = random_weights(cfg)
-    state = to_reference(weights, cfg, reference_shapes(cfg, banked))
-    assert {k: tuple(v.shape) for k, v in state.items()} == reference_shapes(cfg, banked)
-    back = from_reference(state, cfg)
-    assert all(torch.equal(a, b) for a, b in zip(flat(weights).values(), flat(back).values(), strict=True))
-    if banked:  # all queries first there, pairs by block here
+def original(name: str) -> tuple[ModelConfig, State]:
+    """The model of a recorded case, and its state as the original names it."""
+    meta, arrays = read(COMMITTED / f"{name}.npz")
+    options = Options(meta)
+    config, _ = model(options, arrays)
+    return config, {name: torch.from_numpy(value) for name, value in state_of(options, arrays).items()}
+
+
+@pytest.fixture(scope="module")
+def exp101() -> tuple[ModelConfig, State]:
+    return original("b_fwd_exp101_A3_ntk")
+
+
+def equal(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["b_fwd_exp101_A3_ntk", "b_fwd_pr294seed_A1", "b_fwd_pr398_A2_ntk", "memory"])
+def test_there_and_back(name: str) -> None:
+    cfg, state = original("b_fwd_pr398_A2_ntk" if name == "memory" else name)
+    if name == "memory":
+        cfg, state = replace(cfg, memory_tokens=6), {**state, "memory_tokens": torch.randn(1, 6, cfg.dim)}
+    weights = from_reference(state, cfg)
+    assert equal(to_reference(weights, cfg, {k: tuple(v.shape) for k, v in state.items()}), state)
+    if "qo_bank" in state:  # all queries first there, pairs by block here
         assert torch.equal(state["qo_bank"][cfg.n_blocks + 1], matrix(weights.banks, "out", 1))
     else:
         assert torch.equal(state["blocks.1.attn.proj.weight"], matrix(weights.banks, "out", 1))
 
 
-def test_train_only_vectors_of_exp106_have_no_place_and_do_no_harm() -> None:
-    state = to_reference(random_weights(SMALL), SMALL, reference_shapes(SMALL, True))
-    assert from_reference({**state, "meta_sgd_qo": torch.ones(8)}, SMALL) is not None
+def test_train_only_vectors_of_exp106_have_no_place_and_do_no_harm(exp101: tuple[ModelConfig, State]) -> None:
+    cfg, state = exp101
+    assert from_reference({**state, "meta_sgd_qo": torch.ones(6)}, cfg) is not None
 
 
 def test_families_differ_where_their_systems_do() -> None:
@@ -79,7 +69,7 @@ def test_families_differ_where_their_systems_do() -> None:
     split = reference_config("exp101", {**KW, "bigram_vocab_size": 64, "poscond": True, "trigram": True})
     assert reference_config("pr398", {**KW, "num_memory_tokens": 6}).memory_tokens == 6
     assert split.bigram_split and split.trigram and split.word_start_boost
-    assert matrix_names(SMALL)["block1.down"] == "blocks.1.mlp.proj.weight"
+    assert matrix_names(split)["block1.down"] == "blocks.1.mlp.proj.weight"
 
 
 @pytest.mark.parametrize(
@@ -103,37 +93,35 @@ def test_a_keyword_that_is_missing_is_named() -> None:
         reference_config("pr398", {k: v for k, v in KW.items() if k != "rope_base"})
 
 
-def test_states_that_do_not_fit_are_refused() -> None:
-    state = to_reference(random_weights(SMALL), SMALL, reference_shapes(SMALL, True))
+def test_states_that_do_not_fit_are_refused(exp101: tuple[ModelConfig, State]) -> None:
+    cfg, state = exp101
     with pytest.raises(UserError, match="'extra' has no place"):
-        from_reference({**state, "extra": torch.ones(1)}, SMALL)
+        from_reference({**state, "extra": torch.ones(1)}, cfg)
     with pytest.raises(UserError, match="expected tensor 'smear.gate'"):
-        from_reference({k: v for k, v in state.items() if k != "smear.gate"}, SMALL)
+        from_reference({k: v for k, v in state.items() if k != "smear.gate"}, cfg)
 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("mlp_up_bank", (4, 95, 32)),
-        ("mlp_up_bank", (4, 32, 96)),  # as many elements, transposed
-        ("kv_bank", (10, 16, 32)),  # of more layers than the configuration has
-        ("bigram.proj.weight", (12, 32)),
+        ("mlp_up_bank", (3, 95, 32)),
+        ("mlp_up_bank", (3, 32, 96)),  # as many elements, transposed
+        ("kv_bank", (8, 16, 32)),  # of more layers than the configuration has
+        ("bigram.proj.weight", (16, 32)),
         ("blocks.2.resid_mix", (32, 2)),
         ("tok_emb.weight", (32, 64)),
         ("blocks.1.attn.q_gain", (5,)),
     ],
 )
-def test_pieces_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
-    state = to_reference(random_weights(SMALL), SMALL, reference_shapes(SMALL, True))
-    assert tuple(state[name].shape) != shape
+def test_pieces_of_another_shape_are_refused(
+    exp101: tuple[ModelConfig, State], name: str, shape: tuple[int, ...]
+) -> None:
+    cfg, state = exp101
     with pytest.raises(UserError, match=rf"'{name}' \(for \w+\) expected shape .*, found {re.escape(str(shape))}"):
-        from_reference({**state, name: torch.ones(shape)}, SMALL)
+        from_reference({**state, name: torch.ones(shape)}, cfg)
 
 
-def test_axes_of_length_one_do_not_count() -> None:
-    state = to_reference(random_weights(SMALL), SMALL, reference_shapes(SMALL, True))
+def test_axes_of_length_one_do_not_count(exp101: tuple[ModelConfig, State]) -> None:
+    cfg, state = exp101
     rows = {name: t[None] if name == "smear.gate" or t.ndim == 0 else t for name, t in state.items()}
-    for a, b in zip(
-        flat(from_reference(rows, SMALL)).values(), flat(from_reference(state, SMALL)).values(), strict=True
-    ):
-        assert torch.equal(a, b)
+    assert equal(flat(from_reference(rows, cfg)), flat(from_reference(state, cfg)))

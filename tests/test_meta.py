@@ -12,8 +12,6 @@ import torch
 from golden_cases import generated
 from tiny import RUNTIME, lively, steps, tables, train, with_
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
@@ -243,31 +241,24 @@ def test_second_order_is_the_slope_of_the_whole_objective() -> None:
 # -- how it is computed
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors made within that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[weakref.ref, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for t in tree_leaves(result):
-            if isinstance(t, Tensor) and id(t.untyped_storage()) not in given:
-                self.sizes[weakref.ref(t.untyped_storage(), self.freed)] = t.untyped_storage().nbytes()
-        self.peak = max(self.peak, sum(self.sizes.values()))
-        return result
-
-    def freed(self, storage: weakref.ref) -> None:
-        self.sizes.pop(storage, None)
+class Kept:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def peak_bytes(work) -> int:
-    with Alive() as alive:
+    """Most bytes that graphs kept for their backward passes at one time."""
+    alive, sizes = weakref.WeakSet[Kept](), [0]
+
+    def pack(tensor: Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        sizes.append(sum(k.tensor.nbytes for k in alive))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         work()
-    return alive.peak
+    return max(sizes)
 
 
 def test_the_delta_objective_holds_one_graph_at_a_time() -> None:

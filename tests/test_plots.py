@@ -79,23 +79,19 @@ def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[
 
 
 def test_figures_hang_on_no_clock_and_no_folder(made: tuple[RunFolder, Text], tmp_path: Path) -> None:
-    """The same run on a slower machine, in a folder of another name, gives the same files."""
+    """The same run on a slower machine, in a folder of another name, gives the same tables."""
     run, text = made
     slow = RunFolder(tmp_path / "elsewhere")
     shutil.copytree(run.path, slow.path)
-    files.write_text(
-        slow.file("metrics.jsonl"),
-        "".join(files.canonical_json({**row, "elapsed": row["elapsed"] * 3}) + "\n" for row in run.metrics()),
-    )
+    rows = [files.canonical_json({**row, "elapsed": row["elapsed"] * 3}) for row in run.metrics()]
+    files.write_text(slow.file("metrics.jsonl"), "\n".join(rows) + "\n")
     report = files.read_json(run.file("results.json"), "results")
     report["source"]["run"] = "elsewhere"
     for measure in report["measures"].values():
         measure["seconds"] *= 3
     files.write_json(slow.file("results.json"), report)
-    draw_run(run, tmp_path / "a", text)
-    draw_run(slow, tmp_path / "b", text)
-    a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
-    assert a.keys() == b.keys() and all(a[name] == b[name] for name in a if name != "index.json")
+    for name, table in tables_of(slow, text).items():
+        pd.testing.assert_frame_equal(table, tables_of(run, text)[name])
 
 
 def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text], drawn: dict[str, Drawn]) -> None:
@@ -116,8 +112,9 @@ def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text
 
 def test_recorded_commands_hold_every_value_and_no_folder_of_this_machine(tmp_path: Path) -> None:
     changes = {"run.seed": 7, "quant.clip_quantiles": [0.99, 1.0], "model.bigram_split": False, "data.path": "/d"}
-    run, text = make_run(tmp_path / "run", config=load("smoke", changes))
-    draw_run(run, tmp_path / "figures", text)
+    run, _ = make_run(tmp_path / "run", config=load("smoke", changes))
+    commands = index.by_run(config.of_run(run)), "golfcore figures OUT/smoke --out OUT/figures"
+    index.write_index(tmp_path / "figures", {"curves": index.origin([run], *commands)})
     train, drawing = index.recorded(tmp_path / "figures", "curves", tmp_path / "new", tmp_path / "data")
     assert train[:3] == ["golfcore", "run", "smoke"] and drawing[2] == str(tmp_path / "new/smoke") == train[-1]
     pairs = dict(part.split("=", 1) for flag, part in zip(train, train[1:], strict=False) if flag == "--set")
@@ -142,32 +139,34 @@ def test_a_name_from_a_file_stays_in_its_folder(tmp_path: Path, drawn: dict[str,
     before = contents(folder)
     shutil.copy(folder / "curves.csv", tmp_path / "outside.csv")
     known = files.read_json(folder / "index.json", "an index")
-    files.write_json(folder / "index.json", known | {name: known["curves"] | {"plot": "curves"}})
+    files.write_json(folder / "index.json", known | {name: known["curves"]})
     with pytest.raises(UserError, match=r"index.json: expected names of letters, digits.*found"):
         redraw(folder)
     with pytest.raises(UserError, match="expected names of letters, digits"):
-        figures.draw_figures({name: drawn["curves"].table}, folder, {}, "curves")
+        figures.save_figure(name, drawn["curves"].table, folder)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["inside", "outside.csv"]
     assert {n: b for n, b in contents(folder).items() if n != "index.json"} == {
         n: b for n, b in before.items() if n != "index.json"
     }
 
 
-@pytest.mark.parametrize("entry", [[], "curves", None, {"plot": 3}])
+@pytest.mark.parametrize("entry", [[], "curves", None])
 def test_an_index_that_describes_no_figure_is_said(tmp_path: Path, entry: object) -> None:
     files.write_json(tmp_path / "index.json", {"curves": entry})
-    with pytest.raises(UserError, match="index.json: expected 'curves' to be an object that describes a figure"):
+    with pytest.raises(UserError, match="index.json: expected an index of figures with 'curves' as an object"):
         redraw(tmp_path)
 
 
-def test_a_figure_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path, drawn: dict[str, Drawn]) -> None:
-    class Broken(Figure):
-        def savefig(self, *_: object, **__: object) -> None:
-            raise OSError("no space")
+def test_a_figure_that_cannot_be_saved_leaves_the_old_one(
+    tmp_path: Path, drawn: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no space")
 
+    monkeypatch.setattr(Figure, "savefig", broken)
     (tmp_path / "curves.svg").write_text("old")
     with pytest.raises(OSError):
-        figures.save_figure(Broken(), drawn["curves"].table, tmp_path, "curves")
+        figures.save_figure("curves", drawn["curves"].table, tmp_path)
     assert contents(tmp_path) == {"curves.svg": b"old"}
 
 
@@ -178,7 +177,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected an index.json of figures, found none"):
         redraw(tmp_path / "out")
     index.write_index(tmp_path / "out", {"strange": {}})
-    with pytest.raises(UserError, match="index.json: expected figures among curves.*found 'strange'"):
+    with pytest.raises(UserError, match="index.json: unknown key 'strange'; known: curves"):
         redraw(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.svg"))
 
@@ -205,16 +204,16 @@ def caption(name: str, table: pd.DataFrame) -> str:
     return FIGURES[name][1](table)
 
 
-@pytest.mark.parametrize(("ttt", "verb"), [(-0.3, "lowers"), (0.3, "raises")])
-def test_captions_follow_the_numbers(tmp_path: Path, ttt: float, verb: str) -> None:
+@pytest.mark.parametrize("ttt", [-0.3, 0.3])
+def test_captions_follow_the_numbers(tmp_path: Path, ttt: float) -> None:
     run, text = make_run(tmp_path / "run", ttt=ttt)
     tables = tables_of(run, text)
     gain = frames.one(tables["ttt"], kind="total")["difference"]
     said = {name: caption(name, table) for name, table in tables.items()}
-    assert f"adaptation (c \u2212 b) {verb} the score by {abs(gain):.4f}" in said["waterfall"]
+    assert f"adaptation (c \u2212 b) {gain:+.5f} (95 % over text" in said["waterfall"]
     assert f"helped on {11 if ttt < 0 else 0} of the 11 chunks" in said["ttt"]
     assert "below an interpolated bigram" in said["waterfall"]
-    assert said["curves"].endswith("; warmdown at step 60, qat at step 65.")
+    assert said["curves"].endswith("; warmdown at step 60; qat at step 65.")
     assert f"{run.file('artifact.golf').stat().st_size + 5000:,} of 16,000,000" in said["sizes"]
 
 
@@ -263,18 +262,29 @@ def check_legible(fig: Figure) -> None:
         assert width <= 1 or height <= 1, f"{a!r} lies over {b!r}"
 
 
+def check_figure(name: str, table: pd.DataFrame, folder: Path) -> Figure:
+    """The table survives its file, the figure that is drawn from it is legible, its caption is one sentence."""
+    frames.write_csv(folder / "t.csv", frame(table))
+    found = frames.read_csv(folder / "t.csv")
+    pd.testing.assert_frame_equal(found, frame(table))
+    said = FIGURES[name][1](found)
+    assert said.endswith(".") and ". " not in said, said
+    fig = draw(name, found)
+    check_legible(fig)
+    return fig
+
+
 @pytest.mark.parametrize("name", RUN)
-def test_no_print_overlaps_or_leaves_the_figure(drawn: dict[str, Drawn], name: str) -> None:
-    check_legible(draw(name, drawn[name].table))
+def test_no_print_overlaps_or_leaves_the_figure(drawn: dict[str, Drawn], tmp_path: Path, name: str) -> None:
+    check_figure(name, drawn[name].table, tmp_path)
 
 
-@pytest.mark.parametrize("ttt", [-2.0, 0.0, 0.4])
-@pytest.mark.parametrize("n_chunks", [1, 2, 30])
+@pytest.mark.parametrize(("n_chunks", "ttt"), [(1, 0.4), (2, -2.0), (30, 0.0), (30, 0.4)])
 def test_score_figures_stay_legible_for_other_numbers(tmp_path: Path, ttt: float, n_chunks: int) -> None:
     run, text = make_run(tmp_path / "run", n_chunks=n_chunks, ttt=ttt)
-    check_legible(draw("waterfall", scores.waterfall(run)))
-    check_legible(draw("ttt", scores.ttt_gain(run)))
-    check_legible(draw("losses", scores.loss_by_class(run, text)))
+    check_figure("waterfall", scores.waterfall(run), tmp_path)
+    check_figure("ttt", scores.ttt_gain(run), tmp_path)
+    check_figure("losses", scores.loss_by_class(run, text), tmp_path)
 
 
 def test_the_waterfall_stays_legible_with_other_protocols(made: tuple[RunFolder, Text]) -> None:
@@ -323,9 +333,7 @@ def forest(values: list[float | None]) -> Figure:
         ax = fig.subplots()
         parts.forest(ax, rows, [parts.Mark(style.BLUE, "o", "legal")] * len(values))
         parts.rows_axis(ax, [f"row {i}" for i in range(len(values))])
-        parts.printed(
-            ax, {"score": ["1.2345"] * len(values), "change": list(map(style.change, rows.to_dict("records")))}
-        )
+        parts.scores(ax, rows.assign(bpb=1.2345).to_dict("records"))
         parts.legend_above(ax)
     return fig
 
@@ -349,13 +357,8 @@ def test_what_is_drawn_is_what_is_analysed() -> None:
     assert list(style.MEASURES) == [*MEASURES, "bigram"]
     assert list(style.CLASSES) == list(scores.CLASS_NAMES.values())
     assert set(run_plots.GROUPS) == {*sizes.GROUPS, "the rest of the file"}
-    assert {style.legal(str(kind)) for kind in (Legality.STATIC, Legality.SCORE_FIRST)} == {"legal"}
-    assert set(style.LEGALITY) == set(Legality) and style.legal(str(Legality.TRAIN_FIRST)) == "not legal"
-
-
-def test_plots_need_no_torch() -> None:
-    code = "import sys, golfcore.plots.run; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+    assert set(style.LEGALITY) == set(Legality)
+    assert [label.split(" (")[0] for label, *_ in style.LEGALITY.values()] == ["legal", "legal", "not legal"]
 
 
 @pytest.mark.parametrize("text", ["junk\n1\n", "", "step,bpb\n", "step,bpb\n1,a\n"])
@@ -365,3 +368,9 @@ def test_a_table_that_is_not_the_one_drawn_is_said(tmp_path: Path, drawn: dict[s
     (folder / "curves.csv").write_text(text)
     with pytest.raises(UserError, match=r"curves\.csv: expected (the table of a figure curves|a table)"):
         redraw(folder)
+
+
+def test_plots_and_listing_runs_need_no_torch() -> None:
+    loaded = "bool({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
+    code = f"import sys, golfcore.plots.run, golfcore.analysis.runs; sys.exit({loaded})"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

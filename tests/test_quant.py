@@ -266,7 +266,8 @@ def test_a_dead_input_counts_for_its_rows_scale():
         assert float(scale[3]) == float(torch.tensor(40 / 31).half()) and codes[:, 7].eq(0).all()
 
 
-def test_gptq_on_the_example_of_its_module():
+def test_gptq_on_a_small_example():
+    """inv(H) = [[1, -1], [-1, 2]]: 1.4 leaves the error 0.4, 0.3 + 0.4 = 0.7 leaves -0.3; 0.4^2 + 0.3^2 = 0.25."""
     weight, hessian = torch.tensor([[1.4, 0.3, 0.0]]), torch.tensor([[2.0, 1, 0], [1, 1, 0], [0, 0, 0]])
     weight[0, 2] = 31  # of a dead input: makes the scale 1
     codes, scale = gptq.solve(weight, hessian, FREE._replace(quantiles=(1.0,)), damping=0.0)

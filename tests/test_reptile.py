@@ -1,5 +1,6 @@
 """Laws of the Reptile phase: its formula, its scope, its budget, and that it goes on where it was killed."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Banks, Weights, flat, tree_map
 from golfcore.optim import schedule
+from golfcore.optim.inner import Loss
 from golfcore.train import loop, reptile
 from golfcore.train.step import Diverged
 
@@ -29,6 +31,27 @@ TINY = override(
 
 def with_(**sections: dict) -> Config:
     return tiny.with_(TINY, **sections)
+
+
+@pytest.fixture(scope="module")
+def done(stream: TokenStream, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights, list]:
+    """The whole training of TINY: its folder, its weights, and the batches of all inner steps."""
+    folder, real, seen = tmp_path_factory.mktemp("reptile") / "run", reptile.meta_step, []
+
+    def watched(cfg: Config, loss: Loss, weights: Weights, batches: list) -> tuple[Weights, Tensor]:
+        seen.extend(batches)
+        return real(cfg, loss, weights, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reptile, "meta_step", watched)
+        return folder, train(TINY, folder, stream), seen
+
+
+@pytest.fixture(scope="module")
+def nothing(stream: TokenStream, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]:
+    """The same with the phase left out: the arm "nothing"."""
+    folder = tmp_path_factory.mktemp("nothing") / "run"
+    return folder, train(with_(reptile={"outer_lr": 0.0}), folder, stream)
 
 
 def text(start: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -83,16 +106,17 @@ def test_one_meta_step_of_one_inner_step_is_sgd_at_both_rates(stream: TokenStrea
     assert (row["step"], row["meta_step"], row["tokens"]) == (7, 1, 513)
 
 
-def test_only_the_mlps_of_unfrozen_blocks_move_and_the_run_says_how_much(stream: TokenStream, tmp_path: Path) -> None:
-    found = train(TINY, tmp_path / "a", stream)
-    theta = train(with_(reptile={"outer_lr": 0.0}), tmp_path / "b", stream)
+def test_only_the_mlps_of_unfrozen_blocks_move_and_the_run_says_how_much(done, nothing) -> None:
+    found, theta = done[1], nothing[1]
     moved = {name: (a != b) for (name, a), b in zip(flat(found).items(), flat(theta).values(), strict=True)}
     assert {name for name, m in moved.items() if m.any()} == {"up", "down"}
     assert all(not moved[name][0].any() and moved[name][1].float().mean() > 0.5 for name in ("up", "down"))
-    done, nothing = (RunFolder(tmp_path / name).coverage()["reptile"] for name in "ab")
-    assert done["done"] == sum(int(moved[name].sum()) for name in ("up", "down"))
-    assert done["of"] == nothing["of"] == theta.banks.up.numel() + theta.banks.down.numel()
-    assert nothing["done"] == 0 and "left unused" in nothing["note"]
+    with_phase, without = (RunFolder(folder).coverage()["reptile"] for folder in (done[0], nothing[0]))
+    assert with_phase["done"] == sum(int(moved[name].sum()) for name in ("up", "down"))
+    assert with_phase["of"] == without["of"] == theta.banks.up.numel() + theta.banks.down.numel()
+    assert without["done"] == 0 and "left unused" in without["note"]
+    values, plain = tensors.load(done[0] / reptile.CHECKPOINT, "a checkpoint")
+    assert values.keys() == {"up", "down"} and plain["meta_steps"] == 5 and torch.equal(values["up"], found.banks.up)
 
 
 def test_a_phase_that_moves_nothing_fails_the_run(stream: TokenStream, tmp_path: Path) -> None:
@@ -100,21 +124,10 @@ def test_a_phase_that_moves_nothing_fails_the_run(stream: TokenStream, tmp_path:
         train(with_(reptile={"outer_lr": 1e-30}), tmp_path / "run", stream)
 
 
-def test_each_inner_step_reads_the_text_after_the_last_and_from_its_first_token(
-    stream: TokenStream, tmp_path: Path, monkeypatch
-) -> None:
-    real, seen = reptile.meta_step, []
-
-    def watched(cfg, loss, weights, batches):
-        seen.extend(batches)
-        return real(cfg, loss, weights, batches)
-
-    monkeypatch.setattr(reptile, "meta_step", watched)
-    train(TINY, tmp_path / "run", stream)
-    assert len(seen) == 3 * (2 * 512 // (3 * 64))
-    for i, (x, y) in enumerate(seen):
-        want = text(65 * i, 1)
-        assert torch.equal(x, want[0]) and torch.equal(y, want[1])
+def test_each_inner_step_reads_the_text_after_the_last_and_from_its_first_token(done) -> None:
+    assert len(done[2]) == 3 * (2 * 512 // (3 * 64))
+    for i, batch in enumerate(done[2]):
+        assert all(torch.equal(found, want) for found, want in zip(batch, text(65 * i, 1), strict=True))
 
 
 # -- the budget
@@ -127,7 +140,7 @@ def test_the_budget_is_shared_out_without_rest() -> None:
     assert phase.seconds == pytest.approx(120.0)
     assert phase.meta_steps == 200 * 1024 // (3 * 1 * 64)
     wall = replace(cfg, schedule=replace(cfg.schedule, clock="wall"))
-    assert reptile.budget(wall).meta_steps is None and reptile.budget(wall).seconds == pytest.approx(120.0)
+    assert reptile.budget(wall).meta_steps == math.inf and reptile.budget(wall).seconds == pytest.approx(120.0)
     assert schedule.ordinary(replace(cfg, reptile=replace(cfg.reptile, share=0.0))) == cfg.schedule
     assert not phase.used(1065, 119.0) and phase.used(1066, 0.0) and phase.used(0, 121.0)
 
@@ -135,15 +148,14 @@ def test_the_budget_is_shared_out_without_rest() -> None:
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_a_share_that_leaves_one_side_nothing_is_refused(share: float) -> None:
     with pytest.raises(UserError, match=f"reptile.share {share}: expected room for a step of training and one of"):
-        reptile.budget(with_(reptile={"share": share}))
+        loop.check(with_(reptile={"share": share}), 1)
 
 
-def test_without_the_phase_its_share_is_so_many_fewer_steps(stream: TokenStream, tmp_path: Path) -> None:
-    """The arm "nothing": the same warmdown, six steps instead of eight, and the weights as they then are."""
-    nothing = train(with_(reptile={"outer_lr": 0.0}), tmp_path / "a", stream)
-    shorter = train(with_(reptile={"share": 0.0}, schedule={"iterations": 6}), tmp_path / "b", stream)
-    assert same(flat(nothing), flat(shorter)) and "reptile" not in RunFolder(tmp_path / "b").coverage()
-    scales = [r["lr_multiplier"] for r in RunFolder(tmp_path / "a").metrics("train")]
+def test_without_the_phase_its_share_is_so_many_fewer_steps(nothing, stream: TokenStream, tmp_path: Path) -> None:
+    """The same warmdown, six steps instead of eight, and the weights as they then are."""
+    shorter = train(with_(reptile={"share": 0.0}, schedule={"iterations": 6}), tmp_path, stream)
+    assert same(flat(nothing[1]), flat(shorter)) and "reptile" not in RunFolder(tmp_path).coverage()
+    scales = [r["lr_multiplier"] for r in RunFolder(nothing[0]).metrics("train")]
     assert scales == pytest.approx([1, 1, 1, 0.5 + 2**0.5 / 4, 0.5, 0.5 - 2**0.5 / 4])
 
 
@@ -159,30 +171,20 @@ def test_by_the_wall_clock_both_sides_end_with_their_seconds(stream: TokenStream
 # -- killed
 
 
-@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved", "not saved"])
+@pytest.mark.parametrize(("every", "spared"), [(0.0, 3), (1e9, 0)], ids=["saved", "not saved"])
 def test_a_phase_killed_at_any_meta_step_ends_in_the_same_bits(
-    every: float, stream: TokenStream, tmp_path: Path, monkeypatch
+    every: float, spared: int, done, stream: TokenStream, tmp_path: Path, monkeypatch
 ) -> None:
-    whole = train(TINY, tmp_path / "whole", stream)
     calls = killed_at(4, monkeypatch, reptile, "meta_step")
     monkeypatch.setattr(reptile, "SAVE_EVERY_SECONDS", every)
     with pytest.raises(KeyboardInterrupt):
-        train(TINY, tmp_path / "cut", stream)
-    trained = (tmp_path / "cut" / loop.CHECKPOINT).read_bytes()
+        train(TINY, tmp_path, stream)
+    trained = (tmp_path / loop.CHECKPOINT).read_bytes()
     monkeypatch.setattr(loop, "train_step", None)  # ordinary training is over and is not done again
-    resumed = train(TINY, tmp_path / "cut", stream)
-    assert len(calls) == 4 + 5 - (3 if every == 0 else 0)
-    assert same(flat(whole), flat(resumed)) and (tmp_path / "cut" / loop.CHECKPOINT).read_bytes() == trained
-    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
-    again = train(TINY, tmp_path / "cut", stream)  # all done, but the result was not safe yet
-    assert same(flat(whole), flat(again)) and len(calls) == 4 + 5 - (3 if every == 0 else 0)
-
-
-def test_the_checkpoint_of_the_phase_holds_what_moves(stream: TokenStream, tmp_path: Path) -> None:
-    found = train(TINY, tmp_path / "run", stream)
-    values, plain = tensors.load(tmp_path / "run" / reptile.CHECKPOINT, "a checkpoint")
-    assert values.keys() == {"up", "down"} and plain["meta_steps"] == 5
-    assert torch.equal(values["up"], found.banks.up)
+    for _ in range(2):  # the second time all is done, but the result was not safe yet
+        assert same(flat(done[1]), flat(train(TINY, tmp_path, stream)))
+        assert len(calls) == 4 + 5 - spared and (tmp_path / loop.CHECKPOINT).read_bytes() == trained
+    assert logged(done[0]) == logged(tmp_path)
 
 
 def test_not_a_number_stops_the_phase(stream: TokenStream, tmp_path: Path) -> None:

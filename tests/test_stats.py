@@ -12,6 +12,7 @@ MIXTURES = {  # shares of the variance of the mean: of seeds, text, interaction
     "interaction": (0.0, 0.0, 1.0),
     "seeds and text": (0.5, 0.5, 0.0),
     "mostly text": (0.2, 0.8, 0.0),
+    "mostly seeds": (0.8, 0.2, 0.0),
     "all three": (0.33, 0.33, 0.34),
     "seeds and interaction": (0.5, 0.0, 0.5),
 }
@@ -44,9 +45,9 @@ def held(groups: list[np.ndarray], weights: np.ndarray) -> float:
 def test_intervals_hold_the_truth_19_times_out_of_20(mixture: str) -> None:
     """For 2 to 30 seeds (and one of the text's error) and 8 to 512 chunks whose neighbours correlate by 0 or 0.3."""
     rng, wrong = np.random.default_rng([*map(ord, mixture)]), {}
-    for seeds in (1, 2, 3, 8, 30) if mixture == "text" else (2, 3, 8, 30):
+    for seeds in (1, 2, 3, 30) if mixture == "text" else (2, 3, 30):
         for chunks, rho in [(chunks, rho) for chunks in (8, 13, 64, 512) for rho in (0.0, 0.3)]:
-            n = min(2000, 1_200_000 // (seeds * chunks))
+            n = min(1500, 500_000 // (seeds * chunks))
             share = held([draws(rng, (n, seeds, chunks), rho, mixture)], np.ones(chunks))
             chance = 2.5 * np.sqrt(0.05 * 0.95 / n)
             if not 0.93 - chance <= share <= 0.98 + chance:

@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from synthetic_run import make_result, make_text
-from test_plots import check_legible, draw, prints
+from test_plots import check_figure, draw, prints
 
 from golfcore.analysis import tokens
 from golfcore.analysis.text import Text, legible, render
 from golfcore.analysis.tokens import THRESHOLDS
 from golfcore.evals.result import EvalResult
 from golfcore.plots import tokens as plots
-from golfcore.plots.figures import draw_group, redraw
 
 N = 3000
 LOSSES = hnp.arrays(np.float64, st.integers(1, 200), elements=st.floats(1e-3, 60.0))
@@ -146,23 +145,15 @@ def test_what_does_not_print_is_spelled() -> None:
 # -- figures
 
 
-def test_the_figures_are_drawn_from_their_tables_again(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
-    assert ["tokens-" + name for name in tables] == list(plots.FIGURES)
-    drawn = draw_group("tokens-", tables, tmp_path, {})
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    redraw(tmp_path)
-    assert before == {p: p.read_bytes() for p in tmp_path.iterdir()}
-    for name, figure in drawn.items():
-        assert 1 <= figure.caption.count(". ") + 1 <= 2
-        check_legible(draw("tokens-" + name, figure.table))
-
-
-@pytest.mark.parametrize("scale", [0.05, 5.0])
-def test_figures_stay_legible_for_other_losses(evaluations: dict[str, EvalResult], text: Text, scale: float) -> None:
-    nats = scale * evaluations["static"].per_target
-    one = {"sliding": make_result("sliding", nats, text)}
-    for name, table in tokens.tables(one, text, PIECES, "sliding").items():
-        check_legible(draw("tokens-" + name, table))
+@pytest.mark.parametrize("name", list(plots.FIGURES))
+@pytest.mark.parametrize("scale", [0.05, 1.0, 5.0])
+def test_figures_are_legible_for_any_losses(
+    evaluations: dict[str, EvalResult], text: Text, scale: float, name: str, tmp_path: Path
+) -> None:
+    scaled = {n: make_result(n, scale * r.per_target, text) for n, r in evaluations.items()}
+    found = tokens.tables(scaled, text, PIECES, "sliding")
+    assert ["tokens-" + key for key in found] == list(plots.FIGURES)
+    check_figure(name, found[name.removeprefix("tokens-")], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["histogram", "concentration"])
@@ -187,4 +178,4 @@ def test_a_caption_names_what_is_impossible(tables: dict[str, pd.DataFrame]) -> 
     table = tables["exceedance"]
     assert "2 of 5 published shares contradict their own counts" in plots.say_exceedance(table)
     sound = table.assign(impossible=table["impossible"].map({True: False, False: False}))
-    assert "No published share contradicts" in plots.say_exceedance(sound)
+    assert "no published share contradicts" in plots.say_exceedance(sound)

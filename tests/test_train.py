@@ -146,7 +146,7 @@ NEVER = {
     "optim.qat_scale": ({"optim": {"qat": "matrices", "qat_scale": 1e-6}}, "qat is switched on but touched 0 of"),
     "quant.guided_scale": ({"quant": {"guided_low": 0.1, "guided_scale": 1e-6}}, "guided_bits is .* 0 of 3 steps"),
     "average.start_scale": ({"average": {"kind": "swa", "start_scale": 1e-6}}, "swa is switched on but touched 0 of"),
-    "average.kind lawa": ({"average": {"kind": "lawa", "every": 4}}, "lawa is switched on but touched 0 of"),
+    "average.every 4": ({"average": {"kind": "lawa", "every": 4}}, "lawa is switched on but touched 0 of"),
     "meta.min_scale": (
         {"meta": {"enabled": True, "min_scale": 0.6}, "schedule": {**SHORT, "warmdown_steps": 6, "shape": "linear"}},
         "meta is switched on but touched 0 of",
@@ -159,7 +159,7 @@ def test_a_switch_that_does_nothing_is_refused_before_training_or_fails_it(key: 
     """By the step clock it is known beforehand; otherwise the trained weights are kept."""
     changes, sentence = NEVER[key]
     cfg = with_(**{"schedule": SHORT, **changes})
-    with pytest.raises(UserError, match=f"{key}.*: expected a step .* found none in 3 steps"):
+    with pytest.raises(UserError, match=f"{key}.*: expected a step at which it acts, found none among 3"):
         loop.check(cfg, 1)
     loop.check(with_(schedule=SHORT), 1)
     with pytest.raises(UserError, match=f"{sentence}.* trained weights are kept in .*checkpoint.safetensors"):
@@ -335,7 +335,7 @@ def test_ranks_that_cannot_share_a_step_are_refused_before_training(stream: Toke
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_runs_on_1_2_4_and_8_ranks(name: str) -> None:
     for world in (1, 2, 4, 8):
-        plan(preset(name), world)
+        loop.check(preset(name), world)
 
 
 def test_a_training_that_used_up_other_text_than_its_steps_fails(

@@ -5,18 +5,18 @@ measured at the published scale. Measured at another scale, a difference is in t
 one, or not resolved here, and then the smallest difference that would have been seen stands beside it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from golfcore import config
-from golfcore.analysis import compare, runs
+from golfcore.analysis import compare
 from golfcore.analysis.compare import MEASURES, Arm, Measure
 from golfcore.analysis.frames import frame, only, to_text
 from golfcore.evals.ledger import Legality
-from golfcore.model import params
+from golfcore.runs.stacks import exported
 from golfcore.runs.sweep import ArmPlan, Sweep
 
 CONFIRMED, REFUTED = "confirmed", "refuted"
@@ -40,41 +40,34 @@ STEPS = 7020  # of exp101
 # -- verdicts
 
 
-class Found(NamedTuple):
-    """A number with its interval; None where there are too few chunks for one."""
+def by_sign(found: Mapping[str, Any], claimed: float, decides: bool) -> str:
+    """The verdict on a difference of the sign of `claimed`, by the interval `low` to `high` of the measured one.
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-def by_sign(found: Found, claimed: float, decides: bool) -> str:
-    """The verdict on a difference of the sign of `claimed`; `decides`: scale is the published one, or does not matter.
-
-    A claimed difference of 0 has no side, so that nothing settles it. Where the measurement decides, an interval that
-    holds nothing as large as what was claimed refutes it, too.
+    `decides`: the scale is the published one, or does not matter; then an interval that holds nothing as large as what
+    was claimed refutes it, too. A claimed difference of 0 has no side, so that nothing settles it.
     """
-    if found.low is None or found.high is None or not claimed:
+    if found["low"] is None or not claimed:
         return OPEN
-    low, high = (found.low, found.high) if claimed < 0 else (-found.high, -found.low)
+    low, high = (found["low"], found["high"]) if claimed < 0 else (-found["high"], -found["low"])
     yes, no = (CONFIRMED, REFUTED) if decides else (SAME, OPPOSITE)
     return yes if high < 0 else no if low > (-abs(claimed) if decides else 0) else OPEN
 
 
-def by_band(found: Found, low: float, high: float, decides: bool) -> str:
-    """The verdict on a claim that a number lies within [low, high]: wholly within, wholly outside, or neither."""
-    if found.low is None or found.high is None:
+def by_band(found: Mapping[str, Any], band: tuple[float, float], decides: bool) -> str:
+    """The verdict on a claim that a number lies in `band`: its interval is within, outside, or neither."""
+    if found["low"] is None:
         return OPEN
     yes, no = (CONFIRMED, REFUTED) if decides else (SAME, OPPOSITE)
-    return yes if low <= found.low and found.high <= high else no if found.high < low or high < found.low else OPEN
+    if band[0] <= found["low"] and found["high"] <= band[1]:
+        return yes
+    return no if found["high"] < band[0] or band[1] < found["low"] else OPEN
 
 
 def scale(arm: Arm) -> dict[str, Any]:
     """Exported parameters, artifact bytes (largest of the seeds) and training tokens (fewest) of an arm."""
-    n_bytes = [runs.report(run.run)["artifact"]["bytes"] for run in arm.runs]
+    n_bytes = max(run.results["artifact"]["bytes"] for run in arm.runs)
     tokens = steps(arm) * arm.config.optim.batch_tokens
-    exported = params.summary(arm.config.model)["exported"]
-    return {"parameters": exported, "artifact_bytes": max(n_bytes), "train_tokens": tokens}
+    return {"parameters": exported(arm.config.model), "artifact_bytes": n_bytes, "train_tokens": tokens}
 
 
 def steps(arm: Arm) -> int:
@@ -117,40 +110,32 @@ def _row(plan: Sweep, spec: ArmPlan, arms: Mapping[str, Arm], decides: bool) -> 
     row["published_difference"] = delta
     row["noise"] = None if plan.published_sd is None or delta is None else 1.96 * 2**0.5 * plan.published_sd
     totals = arm.totals(MEASURES[plan.measure])
-    row |= {"seeds": len(totals), "bpb": float(np.mean(totals))}
+    row |= {"seeds": len(totals), "bpb": float(np.mean(totals)), "verdict": REFERENCE}
     row |= {f"bpb_{seed}": value for seed, value in zip(arm.seeds, totals, strict=True)}
     if other:
         ours = compare.difference(other, arm, MEASURES[plan.measure])
-        ratio = ours["difference"] / delta if delta else None
-        row |= ours | {"ratio": ratio, "verdict": _verdict(delta, ours, decides)}
+        row |= ours | {"ratio": ours["difference"] / delta if delta else None}
+        row["verdict"] = UNPUBLISHED if delta is None else by_sign(ours, delta, decides)
         legal = compare.difference(other, arm, MEASURES["sliding"])
         row |= {f"sliding_{column}": legal[column] for column in ("difference", "low", "high")}
-    else:
-        row["verdict"] = REFERENCE
-    row |= {"size": plan.size, **scale(arm)}
-    return row | _measured(plan, arm) | {"unknown": "; ".join(spec.unknown) or None, "note": spec.note or None}
+    row |= {"size": plan.size, **scale(arm), **_measured(plan.measure, arm)}
+    return row | {"unknown": "; ".join(spec.unknown) or None, "note": spec.note or None}
 
 
-def _verdict(published: float | None, ours: Mapping[str, Any], decides: bool) -> str:
-    if published is None:
-        return UNPUBLISHED
-    return by_sign(Found(ours["difference"], ours["low"], ours["high"]), published, decides)
-
-
-def _measured(plan: Sweep, arm: Arm) -> dict[str, Any]:
+def _measured(measure: str, arm: Arm) -> dict[str, Any]:
     """What the runs of an arm reported, means over seeds; legality is what the ledger saw."""
-    reports = [runs.report(run.run) for run in arm.runs]
-    rows = [report["measures"] for report in reports]
-    row: dict[str, Any] = {"legality": ", ".join(sorted({measures[plan.measure]["legality"] for measures in rows}))}
-    row |= {name: float(np.mean([m[name]["bpb"] for m in rows])) for name in ("static", "sliding")}
+    rows, sizes = ([run.results[part] for run in arm.runs] for part in ("measures", "artifact"))
     legal = [_legal(measures) for measures in rows]
-    row["score_first"] = None if None in legal else float(np.mean([score for score in legal if score is not None]))
-    sizes = [report["artifact"] for report in reports]
-    row |= {"bytes": max(size["total"] for size in sizes), "fits": all(size["fits"] for size in sizes)}
-    row["runs"] = " ".join(run.run.id for run in arm.runs)
-    row["configs"] = " ".join(f"{run.seed}:{run.run.config_hash()}" for run in arm.runs)
-    row["trained_in"] = " ".join(run.run.stages()["train"].get("from", run.run.id) for run in arm.runs)
-    return row
+    return {
+        "legality": ", ".join(sorted({measures[measure]["legality"] for measures in rows})),
+        **{name: float(np.mean([measures[name]["bpb"] for measures in rows])) for name in ("static", "sliding")},
+        "score_first": None if None in legal else float(np.mean([score for score in legal if score is not None])),
+        "bytes": max(size["total"] for size in sizes),
+        "fits": all(size["fits"] for size in sizes),
+        "runs": " ".join(run.run.id for run in arm.runs),
+        "configs": " ".join(f"{run.seed}:{run.run.config_hash()}" for run in arm.runs),
+        "trained_in": " ".join(run.run.stages()["train"].get("from", run.run.id) for run in arm.runs),
+    }
 
 
 def _legal(measures: Mapping[str, dict]) -> float | None:
@@ -171,14 +156,12 @@ def as_text(plan: Sweep, table: pd.DataFrame) -> str:
     listed = compare.signed(table, "published_difference", "difference", "low", "high")
     listed = listed.reindex(columns=[*shown.split(), "score_first", "bytes", "seeds", "over"]).rename(columns=names)
     head = f"{plan.title}\nsweep {plan.name} at size {plan.size}, measure {plan.measure}, bits per byte"
-    said = {row["arm"]: "; ".join(_notes(row)) for row in table.to_dict("records")}
-    notes = "\n".join(f"{arm}: {text}" for arm, text in said.items() if text)
-    return "\n\n".join([head, to_text(listed), *([notes] if notes else []), RULE])
-
-
-def _notes(row: Mapping[str, Any]) -> list[str]:
-    said = [row[column] for column in ("published_note", "note") if isinstance(row.get(column), str)]
-    return said + ([f"not published: {row['unknown']}"] if isinstance(row.get("unknown"), str) else [])
+    notes = []
+    for row in table.reindex(columns=["arm", "published_note", "note", "unknown"]).itertuples():
+        unknown = f"not published: {row.unknown}" if isinstance(row.unknown, str) else None
+        said = [text for text in (row.published_note, row.note, unknown) if isinstance(text, str)]
+        notes += [f"{row.arm}: {'; '.join(said)}"] if said else []
+    return "\n\n".join([head, to_text(listed), *(["\n".join(notes)] if notes else []), RULE])
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -193,6 +176,8 @@ def summary(table: pd.DataFrame) -> str:
 
 
 # -- the claims about meta-learning
+
+Judge = Callable[[Mapping[str, Any], bool], str]  # of what was found, and whether it decides
 
 
 def meta_claims(arms: Sequence[Arm], rates: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -213,21 +198,18 @@ def meta_claims(arms: Sequence[Arm], rates: pd.DataFrame, costs: pd.DataFrame) -
         _invariance(named, "ttt_gain", "nor does the gain of adaptation alone, c - b"),
         _frozen_rates(rates),
         _free_rates(rates, arms),
-        _cost(costs, "exp101", 0.029),
-        _cost(costs, "exp106", 0.081),
+        _cost(costs, "exp101", 2.9),
+        _cost(costs, "exp106", 8.1),
     ]
-    head = (
-        "statement system published source how size parameters artifact_bytes train_tokens seeds chunks value low high"
-    )
-    return frame(rows).reindex(columns=[*head.split(), "detectable", "ratio", "unit", "verdict"])
+    for row in rows:
+        row["source"] = "PR 1502" if row["system"] == "exp106" else "PR 1501"
+        row["ratio"] = row["value"] / row["published"] if "value" in row and row["published"] else None
+    head = "statement system published source how size parameters artifact_bytes train_tokens seeds chunks value low"
+    return frame(rows).reindex(columns=[*head.split(), "high", "detectable", "ratio", "unit", "verdict"])
 
 
 def _claim(statement: str, system: str, published: float | None, unit: str, how: str) -> dict[str, Any]:
-    source = "PR 1502" if system == "exp106" else "PR 1501"
-    return {
-        **{"statement": statement, "system": system, "published": published, "source": source, "how": how},
-        **{"unit": unit, "verdict": OPEN},
-    }
+    return {"statement": statement, "system": system, "published": published, "unit": unit, "how": how, "verdict": OPEN}
 
 
 def _of(arm: Arm, preset: str) -> tuple[dict[str, Any], bool]:
@@ -236,20 +218,21 @@ def _of(arm: Arm, preset: str) -> tuple[dict[str, Any], bool]:
     return {"size": "published" if decides else "smaller", **scale(arm), "seeds": len(arm.runs)}, decides
 
 
-def _valued(value: float, found: Mapping[str, Any], published: float | None) -> dict[str, Any]:
-    kept = {name: found.get(name) for name in ("low", "high", "detectable", "chunks")}
-    return kept | {"value": value, "ratio": value / published if published else None}
+def _compared(
+    row: dict[str, Any], named: Mapping[str, Arm], pair: tuple[str, str], measure: str, judge: Judge
+) -> dict[str, Any]:
+    """The claim `row` with the difference of the first arm of `pair` to the second and the verdict of `judge` on it."""
+    if not {*pair} <= named.keys():
+        return row
+    arm, other = (named[name] for name in pair)
+    found, (at, decides) = compare.difference(other, arm, MEASURES[measure]), _of(arm, pair[0])
+    return row | at | found | {"value": found["difference"], "verdict": judge(found, decides)}
 
 
 def _effect(named: Mapping[str, Arm], pair: tuple[str, str], published: float, statement: str) -> dict[str, Any]:
     claimed = published if pair[1] == "none" else None  # nobody ran the placebo
     row = _claim(statement, pair[0], claimed, "bpb", f"(c) of {pair[0]} less {pair[1]}, same seeds and steps")
-    arm, other = (named.get(name) for name in pair)
-    if arm is None or other is None:
-        return row
-    found, (at, decides) = compare.difference(other, arm, MEASURES["ttt"]), _of(arm, pair[0])
-    row |= at | _valued(found["difference"], found, claimed)
-    return row | {"verdict": by_sign(Found(found["difference"], found["low"], found["high"]), published, decides)}
+    return _compared(row, named, pair, "ttt", lambda found, decides: by_sign(found, published, decides))
 
 
 def _is_adaptation(arm: Arm) -> dict[str, Any]:
@@ -257,20 +240,15 @@ def _is_adaptation(arm: Arm) -> dict[str, Any]:
     how = "(c - b) - (b - a): below 0, adaptation brings more than longer context"
     row = _claim("the TTT delta of 0.0234 is a gain of adaptation", "exp105a", None, "bpb", how)
     found, (at, decides) = compare.mean(arm, ADAPTATION_OVER_CONTEXT), _of(arm, "exp105a")
-    row |= at | _valued(found["mean"], found, None) | {"chunks": len(arm.weights)}
-    return row | {"verdict": by_sign(Found(found["mean"], found["low"], found["high"]), -1e-9, decides)}
+    row |= at | found | {"value": found["mean"], "chunks": len(arm.weights)}
+    return row | {"verdict": by_sign(found, -1e-9, decides)}
 
 
 def _invariance(named: Mapping[str, Arm], name: str, statement: str) -> dict[str, Any]:
-    reference, arm = named["none"], named.get("exp101")
-    size = INVARIANT * abs(float(np.mean(reference.totals(MEASURES[name]))))
+    size = INVARIANT * abs(float(np.mean(named["none"].totals(MEASURES[name]))))
     how = f"exp101 less exp105a, within 2 % of exp105a's own: {size:.5f}"
     row = _claim(statement, "exp101", 0.00011 if name == "total_gain" else None, "bpb", how)
-    if arm is None:
-        return row
-    found, (at, decides) = compare.difference(reference, arm, MEASURES[name]), _of(arm, "exp101")
-    row |= at | _valued(found["difference"], found, row["published"])
-    return row | {"verdict": by_band(Found(found["difference"], found["low"], found["high"]), -size, size, decides)}
+    return _compared(row, named, ("exp101", "none"), name, lambda found, at: by_band(found, (-size, size), at))
 
 
 def _last(rates: pd.DataFrame, frozen: bool) -> pd.DataFrame:
@@ -281,17 +259,21 @@ def _last(rates: pd.DataFrame, frozen: bool) -> pd.DataFrame:
     return only(rates[rates["step"] == ends], frozen=frozen)
 
 
+def _range(last: pd.DataFrame, rates: pd.Series) -> dict[str, Any]:
+    """Mean, smallest and largest of `rates`, those of `last`."""
+    found = {"value": float(rates.mean()), "low": float(rates.min()), "high": float(rates.max())}
+    return found | {"seeds": last["seed"].nunique()}
+
+
 def _frozen_rates(rates: pd.DataFrame) -> dict[str, Any]:
     """Frozen slots have no gradient: weight decay alone acts on their rates, a closed form that knows no scale."""
     how = f"extrapolated to {RATE_CALLS:,} calls, where rates follow weight decay alone; within 0.92 to 1.08"
     row, last = _claim("MetaSGD: the rates of frozen slots stay at 1", "exp106", 1.0, "rate", how), _last(rates, True)
     if last.empty:
         return row
-    ends = (last["rate"] ** (RATE_CALLS / last["calls"])).astype(float)
-    found = Found(float(ends.mean()), float(ends.min()), float(ends.max()))
-    row |= {"seeds": last["seed"].nunique(), "value": found.value, "ratio": found.value, "low": found.low}
-    closed = np.allclose(last["rate"].astype(float), last["predicted"].astype(float), rtol=1e-4)
-    return row | {"high": found.high, "verdict": by_band(found, *RATES, decides=True) if closed else OPEN}
+    row |= _range(last, last["rate"] ** (RATE_CALLS / last["calls"]))
+    closed = np.allclose(last["rate"], last["predicted"].astype(float), rtol=1e-4)
+    return row | ({"verdict": by_band(row, RATES, decides=True)} if closed else {})
 
 
 def _free_rates(rates: pd.DataFrame, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -300,25 +282,20 @@ def _free_rates(rates: pd.DataFrame, arms: Sequence[Arm]) -> dict[str, Any]:
     last = _last(rates, False)
     if last.empty:
         return row
-    found = Found(float(last["rate"].mean()), float(last["rate"].min()), float(last["rate"].max()))
-    row |= {"seeds": last["seed"].nunique(), "value": found.value, "ratio": found.value}
-    row |= {"low": found.low, "high": found.high}
-    arm = next(arm for arm in arms if arm.label == last["arm"].iloc[0])
-    at, decides = _of(arm, "exp106")
+    at, decides = _of(next(arm for arm in arms if arm.label == last["arm"].iloc[0]), "exp106")
+    row |= at | _range(last, last["rate"])
     outside = ~last["rate"].between(*RATES)
     if last[outside]["seed"].nunique() == row["seeds"]:  # in every run one rate is outside
-        return row | at | {"verdict": REFUTED if decides else OPPOSITE}
-    if outside.any() or last["calls"].min() < RATE_CALLS:
-        return row | at
-    return row | at | {"verdict": CONFIRMED if decides else SAME}
+        return row | {"verdict": REFUTED if decides else OPPOSITE}
+    settled = not outside.any() and last["calls"].min() >= RATE_CALLS
+    return row | ({"verdict": CONFIRMED if decides else SAME} if settled else {})
 
 
 def _cost(costs: pd.DataFrame, system: str, published: float) -> dict[str, Any]:
     """Computing is counted; the published cost is time, of which a count gives the direction only."""
     how = "counted micro-batches at the published cadence; published as time"
-    row = _claim(f"{system} costs more", system, 100 * published, "%", how)
-    found = only(costs, arm=f"meta-{system}")
+    row, found = _claim(f"{system} costs more", system, published, "%", how), only(costs, arm=f"meta-{system}")
     if found.empty:
         return row
     value = 100 * float(found["published_overhead"].iloc[0])
-    return row | {"value": value, "ratio": value / row["published"], "verdict": SAME if value > 0 else OPPOSITE}
+    return row | {"value": value, "verdict": SAME if value > 0 else OPPOSITE}

@@ -11,8 +11,7 @@ import pandas as pd
 
 from golfcore import config
 from golfcore.analysis.frames import frame, to_text
-from golfcore.analysis.runs import report
-from golfcore.analysis.stats import MIN_CHUNKS, Estimate, estimate
+from golfcore.analysis.stats import MIN_CHUNKS, estimate
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config, differences
@@ -34,15 +33,22 @@ EVALUATIONS = ("static", "sliding", "ttt")
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished run: its scores, and the first scores of each chunk of the validation text, in bits per byte."""
+    """A finished run: its results, and the first scores of each chunk of the validation text by evaluation."""
 
     run: RunFolder
     config: Config
-    data: str
-    code: str  # version of the code that scored it; "" where it was not recorded
-    tokens: int
+    results: dict[str, Any]
     bpb: dict[str, float]
     chunks: dict[str, list[dict]]
+
+    @property
+    def data(self) -> str:
+        return self.run.data_hash()
+
+    @property
+    def tokens(self) -> int:
+        """Validation targets."""
+        return self.results["measures"]["static"]["tokens"]
 
     @property
     def seed(self) -> int:
@@ -90,7 +96,7 @@ class Arm:
         return [run.total(measure) for run in self.runs]
 
     def by_chunk(self, measure: Measure, seeds: Sequence[int] = ()) -> np.ndarray:
-        """(S, C) the measure on each chunk, for the runs with these seeds (all, if none are given)."""
+        """(S, C) the measure on each chunk, of the runs with these seeds (of all, if none are given)."""
         return np.array([run.by_chunk(measure) for run in self.runs if not seeds or run.seed in seeds])
 
 
@@ -100,12 +106,10 @@ class Arm:
 def scored(path: Path) -> Scored:
     """The scores of the run at `path` (UserError if it is no run folder, or has not finished)."""
     run = find_run(path)
-    found = report(run)
-    rows = found["measures"]
+    stated = run.results()
     chunks = {e: results.load(run.file(f"eval/{e}.json")).chunks for e in EVALUATIONS}
-    code = str(rows["static"].get("code") or found.get("source", {}).get("code", ""))
-    bpb = {e: rows[e]["bpb"] for e in EVALUATIONS}
-    return Scored(run, config.of_run(run), run.data_hash(), code, rows["static"]["tokens"], bpb, chunks)
+    bpb = {e: stated["measures"][e]["bpb"] for e in EVALUATIONS}
+    return Scored(run, config.of_run(run), stated, bpb, chunks)
 
 
 def arms_of(paths: Sequence[Path]) -> list[Arm]:
@@ -127,12 +131,14 @@ def arms_of(paths: Sequence[Path]) -> list[Arm]:
             raise UserError(f"{run.run.path}: {expected}, found {twice.run.path} the same")
         group.append(run)
     names = [group[0].config.name for group in groups.values()]
-    found = []
-    for key, group in groups.items():
-        name = group[0].config.name
-        label = name if names.count(name) == 1 else f"{name}-{key[:6]}"
-        found.append(Arm(label, seedless(group[0].config), tuple(sorted(group, key=lambda run: run.seed))))
-    return found
+    return [
+        Arm(
+            name if names.count(name) == 1 else f"{name}-{key[:6]}",
+            seedless(group[0].config),
+            tuple(sorted(group, key=lambda run: run.seed)),
+        )
+        for name, (key, group) in zip(names, groups.items(), strict=True)
+    ]
 
 
 def seedless(config: Config) -> Config:
@@ -144,7 +150,7 @@ def _check_text(first: Scored, other: Scored) -> None:
     where, what = other.run.path, f"as in {first.run.path}"
     if other.data != first.data:
         raise UserError(f"{where}: expected data {first.data[:12]} {what}, found {other.data[:12]}")
-    if other.tokens != first.tokens or other.spans[-1][1] != first.spans[-1][1]:
+    if other.tokens != first.tokens:
         raise UserError(f"{where}: expected {first.tokens:,} validation targets {what}, found {other.tokens:,}")
     if other.spans != first.spans:
         expected = f"expected {len(first.spans)} chunks {what}"
@@ -172,35 +178,38 @@ def compare(arms: Sequence[Arm]) -> pd.DataFrame:
 def difference(reference: Arm, arm: Arm, measure: Measure) -> dict[str, Any]:
     """The difference arm - reference of a measure, of first scores.
 
-    `low`, `high`: its 95 % interval; `p` against 0; `df`; `detectable`: the true difference that would be found 4 times
-    out of 5. `pairs`: the seeds that both arms have; where there are two or more, the difference is over these alone.
-    `chunks` of text, fewer than MIN_CHUNKS of which give no interval. `over`: what the interval is over, "seeds and
-    text", or "text" where an arm has one seed.
+    `pairs`: the seeds that both arms have; the difference is over these alone where there are two or more. `chunks` of
+    text. The other columns are those of `interval`.
+    """
+    pairs, values, less = paired(reference, arm, measure)
+    middle = values.mean(0) - (0.0 if less is None else less.mean(0))
+    row = {"difference": float(np.average(middle, weights=arm.weights))}
+    return row | interval(values, arm.weights, less) | {"pairs": pairs, "chunks": len(middle)}
+
+
+def paired(reference: Arm, arm: Arm, measure: Measure) -> tuple[int, np.ndarray, np.ndarray | None]:
+    """How many seeds both arms have, then (S, C) differences over these and None; or, if two arms of several seeds
+    share fewer than two, (S, C) of the arm and (S', C) of the reference.
     """
     pairs = sorted(set(arm.seeds) & set(reference.seeds))
     if len(pairs) > 1 or (pairs and min(len(arm.runs), len(reference.runs)) == 1):
-        values, less = arm.by_chunk(measure, pairs) - reference.by_chunk(measure, pairs), None
-    else:
-        values, less = arm.by_chunk(measure), reference.by_chunk(measure)
-    middle = values.mean(0) - (0.0 if less is None else less.mean(0))
-    row = {"difference": float(np.average(middle, weights=arm.weights))}
-    return row | columns(interval(values, arm.weights, less)) | {"pairs": len(pairs), "chunks": len(middle)}
+        return len(pairs), arm.by_chunk(measure, pairs) - reference.by_chunk(measure, pairs), None
+    return len(pairs), arm.by_chunk(measure), reference.by_chunk(measure)
 
 
-def interval(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> Estimate | None:
-    """`stats.estimate`; None for fewer than MIN_CHUNKS chunks that weigh anything."""
-    return estimate(values, weights, less) if int((weights > 0).sum()) >= MIN_CHUNKS else None
+def interval(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> dict[str, Any]:
+    """What `stats.estimate` knows of the error of a value; nothing for fewer than MIN_CHUNKS chunks.
 
-
-def columns(found: Estimate | None) -> dict[str, Any]:
-    """What a row says of the error of its value; nothing is known of None."""
-    names = ("low", "high", "p", "df", "detectable", "over")
-    return {name: None if found is None else getattr(found, name) for name in names}
+    `low`, `high`: 95 % interval; `p` against 0; `df`; `detectable`: the true difference that would be found 4 times out
+    of 5; `over`: what the interval is over, "seeds and text", or "text" where an arm has one seed.
+    """
+    found = estimate(values, weights, less) if int((weights > 0).sum()) >= MIN_CHUNKS else None
+    return {name: found and getattr(found, name) for name in ("low", "high", "p", "df", "detectable", "over")}
 
 
 def mean(arm: Arm, measure: Measure) -> dict[str, Any]:
-    """The measure of an arm, mean over its seeds: `mean`, and the columns of its interval for other seeds and text."""
-    return {"mean": float(np.mean(arm.totals(measure)))} | columns(interval(arm.by_chunk(measure), arm.weights))
+    """The measure of an arm, mean over its seeds: `mean`, and its `interval` for other seeds and text."""
+    return {"mean": float(np.mean(arm.totals(measure)))} | interval(arm.by_chunk(measure), arm.weights)
 
 
 # -- for people
@@ -210,12 +219,13 @@ def as_text(arms: Sequence[Arm], table: pd.DataFrame) -> str:
     """The comparison for a terminal: what was compared, then one line for each measure and arm."""
     first = arms[0].runs[0]
     lines = [f"data {first.data[:12]}, {first.tokens:,} targets in {len(first.spans)} chunks; bits per byte"]
+    by_code: dict[str, list[str]] = {}
     for arm in arms:
         change = "reference" if arm is arms[0] else differences(arms[0].config, arm.config)
         lines.append(f"{arm.label}: seeds {', '.join(map(str, arm.seeds))}; {change}")
-    by_code: dict[str, list[str]] = {}
-    for run in [run for arm in arms for run in arm.runs]:
-        by_code.setdefault(run.code or "a version that was not recorded", []).append(run.run.id)
+        for run in arm.runs:
+            code = run.results["measures"]["static"].get("code") or "a version that was not recorded"
+            by_code.setdefault(code, []).append(run.run.id)
     if len(by_code) > 1:
         parts = [f"{code} ({', '.join(ids)})" for code, ids in by_code.items()]
         lines.append(f"made by other versions of the code: {'; '.join(parts)}")

@@ -4,17 +4,17 @@ The arms are those of `runs.stacks`: the first shares blocks, each of the others
 what it gives up. What the applications of one block have of their own are the scales, mixes and skip weights of layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from golfcore.analysis import compare, meta, runs
+from golfcore.analysis import compare, runs
 from golfcore.analysis.compare import EVALUATIONS, MEASURES, Arm, Scored
 from golfcore.analysis.frames import frame, one, only
+from golfcore.analysis.meta import each, learning_curves
 from golfcore.analysis.sizes import run_bytes
 from golfcore.base import tensors
 from golfcore.config import Config
@@ -37,13 +37,12 @@ def summary(arms: Sequence[Arm]) -> pd.DataFrame:
     over exported parameters; `applied_per_byte`: weights that a token is multiplied with, over bytes;
     `flops_per_token`: as the function; `flops`: of the whole training. Scores in bits per byte.
     """
-    rows = [_run_row(arm, run) for arm, run in meta.each(arms)]
+    rows = [_run_row(arm, run) for arm, run in each(arms)]
     means = ("bytes", "matrix_bytes", "bits_per_parameter", "applied_per_byte", "flops", *EVALUATIONS)
     for arm in arms:
-        of_runs = [row for row in rows if row["kind"] == "run" and row["arm"] == arm.label]
-        row = {"kind": "arm", "arm": arm.label, **source(arm), **_shape(arm.config)}
-        row |= {name: float(np.mean([r[name] for r in of_runs])) for name in means}
-        rows.append(row)
+        of_runs = pd.DataFrame([row for row in rows if row["kind"] == "run" and row["arm"] == arm.label])
+        head = {"kind": "arm", "arm": arm.label, **source(arm), **_shape(arm.config)}
+        rows.append(head | of_runs[[*means]].mean().to_dict())
     return frame(rows)
 
 
@@ -54,14 +53,16 @@ def _shape(cfg: Config) -> dict[str, Any]:
 
 
 def _run_row(arm: Arm, run: Scored) -> dict[str, Any]:
-    shape, n_bytes = _shape(run.config), runs.report(run.run)["artifact"]["bytes"]
+    shape, n_bytes = _shape(run.config), run.results["artifact"]["bytes"]
     steps = max(r["step"] for r in run.run.metrics("val"))
-    row = {"kind": "run", "arm": arm.label, **run_source(run), **shape, "bytes": n_bytes}
-    row["matrix_bytes"] = int(run_bytes(run.run).query("group == 'matrices'")["bytes"].sum())
-    row["bits_per_parameter"] = 8 * n_bytes / shape["parameters"]
-    row["applied_per_byte"] = shape["applied"] / n_bytes
-    row["flops"] = float(shape["flops_per_token"] * steps * run.config.optim.batch_tokens)
-    return row | {name: run.bpb[name] for name in EVALUATIONS}
+    return {
+        **{"kind": "run", "arm": arm.label, **run_source(run), **shape, "bytes": n_bytes},
+        "matrix_bytes": int(run_bytes(run.run).query("group == 'matrices'")["bytes"].sum()),
+        "bits_per_parameter": 8 * n_bytes / shape["parameters"],
+        "applied_per_byte": shape["applied"] / n_bytes,
+        "flops": float(shape["flops_per_token"] * steps * run.config.optim.batch_tokens),
+        **run.bpb,
+    }
 
 
 def sizes(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -69,16 +70,13 @@ def sizes(arms: Sequence[Arm]) -> pd.DataFrame:
     rows = []
     for arm in arms:
         counted = params.summary(arm.config.model)
-        train_only = counted["total"] - exported(arm.config.model)
-        components = [
-            run_bytes(run.run).query("kind == 'component'").groupby("group")["bytes"].sum() for run in arm.runs
-        ]
+        kinds = counted["kinds"] | {"control": counted["kinds"]["control"] - counted["total"] + counted["exported"]}
+        found = pd.concat([run_bytes(run.run).query("kind == 'component'") for run in arm.runs])
+        n_bytes = found.groupby("group")["bytes"].sum() / len(arm.runs)
         for part, names in PARTS.items():
-            held = sum(counted["kinds"][kind] for kind in names) - (train_only if "control" in names else 0)
             group = part if part in ("matrices", "tables") else "the rest of the file"
-            n_bytes = float(np.mean([found.get(group, 0) for found in components]))
-            row = {"arm": arm.label, "part": part, "parameters": held, "bytes": n_bytes}
-            rows.append(row | source(arm))
+            row = {"arm": arm.label, "part": part, "parameters": sum(kinds[kind] for kind in names)}
+            rows.append(row | {"bytes": float(n_bytes.get(group, 0)), **source(arm)})
     return frame(rows)
 
 
@@ -91,7 +89,7 @@ def differences(arms: Sequence[Arm]) -> pd.DataFrame:
     shared, rows = arms[0], []
     means = only(summary(arms), kind="arm")
     ours = one(means, arm=shared.label)
-    adapts = any(run.total(MEASURES["ttt_gain"]) for _, run in meta.each(arms))
+    adapts = any(run.total(MEASURES["ttt_gain"]) for _, run in each(arms))
     for other in arms[1:]:
         theirs = one(means, arm=other.label)
         ratios = {f"{name}_ratio": ours[name] / theirs[name] for name in ("bytes", "flops")}
@@ -104,11 +102,11 @@ def differences(arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def curves(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Validation of `meta.learning_curves` with the training FLOPs so far, and where each row is from."""
-    rows = only(meta.learning_curves(arms), kind="val")
+    """Validation of `learning_curves` with the training FLOPs so far, and where each row is from."""
+    rows = only(learning_curves(arms), kind="val")
     per_step = {arm.label: flops_per_token(arm.config) * arm.config.optim.batch_tokens for arm in arms}
     rows["flops"] = rows["step"] * rows["arm"].map(per_step).astype(float)
-    known = frame({"arm": arm.label, **run_source(run)} for arm, run in meta.each(arms))
+    known = frame({"arm": arm.label, **run_source(run)} for arm, run in each(arms))
     return rows.merge(known, on=["arm", "seed"], how="left", sort=False)
 
 
@@ -134,29 +132,25 @@ def scales(arms: Sequence[Arm]) -> pd.DataFrame:
     deviation over channels of the trained weights before quantization; `start`: the mean at initialization. A skip's
     `layer` is the one it enters, `from_layer` the one it leaves.
     """
-    starts = {arm.label: params.init(arm.config.model, 0).rest for arm in arms}
-    return frame(row for arm, run in meta.each(arms) for row in _scale_rows(arm, run, starts[arm.label]))
+    return frame(row for arm, run in each(arms) for row in _scale_rows(arm, run))
 
 
-def _scale_rows(arm: Arm, run: Scored, start: dict[str, Tensor]) -> list[dict[str, Any]]:
-    m, trained = run.config.model, trained_weights(run)
+def _scale_rows(arm: Arm, run: Scored) -> Iterator[dict[str, Any]]:
+    m, trained, start = run.config.model, trained_weights(run), params.init(run.config.model, 0).rest
     head = {"arm": arm.label, **run_source(run)}
-    rows = []
     for name in SCALES:
         now, before = by_layer(trained, name), by_layer(start, name)
         for i, block in enumerate(m.blocks):
             at = {"layer": i, "block": block, "application": m.blocks[:i].count(block), "name": name}
-            rows.append({"kind": "layer", **head, **at, **_moments(now[i]), "start": float(before[i].mean())})
+            yield {"kind": "layer", **head, **at, **_moments(now[i], before[i])}
     for i in range(m.n_skips):
         enters, leaves = m.n_layers // 2 + i, m.n_layers // 2 - 1 - i
-        skip = {"layer": enters, "from_layer": leaves, "block": m.blocks[enters], "name": "skip"}
-        found = {**_moments(trained["skip"][i]), "start": float(start["skip"][i].mean())}
-        rows.append({"kind": "skip", **head, **skip, **found})
-    return rows
+        at = {"layer": enters, "from_layer": leaves, "block": m.blocks[enters], "name": "skip"}
+        yield {"kind": "skip", **head, **at, **_moments(trained["skip"][i], start["skip"][i])}
 
 
-def _moments(channels: Tensor) -> dict[str, float]:
-    return {"mean": float(channels.mean()), "spread": float(channels.std(correction=0))}
+def _moments(now: Tensor, before: Tensor) -> dict[str, float]:
+    return {"mean": float(now.mean()), "spread": float(now.std(correction=0)), "start": float(before.mean())}
 
 
 def trained_weights(run: Scored) -> dict[str, Tensor]:
@@ -201,15 +195,13 @@ def specialisation(arms: Sequence[Arm]) -> pd.DataFrame:
     return frame(rows)
 
 
-def variances(x: Tensor) -> dict[str, Any]:
-    """The numbers of `specialisation` for x (R, D); none where nothing varies."""
+def variances(x: Tensor) -> dict[str, float]:
+    """The numbers of `specialisation` for x (R, D); no shares where nothing varies."""
     x = x.to(torch.float64)
-    means = x.mean(1)
-    between, within = float(means.var(correction=0)), float(x.var(1, correction=0).mean())
-    row = {"between": between, "within": within}
-    total = between + within
+    between, within = float(x.mean(1).var(correction=0)), float(x.var(1, correction=0).mean())
+    row, total = {"between": between, "within": within}, between + within
     if total == 0:
         return row
     common = float(x.mean(0).var(correction=0))
-    row |= {"ratio": between / within if within else None, "level": between / total}  # type: ignore[dict-item]
-    return row | {"common": common / total, "pattern": (within - common) / total}
+    row |= {"level": between / total, "common": common / total, "pattern": (within - common) / total}
+    return row | ({"ratio": between / within} if within else {})

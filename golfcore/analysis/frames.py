@@ -14,38 +14,23 @@ from golfcore.base.errors import UserError
 
 IDS = {"run", "runs", "config", "configs", "data", "weights", "artifact", "code", "trained_in"}  # always text
 HASH = re.compile(r"[0-9a-f]{16,64}")
-INT = re.compile(r"-?(0|[1-9]\d*)")
+KINDS = {"integer": "Int64", "floating": "float64", "mixed-integer-float": "float64", "boolean": "bool"}
 
 
 def frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A frame of rows, columns in the order of first use; whole numbers stay whole beside missing values."""
-    if isinstance(rows, pd.DataFrame):
-        return rows
-    listed = [dict(row) for row in rows]
-    columns = list(dict.fromkeys(name for row in listed for name in row))
-    return _typed(pd.DataFrame({c: pd.Series([_plain(row.get(c)) for row in listed], dtype=object) for c in columns}))
-
-
-def _plain(value: Any) -> Any:
-    """numpy's scalars as Python's, any missing value as None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if value is pd.NA or value != value else value
+    if not isinstance(rows, pd.DataFrame):
+        listed = list(rows)
+        columns = dict.fromkeys(name for row in listed for name in row)
+        rows = pd.DataFrame({name: pd.Series([row.get(name) for row in listed], dtype=object) for name in columns})
+    return _typed(rows)
 
 
 def _typed(found: pd.DataFrame) -> pd.DataFrame:
-    """Columns of objects as Int64, float64 or bool where all their values are such; text and mixtures stay objects."""
-    out = {}
-    for name, column in found.items():
-        kinds = {type(v) for v in column if v is not None}
-        if kinds == {bool} and column.notna().all():
-            out[name] = column.astype(bool)
-        elif kinds and all(issubclass(k, int) and k is not bool for k in kinds):
-            out[name] = column.astype("Int64")
-        elif kinds and all(issubclass(k, (int, float)) and k is not bool for k in kinds):
-            out[name] = column.astype("float64")
-        else:
-            out[name] = column
-    return pd.DataFrame(out)
+    """Columns as Int64, float64 or bool where all their values are such; text and mixtures stay objects."""
+    found = found.astype(object).where(found.notna(), None).reset_index(drop=True)
+    kinds = {name: KINDS.get(pd.api.types.infer_dtype(column)) for name, column in found.items()}
+    return found.astype({c: k for c, k in kinds.items() if k and (k != "bool" or found[c].notna().all())})
 
 
 def only(found: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -72,46 +57,43 @@ def write_csv(path: Path, found: pd.DataFrame) -> None:
 def read_csv(path: Path) -> pd.DataFrame:
     """The frame in a file that `write_csv` wrote. UserError: no such file, or lines of different lengths."""
     try:
-        text = path.read_text()
-        found = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        found = pd.read_csv(io.StringIO(path.read_text()), dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path}: expected a table, found no such file") from None
     except (ValueError, OSError) as e:
         raise UserError(f"{path}: expected a table as CSV, found a file that does not read ({e})") from None
-    return _typed(pd.DataFrame({c: _parsed(str(c), column) for c, column in found.items()}))
+    columns = {}
+    for name, cells in found.items():
+        values = [cell if name in IDS else _value(cell) for cell in cells if cell]
+        kinds = {type(value) for value in values}
+        parse = _value if kinds == {bool} or kinds <= {int, float} else str
+        columns[str(name)] = pd.Series([parse(cell) if cell else None for cell in cells], dtype=object)
+    return _typed(pd.DataFrame(columns))
 
 
-def _parsed(name: str, column: pd.Series) -> pd.Series:
-    """A column of text as numbers or booleans, if it is spelled as such throughout and holds no ids."""
-    cells = [c for c in column if c]
-    parse: Any = str
-    if name not in IDS:
-        if all(c in ("true", "false") for c in cells):
-            parse = "true".__eq__
-        elif all(INT.fullmatch(c) for c in cells):
-            parse = int
-        elif all(_is_float(c) for c in cells):
-            parse = float
-    return pd.Series([parse(c) if c else None for c in column], dtype=object)
-
-
-def _is_float(cell: str) -> bool:
-    try:
-        return repr(float(cell)) == cell or bool(INT.fullmatch(cell))
-    except ValueError:
-        return False
+def _value(cell: str) -> Any:
+    """The boolean or number that `write_csv` spells like this, or else the text itself."""
+    if cell in ("true", "false"):
+        return cell == "true"
+    for kind in (int, float):
+        try:
+            if str(kind(cell)) == cell:
+                return kind(cell)
+        except ValueError:
+            pass
+    return cell
 
 
 def show(value: Any) -> str:
     """A value for people: four decimals or three digits, thousands apart, hashes cut short."""
-    value = _plain(value)
-    if value is None:
+    if pd.isna(value):
         return ""
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if isinstance(value, int):
+    if isinstance(value, int | np.integer):
         return f"{value:,}"
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):
+        value = float(value)
         return f"{value:,.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
     return HASH.sub(lambda m: m[0][:8], str(value))
 
@@ -124,12 +106,9 @@ def for_people(found: pd.DataFrame) -> pd.DataFrame:
 
 def to_text(found: pd.DataFrame) -> str:
     """Aligned columns under their names, numbers to the right; "" for a frame without rows."""
-    if found.empty:
-        return ""
-    numeric = {str(c).replace("_", " "): pd.api.types.is_numeric_dtype(found[c]) for c in found}
-    lines = for_people(found)
-    pad = {c: max(map(len, (c, *lines[c]))) for c in lines}
-    rows = [{c: c for c in lines}, *lines.to_dict("records")]
-    return "\n".join(
-        "  ".join(row[c].rjust(pad[c]) if numeric[c] else row[c].ljust(pad[c]) for c in lines).rstrip() for row in rows
-    )
+    columns = []
+    for (name, cells), values in zip(for_people(found).items(), found.dtypes, strict=True):
+        lines = [str(name), *cells]
+        side = str.rjust if pd.api.types.is_numeric_dtype(values) else str.ljust
+        columns.append([side(line, max(map(len, lines))) for line in lines])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True)) if len(found) else ""

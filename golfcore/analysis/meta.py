@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from golfcore.analysis import runs
-from golfcore.analysis.compare import MEASURES, Arm, Scored, columns, interval, mean
+from golfcore.analysis.compare import MEASURES, Arm, Scored, interval, mean, paired
 from golfcore.analysis.frames import frame
 from golfcore.analysis.stats import MIN_CHUNKS
 from golfcore.model import params
@@ -36,31 +36,29 @@ def learning_curves(arms: Sequence[Arm]) -> pd.DataFrame:
     parts = []
     for arm, run in each(arms):
         for kind, column in (("train", "bpb_smooth"), ("val", "bpb")):
-            rows = _curve(logged[arm.label, run.seed], kind, column)
+            bpb = _by_step(logged[arm.label, run.seed], kind, column)
+            rows = bpb.rename("bpb").reset_index()
             other = logged.get((arms[0].label, run.seed))
             if arm is not arms[0] and other is not None:
-                theirs = _curve(other, kind, column).drop_duplicates("step").set_index("step")["bpb"]
-                rows["difference"] = rows["bpb"] - rows["step"].map(theirs)
-            rows.insert(0, "seed", run.seed)
-            rows.insert(0, "arm", arm.label)
-            rows.insert(0, "kind", kind)
-            parts.append(rows[:: max(1, -(-len(rows) // POINTS))])
+                theirs = _by_step(other, kind, column)
+                rows["difference"] = rows["bpb"] - rows["step"].map(theirs[~theirs.index.duplicated()])
+            head = pd.DataFrame({"kind": kind, "arm": arm.label, "seed": run.seed}, index=rows.index)
+            parts.append(head.join(rows)[:: max(1, -(-len(rows) // POINTS))])
     return pd.concat(parts, ignore_index=True)
 
 
-def _curve(logged: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
+def _by_step(logged: pd.DataFrame, kind: str, column: str) -> pd.Series:
     rows = logged[logged["kind"] == kind]
-    return pd.DataFrame({"step": rows["step"].astype(int), "bpb": rows[column].astype(float)})
+    return rows[column].astype(float).set_axis(rows["step"].astype(int))
 
 
 def scores_by_seed(arms: Sequence[Arm]) -> pd.DataFrame:
     """One row a run: its scores, gains, TTT rate, steps and bytes."""
     rows = []
     for arm, run in each(arms):
-        final = runs.report(run.run)
         row = {"arm": arm.label, "seed": run.seed, "steps": run.run.metrics("train")[-1]["step"]}
         row |= {name: run.total(measure) for name, measure in MEASURES.items()}
-        rows.append(row | {"ttt_lr": final["ttt"]["lr"], "bytes": final["artifact"]["total"]})
+        rows.append(row | {"ttt_lr": run.results["ttt"]["lr"], "bytes": run.results["artifact"]["total"]})
     return frame(rows)
 
 
@@ -80,8 +78,8 @@ def gains(arms: Sequence[Arm]) -> pd.DataFrame:
     return frame(rows)
 
 
-def chunk_differences(arms: Sequence[Arm], name: str = "ttt") -> pd.DataFrame:
-    """The difference to the reference arm as the text goes on, over the seeds that both have (all, if none).
+def chunk_differences(arms: Sequence[Arm]) -> pd.DataFrame:
+    """The difference of the score after TTT to the reference arm as the text goes on, paired as `compare.difference`.
 
     A row for each arm and chunk: `here` on the chunk alone, `difference` over all chunks so far, both in bits per
     byte; some of them with the interval of `difference`, the last one always.
@@ -90,17 +88,14 @@ def chunk_differences(arms: Sequence[Arm], name: str = "ttt") -> pd.DataFrame:
     n = len(weights)
     banded = {round(i) for i in np.linspace(MIN_CHUNKS, n, BANDS)} if n >= MIN_CHUNKS else set()
     for arm in arms[1:]:
-        pairs = sorted(set(arm.seeds) & set(reference.seeds))
-        ours, theirs = (a.by_chunk(MEASURES[name], pairs) for a in (arm, reference))
-        values, less = (ours - theirs, None) if pairs else (ours, theirs)
-        here = ours.mean(0) - theirs.mean(0)
+        _, values, less = paired(reference, arm, MEASURES["ttt"])
+        here = values.mean(0) - (0.0 if less is None else less.mean(0))
         so_far = np.cumsum(here * weights) / np.maximum(np.cumsum(weights), 1.0)
         for i, (_, stop) in enumerate(reference.runs[0].spans):
             row = {"arm": arm.label, "chunk": i, "stop": stop, "here": float(here[i]), "difference": float(so_far[i])}
+            first = slice(i + 1)
             if i + 1 in banded:
-                first = slice(i + 1)
-                other = None if less is None else less[:, first]
-                row |= columns(interval(values[:, first], weights[first], other))
+                row |= interval(values[:, first], weights[first], None if less is None else less[:, first])
             rows.append(row)
     return frame(rows)
 

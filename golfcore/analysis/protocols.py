@@ -40,16 +40,9 @@ CONTROLS = ("order", "reset", "epochs", "adapted", "optimizer")
 
 
 def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
-    """(differences b - a of each chunk, bytes of each). Chunks without a scored byte are left out.
-
-    ValueError: the two were recorded over other chunks.
-    """
-    if _spans(a) != _spans(b):
-        raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
-    (nats_a, bytes_a), (nats_b, bytes_b) = _sums(a), _sums(b)
-    scored = (bytes_a > 0) & (bytes_b > 0)
-    bits = [nats[scored] / (np.log(2) * n[scored]) for nats, n in ((nats_a, bytes_a), (nats_b, bytes_b))]
-    return bits[1] - bits[0], bytes_b[scored]
+    """(differences b - a of each chunk, bytes of each): `course` without the rest. ValueError as there."""
+    found = course(a, b)
+    return found["here"].to_numpy(), found["bytes"].to_numpy()
 
 
 def interval(differences: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -65,24 +58,17 @@ def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
     """A row for each chunk with a scored byte: chunk, start, stop (targets), bytes, and what b differs from a by.
 
     `before` and `after` are the scores of a and b over all chunks so far, `difference` is their difference, `here` that
-    on the chunk alone. ValueError as `paired`.
+    on the chunk alone. ValueError: the two were recorded over other chunks.
     """
-    here, n_bytes = paired(a, b)
-    sums = [[np.cumsum(x) for x in _sums(r)] for r in (a, b)]
-    scored = (_sums(a)[1] > 0) & (_sums(b)[1] > 0)
-    before, after = (nats[scored] / (np.log(2) * n[scored]) for nats, n in sums)
-    found = pd.DataFrame([{k: c[k] for k in ("chunk", "start", "stop")} for c in b.chunks])[scored]
-    more = {"bytes": n_bytes.astype(int), "before": before, "after": after, "difference": after - before, "here": here}
-    return found.reset_index(drop=True).assign(**more)
-
-
-def _sums(r: EvalResult) -> tuple[np.ndarray, np.ndarray]:
-    """Nats and bytes of each chunk, first scores only."""
-    return np.array([c["nats"] for c in r.chunks]), np.array([c["bytes"] for c in r.chunks], float)
-
-
-def _spans(r: EvalResult) -> list[tuple[int, int]]:
-    return [(c["start"], c["stop"]) for c in r.chunks]
+    one, other = (pd.DataFrame(r.chunks)[["chunk", "start", "stop", "nats", "bytes"]] for r in (a, b))
+    if not one[["start", "stop"]].equals(other[["start", "stop"]]):
+        raise ValueError(f"{a.protocol} and {b.protocol} were recorded over other chunks and do not pair")
+    scored = (one["bytes"] > 0) & (other["bytes"] > 0)
+    before, after, here_a, here_b = (
+        chunks["nats"] / (np.log(2) * chunks["bytes"]) for chunks in (one.cumsum(), other.cumsum(), one, other)
+    )
+    found = other.drop(columns="nats").assign(before=before, after=after, difference=after - before)
+    return found.assign(here=here_b - here_a)[scored].reset_index(drop=True)
 
 
 # -- cells and gains
@@ -170,8 +156,7 @@ def along(measured: Sequence[Measured]) -> pd.DataFrame:
     """The gain of (c), and of the other legal adaptations of the same weights and text, over (b) along the text.
 
     A row for each cell and chunk: label, chunk, stop, `here` on the chunk alone, `difference` over all chunks so far;
-    some with `low` and `high` of `difference`, the last one always, if there are MIN_CHUNKS chunks. Cells that come to
-    the same have one course, under the first label.
+    BANDS of them, the last one too, with `low` and `high` of `difference`. Cells that come to the same have one course.
     """
     results, parts = by_label(measured), []
     same = {r.nats: label for label, r in reversed(results.items())}
@@ -196,21 +181,15 @@ def _adapts_legally(m: Measured) -> bool:
 def strides(measured: Sequence[Measured], window: int) -> pd.DataFrame:
     """Scores without adaptation from the widest stride on: label, stride, computed, bpb, difference and INTERVAL.
 
-    `computed`: tokens that the model reads for each target that it scores, a window over a stride. Without rows if
-    there is one stride at most.
+    `computed`: tokens that the model reads for each target that it scores, a window over a stride.
     """
-    scored = {m.cell.label: m.cell for m in measured if m.result is not None}
-    widths = {
-        label: int(str(cell.changes.get("eval.stride", window)))
-        for label, cell in scored.items()
-        if label == "a" or cell.group == "stride"
-    }
-    rows = table(measured).set_index("label").loc[list(widths)].reset_index()
-    found = rows.assign(stride=list(widths.values()))
-    found = found.assign(computed=window / found["stride"])[
-        ["label", "stride", "computed", "bpb", "difference", *INTERVAL]
-    ]
-    return found if len(found) > 1 else found[:0]
+    cells = [m for m in measured if m.result is not None and (m.cell.label == "a" or m.cell.group == "stride")]
+    width = {m.cell.label: int(str(m.cell.changes.get("eval.stride", window))) for m in cells}
+    rows = table(measured)
+    rows = rows[rows["label"].isin(width)].reset_index(drop=True)
+    rows = rows.assign(stride=rows["label"].map(width))
+    rows = rows.assign(computed=window / rows["stride"])
+    return rows[["label", "stride", "computed", "bpb", "difference", *INTERVAL]]
 
 
 def tables(measured: Sequence[Measured], window: int) -> dict[str, pd.DataFrame]:

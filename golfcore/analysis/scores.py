@@ -1,7 +1,6 @@
 """Where bits per byte come from: rounding, longer context, adaptation, and kinds of token."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from golfcore.base.records import RunFolder
 from golfcore.data.tokens import TokenClass
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
-from golfcore.evals.score import bits_per_byte, bytes_of
+from golfcore.evals.score import bytes_of
 from golfcore.runs import study
 from golfcore.runs.results import measured
 
@@ -31,18 +30,17 @@ def evaluation(run: RunFolder, measure: str) -> EvalResult:
 
 
 def waterfall(run: RunFolder) -> pd.DataFrame:
-    """One row a measure, in the order of the pipeline, each with its difference to the one before and an interval.
+    """`protocols.table` of what a run measured itself, under the names of its measures; last, the bigram baseline.
 
-    `protocols.table` of the cells that the run measured itself, under the names of its `measure`s. The last row is the
-    bigram baseline. UserError: a run that has not ended.
+    UserError: a run that has not ended.
     """
     final, cells = report(run), study.reported(run)
     rows = protocols.table(cells).rename(columns={"targets": "tokens"})
-    rows = rows[["bpb", "legality", "tokens", "repeats", "difference", *protocols.INTERVAL]]
-    rows = rows.assign(measure=measured(final), bytes=[m.result.bytes for m in cells if m.result])
-    last = {"measure": "bigram", "bpb": final["baseline"]["bpb"]}
-    found = frame([*rows.to_dict("records"), last])
-    return found[["measure", *found.columns.drop("measure")]].dropna(axis="columns", how="all")
+    rows.insert(0, "measure", measured(final))
+    rows = rows[["measure", "bpb", "legality", "tokens", "repeats", "difference", *protocols.INTERVAL]]
+    rows = rows.assign(bytes=[m.result.bytes for m in cells if m.result])
+    found = frame([*rows.to_dict("records"), {"measure": "bigram", "bpb": final["baseline"]["bpb"]}])
+    return found.dropna(axis="columns", how="all")
 
 
 def ttt_gain(run: RunFolder) -> pd.DataFrame:
@@ -56,42 +54,40 @@ def ttt_gain(run: RunFolder) -> pd.DataFrame:
     rows = [{"kind": "chunk", **row} for row in chunks.to_dict("records")]
     total = {"kind": "total", **chunks.iloc[-1][["stop", "sliding", "ttt", "difference"]].to_dict()}
     total |= {"stop": int(total["stop"]), "bytes": int(chunks["bytes"].sum())}
-    return frame([*rows, total | protocols.interval(*protocols.paired(b, c))])
+    return frame([*rows, total | protocols.interval(chunks["here"].to_numpy(), chunks["bytes"].to_numpy())])
 
 
 def loss_by_class(run: RunFolder, text: Text) -> pd.DataFrame:
-    """A row for each class of target and protocol: how many targets, how hard, and their part of the bits per byte.
-
-    `share` is of targets, `share_of_loss` of all nats; the `bpb` of a protocol's classes sum to its score (of first
-    scores), and `change` is from the protocol before. Classes that do not occur are left out. ValueError if the text
-    is not the one that was scored.
-    """
-    rows, before = list[dict[str, Any]](), dict[str, float]()
-    for name in ("static", "sliding", "ttt"):
-        found = by_class(evaluation(run, name), text)
-        for row in found.to_dict("records"):
-            label, bpb = str(row["class"]), float(row["bpb"])
-            rows.append({"measure": name} | row | ({"change": bpb - before[label]} if label in before else {}))
-            before[label] = bpb
-    return frame(rows)
+    """`by_class` of each measure of the artifact; `change` is that of bpb from the measure before."""
+    found = {name: by_class(evaluation(run, name), text) for name in ("static", "sliding", "ttt")}
+    rows = pd.concat(found, names=["measure", None]).reset_index("measure").reset_index(drop=True)
+    return rows.assign(change=rows.groupby("class")["bpb"].diff())
 
 
 def by_class(r: EvalResult, text: Text) -> pd.DataFrame:
-    """The classes of one evaluation; columns and errors as `loss_by_class`."""
-    previous, target = text.val[:-1], text.val[1:]
-    if r.per_target is None or r.per_target.shape != target.shape:
-        raise ValueError(f"{r.protocol}: expected scores of {len(target)} targets")
-    scored, nats = ~np.isnan(r.per_target), r.per_target.astype(np.float64)
-    n, total, n_bytes = scored.sum(), nats[scored].sum(), bytes_of(text.tables, previous, target)[scored].sum()
-    rows = list[dict[str, Any]]()
-    for token_class, label in CLASS_NAMES.items():
-        here = scored & (text.classes[target] == token_class)
-        if targets := int(here.sum()):
-            loss = float(nats[here].sum())
-            row: dict[str, Any] = {"class": label, "targets": targets, "share": float(targets / n)}
-            row |= {"bits_per_target": float(loss / np.log(2) / targets), "share_of_loss": float(loss / total)}
-            rows.append(row | {"bpb": bits_per_byte(loss, float(n_bytes))})
-    return frame(rows)
+    """`by_group` of the classes of targets that occur; their `bpb` sum to the score (of first scores)."""
+    found = by_group(nats_of(r, text), text.classes[text.val[1:]], len(CLASS_NAMES)).loc[[*CLASS_NAMES]]
+    found.insert(0, "class", [*CLASS_NAMES.values()])
+    found = found[found["targets"] > 0].reset_index(drop=True)
+    return found.assign(bpb=found["share_of_loss"] * r.bpb_first)
+
+
+def by_group(nats: np.ndarray, group: np.ndarray, n: int) -> pd.DataFrame:
+    """A row for each of `n` groups: targets, share (of targets), share_of_loss, bits_per_target (NaN without targets).
+
+    `nats` (N,), NaN where a target was not scored; `group` (N,) of each target.
+    """
+    scored = ~np.isnan(nats)
+    targets, sums = (np.bincount(group[scored], weights, n) for weights in (None, nats[scored]))
+    found = pd.DataFrame({"targets": targets, "share": targets / targets.sum(), "share_of_loss": sums / sums.sum()})
+    return found.assign(bits_per_target=sums / np.log(2) / found["targets"])
+
+
+def nats_of(r: EvalResult, text: Text) -> np.ndarray:
+    """(N,) nats of every target, NaN where it was not scored. ValueError: they are not known, or of another text."""
+    if r.per_target is None or len(r.per_target) != len(text.val) - 1:
+        raise ValueError(f"{r.protocol}: expected scores of {len(text.val) - 1} targets")
+    return r.per_target.astype(np.float64)
 
 
 def targets(run: RunFolder) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Which part of a model costs how many of the bytes that are allowed."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +27,6 @@ LABELS = {
     "frame": "frame, checksum",
     "code": "code",
 }
-
-
 GROUPS = {"matrices": ("qo", "kv", "up", "down"), "tables": ("tok_emb", "bigram", "ve"), "code": ("code",)}
 
 
@@ -37,17 +36,14 @@ def bytes_by_component(artifact_info: Mapping[str, Any], code_bytes: int, max_by
     `artifact_info` is what `artifact.info` says. A component is a bank, a table, or what the file needs besides;
     `share` is of the total, `of_limit` of `max_bytes`. ValueError if the parts are not all of the file.
     """
-    sizes: dict[str, int] = {}
+    parts = Counter({name: n for name, n in artifact_info["components"].items() if name in ("header", "frame")})
     for stream, n_bytes in artifact_info["streams"].items():
-        name = _component(stream)
-        sizes[name] = sizes.get(name, 0) + n_bytes
-    sizes |= {name: n for name, n in artifact_info["components"].items() if name in ("header", "frame")}
-    if sum(sizes.values()) != artifact_info["bytes"]:
-        raise ValueError(f"components of {sum(sizes.values())} bytes in a file of {artifact_info['bytes']}")
-    sizes["code"] = code_bytes
-    total = sum(sizes.values())
-    rows = []
-    for name, n_bytes in sorted(sizes.items(), key=lambda item: -item[1]):
+        parts[_component(stream)] += n_bytes
+    if parts.total() != artifact_info["bytes"]:
+        raise ValueError(f"components of {parts.total()} bytes in a file of {artifact_info['bytes']}")
+    parts["code"] = code_bytes
+    total, rows = parts.total(), []
+    for name, n_bytes in parts.most_common():
         group = next((group for group, names in GROUPS.items() if name in names), "the rest of the file")
         row = {"kind": "component", "component": name, "label": LABELS.get(name, name), "group": group}
         rows.append(row | {"bytes": n_bytes, "share": n_bytes / total, "of_limit": n_bytes / max_bytes})

@@ -2,20 +2,20 @@
 
 Seeds and text are crossed random effects. Values are the sum of a part of the seed, a part of the text (neighbouring
 chunks are alike) and their interaction. The variance of the mean is estimated as the seeds' plus the text's less the
-interaction's, which both hold; its degrees of freedom are Satterthwaite's.
+interaction's, which both hold.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg, optimize, stats
+from scipy import linalg, optimize, special, stats
 
 MIN_CHUNKS = 8  # fewer say nothing about their own spread
 LEVEL, POWER = 0.95, 0.8
-NEIGHBOURS = 0.25  # correlation of neighbouring chunks for which the text's variance is unbiased
-TELLS = (0.6, 0.75)  # quantiles of F above which the seeds' and the text's variance are told from the interaction's
-QUANTILES = 2000
+NEIGHBOURS = 0.22  # correlation of neighbouring chunks for which the text's variance is unbiased
+CONCEDED = 1.2  # power of a part's share of the variance
+TOLD = 1.1  # times the interaction's variance above which the text's counts
 
 
 class Estimate(NamedTuple):
@@ -129,36 +129,28 @@ def _sum(parts: Sequence[Part]) -> Part:
 def _total(seeds: Part, text: Part, both: Part) -> tuple[np.ndarray, np.ndarray]:
     """Standard error and degrees of freedom of seeds + text - both.
 
-    What is not told from the interaction is another estimate of it and is pooled with it: the largest of three noisy
-    numbers would be too large where there is nothing but interaction.
+    The text counts where its variance is above TOLD times the interaction's. Student's critical value is the normal one
+    and what the part that needs most adds for its share, less than in proportion: Cochran and Cox's (1950) in the
+    limits. Satterthwaite's degrees of freedom would trust the text's where few seeds happen to agree: of two seeds that
+    make 80 % of the variance, his intervals hold the truth 89 times out of 100.
     """
-    told = [_tells(part, both, quantile) for part, quantile in zip((seeds, text), TELLS, strict=True)]
-    free = np.array(np.broadcast_to(both[1], both[0].shape), float)
-    pooled = both[0] * free
-    for known, (variance, df) in zip(told, (seeds, text), strict=True):
-        pooled = pooled + np.where(known, 0.0, variance * df)
-        free = free + np.where(known, 0.0, df)
-    pooled = pooled / free
-    rest = 1.0 - told[0] - told[1]  # how often the interaction is counted: once, not at all, or taken off once
-    kept = [np.where(known, variance, 0.0) for known, (variance, _) in zip(told, (seeds, text), strict=True)]
-    variance = np.maximum(kept[0] + kept[1] + rest * pooled, np.maximum(*kept))
-    scatter = kept[0] ** 2 / seeds[1] + kept[1] ** 2 / text[1] + (rest * pooled) ** 2 / free
-    df = np.divide(variance**2, scatter, out=np.array(free), where=scatter > 0)
-    return np.sqrt(variance), np.maximum(df, 1.0)
-
-
-def _tells(part: Part, both: Part, quantile: float) -> np.ndarray:
-    return part[0] > both[0] * np.maximum(1.0, stats.f.ppf(quantile, part[1], both[1]))
+    counts = text[0] > TOLD * both[0]
+    total = seeds[0] + np.where(counts, text[0] - both[0], 0.0)
+    normal, more = stats.norm.ppf((1 + LEVEL) / 2), np.zeros_like(total)
+    for part, df in (seeds, (np.where(counts, text[0], 0.0), text[1])):
+        share = np.divide(part, total, out=np.ones_like(total), where=total > 0)
+        more = np.maximum(more, (stats.t.ppf((1 + LEVEL) / 2, df) - normal) * np.minimum(share, 1.0) ** CONCEDED)
+    return np.sqrt(total), special.stdtridf((1 + LEVEL) / 2, normal + more)
 
 
 def detectable(error: float, df: float) -> float:
     """The smallest true difference that a two-sided t-test at LEVEL finds with probability POWER.
 
-    The probability, of a noncentral t, as a mean over the quantiles of the estimated spread (scipy's own overflows for
+    The probability, of a noncentral t, is a mean over 2,000 quantiles of the estimated spread (scipy's overflows for
     few degrees of freedom).
     """
     critical = stats.t.ppf((1 + LEVEL) / 2, df)
-    spread = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, df) / df)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, df) / df)
 
     def missing(shift: float) -> float:
         found = stats.norm.cdf(shift - critical * spread) + stats.norm.cdf(-shift - critical * spread)

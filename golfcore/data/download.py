@@ -79,9 +79,8 @@ class Source:
 
     def facts(self, name: str) -> tuple[str, str]:
         """The commit that the revision stands for now, and the hash of a file."""
-        url = self.hub.hf_hub_url(REPO, name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint)
         with self._failures(name):
-            meta = self.hub.get_hf_file_metadata(url)
+            meta = self.hub.get_hf_file_metadata(self.hub.hf_hub_url(REPO, name, **self._where))
         return meta.commit_hash, meta.etag
 
     def install(self, name: str, path: Path) -> None:
@@ -100,12 +99,11 @@ class Source:
         The hub's client continues a transfer that ends early; after a reset connection we start the file again.
         """
         expected = self.facts(name)[1]
-        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
         staged = self.staging / name
         with self._failures(name):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    self.hub.hf_hub_download(REPO, name, **where, local_dir=self.staging)
+                    self.hub.hf_hub_download(REPO, name, **self._where, local_dir=self.staging)
                     break
                 except self._transport_error as e:
                     if attempt == ATTEMPTS or isinstance(e, self.hub.errors.HfHubHTTPError):
@@ -114,6 +112,10 @@ class Source:
             staged.unlink()
             raise UserError(f"{REPO}/{name}: expected content of hash {expected}, found a damaged download")
         return staged
+
+    @property
+    def _where(self) -> dict[str, str | None]:
+        return {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
 
     @property
     def _transport_error(self) -> type[Exception]:

@@ -20,7 +20,7 @@ from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
-from golfcore.model.weights import Weights, flat
+from golfcore.model.weights import Weights, count
 
 ALONE = Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
 
@@ -264,9 +264,7 @@ class Evaluation:
         c, p = self.cfg.ttt, self.plan
         if self.adapter is not None:
             moved, held = self.adapter.scope.sizes(self.adapter.weights)
-            everything = (
-                moved + held if c.adapted == "lora" else sum(t.numel() for t in flat(self.subject.weights).values())
-            )
+            everything = moved + held if c.adapted == "lora" else count(self.subject.weights)
             found["ttt_adapted"] = moved, everything, "values", ""
             if c.freeze_blocks:
                 quirk = "published: the freeze names no matrix" if c.freeze == "scalars" else ""

@@ -16,7 +16,7 @@ from golfcore.config import Config
 from golfcore.evals import saved
 from golfcore.evals.evaluation import Evaluation, Subject
 from golfcore.evals.result import EvalResult
-from golfcore.evals.score import Look, bits_per_byte
+from golfcore.evals.score import bits_per_byte
 from golfcore.evals.windows import window_length
 
 SAVE_EVERY_SECONDS = 20.0
@@ -124,7 +124,7 @@ def evaluate(
     which a killed evaluation goes on to the same result; it is gone when done.
     UserError: as `configure`; a part of another evaluation; adaptation that diverges or does nothing.
     """
-    evaluation, main = begin(name, cfg, subject, changes=changes), subject.runtime.is_main
+    evaluation, main = begin(name, cfg, subject, changes), subject.runtime.is_main
     owner = saved.belongs(evaluation) if resume is not None else {}
     if resume is not None and resume.exists():
         saved.load(evaluation, resume, owner)
@@ -144,8 +144,6 @@ def evaluate(
     return found
 
 
-def begin(
-    name: str, cfg: Config, subject: Subject, *, changes: Changes | None = None, look: Look | None = None
-) -> Evaluation:
+def begin(name: str, cfg: Config, subject: Subject, changes: Changes | None = None) -> Evaluation:
     """An evaluation that nothing was scored in yet, to be stepped; arguments and errors as `evaluate`."""
-    return Evaluation(name, configure(name, cfg, changes), cfg.ttt.chunk_tokens, subject, look)
+    return Evaluation(name, configure(name, cfg, changes), cfg.ttt.chunk_tokens, subject)

@@ -112,11 +112,11 @@ def load(path: Path) -> EvalResult:
     nats = path.with_suffix(".npy")
     if not nats.exists():
         return found
+    total = found.chunks[-1]["stop"] if found.chunks else 0
     try:
         per_target = np.load(nats, allow_pickle=False)
-    except (ValueError, EOFError) as e:
-        raise UserError(f"{nats}: expected the nats of every target, found a file that does not read ({e})") from None
-    total = found.chunks[-1]["stop"] if found.chunks else 0
-    if per_target.shape != (total,) or np.isnan(per_target).sum() != found.dropped:
-        raise UserError(f"{nats}: expected the nats of {total - found.dropped} of {total} targets, found others")
+        if per_target.shape != (total,) or np.isnan(per_target).sum() != found.dropped:
+            raise ValueError(f"an array of shape {per_target.shape}")
+    except (ValueError, TypeError, EOFError) as e:
+        raise UserError(f"{nats}: expected the nats of {total - found.dropped} of {total} targets, found {e}") from None
     return replace(found, per_target=per_target)

@@ -18,13 +18,7 @@ Look: TypeAlias = Callable[[np.ndarray, list[Tensor], Weights], None]
 
 @torch.no_grad()
 def score(
-    net: Net,
-    weights: Weights,
-    ledger: Ledger,
-    rows: np.ndarray,
-    seq_len: int,
-    batch: int,
-    look: Look | None = None,
+    net: Net, weights: Weights, ledger: Ledger, rows: np.ndarray, seq_len: int, batch: int, look: Look | None = None
 ) -> list[np.ndarray]:
     """Nats (float32) of the scored positions of each window, `batch` windows at a time; the ledger is not written.
 

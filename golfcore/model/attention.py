@@ -4,6 +4,7 @@ Shapes: B batch, T time, H heads, K head width; q (B, Tq, H, K), k and v (B, Tk,
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -56,21 +57,16 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
 
 
 class Compute(NamedTuple):
-    """Execution of a forward: dtype of the activations, attention kernel. Results differ by rounding only."""
+    """Execution of a forward: results differ by rounding only."""
 
     dtype: torch.dtype = torch.float32  # of the activations
     attend: Attend = attend_sdpa
 
 
 def choose_compute(device: torch.device, dtype: torch.dtype) -> Compute:
-    """FlashAttention-3 on CUDA in bfloat16 if it can be imported, torch's kernels otherwise."""
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        try:
-            import flash_attn_interface  # noqa: F401
-        except ImportError:
-            return Compute(dtype, attend_sdpa)
-        return Compute(dtype, attend_fa3)
-    return Compute(dtype, attend_sdpa)
+    """FlashAttention-3 on CUDA in bfloat16 if it is installed, torch's kernels otherwise."""
+    half = device.type == "cuda" and dtype == torch.bfloat16
+    return Compute(dtype, attend_fa3 if half and find_spec("flash_attn_interface") else attend_sdpa)
 
 
 def rope_base(cfg: ModelConfig, length: int) -> float:

@@ -10,6 +10,8 @@ from golfcore.model.attention import Cache
 from golfcore.model.forward import Net, forward
 from golfcore.model.weights import Weights
 
+Progress = Callable[[int], object]  # called with how much more is done
+
 
 @torch.no_grad()
 def generate(
@@ -19,7 +21,7 @@ def generate(
     length: int,
     generator: torch.Generator,
     temperature: float = 1.0,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Continue (B, P) ids to (B, length) by sampling softmax(logits / temperature).
 

@@ -31,7 +31,7 @@ class Param(NamedTuple):
 def table(cfg: ModelConfig) -> tuple[Param, ...]:
     """One row for every tensor of the model, banks first."""
     ngram = _ngram(cfg) if cfg.ngram_trained else [p._replace(group="none") for p in _ngram(cfg)]
-    return (*_banks(cfg), *_controls(cfg), *ngram, *_memory(cfg), *_value_embedding(cfg), *_rates(cfg))
+    return (*_banks(cfg), *_controls(cfg), *ngram, *_optional(cfg), *_rates(cfg))
 
 
 def mlp_shapes(cfg: ModelConfig) -> tuple[int, int]:
@@ -81,13 +81,11 @@ def _ngram(c: ModelConfig) -> list[Param]:
     return rows
 
 
-def _memory(c: ModelConfig) -> list[Param]:
-    """Memory tokens (pr398's ablation): always float16 in the artifact, trained as the tables are."""
-    return [Param("memory", (c.memory_tokens, c.dim), "normal", 0.02, "table", "memory")] if c.memory_tokens else []
-
-
-def _value_embedding(c: ModelConfig) -> list[Param]:
+def _optional(c: ModelConfig) -> list[Param]:
+    """Memory tokens (pr398's ablation), always float16 in the artifact; the value embedding."""
     rows = []
+    if c.memory_tokens:
+        rows.append(Param("memory", (c.memory_tokens, c.dim), "normal", 0.02, "table", "memory"))
     if c.ve_layers:
         rows.append(Param("ve", (c.vocab_size, c.ve_dim), "normal", 0.01, "table", "table"))
         rows.append(Param("ve_scale", (), "constant", 0.1, "scalar", "control"))
@@ -153,18 +151,10 @@ def frozen(cfg: ModelConfig, n_blocks: int, kinds: tuple[Kind, ...]) -> dict[str
     A layer's scales belong to the block the layer reads. Only tensors of the given kinds are masked; the published
     TTT freeze masked "control" alone, because no bank's name contained the block's.
     """
-    owner = {
-        "slot": [s // 2 for s in range(2 * cfg.n_blocks)],
-        "block": list(range(cfg.n_blocks)),
-        "layer": list(cfg.blocks),
-    }
-    if not n_blocks:
-        return {}
-    return {
-        p.name: torch.tensor([block < n_blocks for block in owner[p.rows]])
-        for p in table(cfg)
-        if p.rows and p.kind in kinds
-    }
+    blocks = torch.arange(cfg.n_blocks)
+    owner = {"slot": blocks.repeat_interleave(2), "block": blocks, "layer": torch.tensor(cfg.blocks)}
+    rows = [p for p in table(cfg) if n_blocks and p.rows and p.kind in kinds]
+    return {p.name: owner[p.rows] < n_blocks for p in rows}
 
 
 def frozen_count(cfg: ModelConfig, masks: dict[str, Tensor]) -> int:

@@ -117,3 +117,8 @@ def detach(weights: Weights) -> Weights:
 
 def to_device(weights: Weights, device: torch.device | str) -> Weights:
     return tree_map(lambda t: t.to(device), weights)
+
+
+def count(weights: Weights) -> int:
+    """All scalars of all tensors."""
+    return sum(t.numel() for t in flat(weights).values())

@@ -86,16 +86,10 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
 
     def adam(name: str, lr: float) -> Part:
         params = groups[name]
-        optimizer = torch.optim.AdamW(
-            params.values(),
-            lr=lr,
-            betas=(c.beta1, c.beta2),
-            eps=c.eps,
-            weight_decay=c.adam_wd,
-            fused=all(t.is_cuda for t in params.values()),
-        )
+        fused, betas = all(t.is_cuda for t in params.values()), (c.beta1, c.beta2)
+        optimizer = torch.optim.AdamW(params.values(), lr, betas, c.eps, c.adam_wd, fused=fused)
         for p in params.values():  # as torch begins at the first step, but there from the start
-            count = torch.zeros((), device=p.device if p.is_cuda else "cpu")
+            count = torch.zeros((), device=p.device if fused else "cpu")
             optimizer.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         return Part("adam", optimizer, lr, params)
 

@@ -60,12 +60,7 @@ def joint_norm(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def open_gradient(
-    loss: Loss,
-    weights: Weights,
-    names: Sequence[str],
-    masks: Mapping[str, Tensor],
-    data: Batch,
-    create_graph: bool,
+    loss: Loss, weights: Weights, names: Sequence[str], masks: Mapping[str, Tensor], data: Batch, create_graph: bool
 ) -> dict[str, Tensor]:
     """Gradient of the named tensors; rows that `masks` freezes are 0 and are not differentiated at all.
 

@@ -37,13 +37,12 @@ class Muon(torch.optim.Optimizer):
 
         m <- momentum m + g;   u = g + momentum m;   W <- (1 - lr wd) W;   W <- W - lr sqrt(max(1, rows / cols)) NS(u)
 
-    Without `nesterov` u = m. Parameters have shape (..., rows, cols); each leading index is a matrix. `dtype` is that
-    of Newton-Schulz (exp101: bfloat16). A parameter group may say "momentum_dtype" if the buffer's dtype is another
-    (pr294, pr398: float32), and "decay_after" if the last two steps change places (pr294). Parameters without a
-    gradient are skipped.
+    Without `nesterov` u = m. Parameters have shape (..., rows, cols); those without a gradient are skipped. `dtype` is
+    that of Newton-Schulz. A parameter group may say "momentum_dtype" if the buffer's is another (pr294, pr398:
+    float32), and "decay_after" if the last two steps change places (pr294).
 
-    In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum, so that
-    any rank's state is the whole state, and orthogonalises its share of the matrices; the updates are then gathered.
+    In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum and
+    orthogonalises its share of the matrices; the updates are then gathered.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """The figures of depth recurrence: golfcore.analysis.depth makes the frames."""
 
 import math
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from golfcore.analysis.frames import one, only
-from golfcore.plots import parts, style
+from golfcore.plots import meta, parts, style
 from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, has
 
 PARTS = {"matrices": BLUE, "tables": GREEN, "the rest": ORANGE}
@@ -20,7 +19,6 @@ SCALES = {
     "mix_x0": "mix: embedding",
     "skip": "skip weight, at the layer it enters",
 }
-LAYERS = ("attn_scale", "mlp_scale", "mix_x", "mix_x0")
 SHARES = {"common": ("same in all applications", BLUE), "level": ("level", ORANGE), "pattern": ("own pattern", PALE)}
 BLOCKS = (RED, BLUE, GREEN, ORANGE, PINK)
 
@@ -80,18 +78,12 @@ def differences(table: pd.DataFrame) -> Figure:
     style.title(fig, "Does sharing pay, and at what equality?")
     for ax, name in zip(fig.subplots(-(-len(names) // 2), 2, sharey=True, squeeze=False).flat, names, strict=True):
         rows = only(table, measure=name)
-        parts.forest(ax, rows, [parts.Mark(looks[other][1]) for other in rows["other"]])
-        parts.rows_axis(ax, [_against(row) for row in rows.to_dict("records")])
+        labels = [f"{row.other}\n(equal {row.equal})" for row in rows.itertuples()]
+        text = style.GAINS.get(name) or style.measure(name)[0]
+        meta.forest(ax, rows, [looks[other][1] for other in rows["other"]], labels, text)
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        style.subtitle(ax, style.GAINS.get(name) or style.measure(name)[0])
-    over = next(iter(table["over"].dropna()), None) if "over" in table else None
-    interval = f"line: 95 % interval for other {over}" if over else "too little text for intervals"
-    fig.supxlabel(f"shared less the other (bits per byte); {interval}", fontsize=8)
+    meta.say_interval(fig, table, "shared less the other")
     return fig
-
-
-def _against(row: dict[str, Any]) -> str:
-    return f"{row['other']}\n(equal {row['equal']})"
 
 
 def curves(table: pd.DataFrame) -> Figure:
@@ -136,11 +128,8 @@ def scales(table: pd.DataFrame) -> Figure:
 
 def _by_layer(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
     means = rows.groupby("layer")[["mean", "spread", "start"]].mean()
-    for layer, row in means.iterrows():
-        ax.plot(
-            [layer, layer], [row["mean"] - row["spread"], row["mean"] + row["spread"]], color=colour, lw=3, alpha=0.25
-        )
-        ax.plot([layer], [row["start"]], "_", color=GREY, ms=8)
+    ax.vlines(means.index, means["mean"] - means["spread"], means["mean"] + means["spread"], colour, lw=3, alpha=0.25)
+    ax.plot(means.index, means["start"], "_", color=GREY, ms=8)
     ax.plot(rows["layer"], rows["mean"], "o", color=colour, ms=2.5)
     ax.plot(means.index, means["mean"], color=colour, lw=0.8)
 
@@ -151,12 +140,12 @@ def specialisation(table: pd.DataFrame) -> Figure:
     fig = style.figure(1.5 + 0.28 * len(arms))
     style.title(fig, "Do the applications of one block specialise?")
     axes = fig.subplots(1, 4, sharey=True)
-    for ax, name in zip(axes, LAYERS, strict=True):
+    means = table.reindex(columns=["name", "arm", *SHARES]).groupby(["name", "arm"]).mean().fillna(0)
+    for ax, name in zip(axes, [name for name in SCALES if name != "skip"], strict=True):
         for y, arm in enumerate(arms):
-            means = (
-                table[(table["arm"] == arm) & (table["name"] == name)].reindex(columns=list(SHARES)).mean().fillna(0)
+            parts.stacked(
+                ax, y, {label: (100 * means.loc[(name, arm), c], colour) for c, (label, colour) in SHARES.items()}
             )
-            parts.stacked(ax, y, {label: (100 * means[c], colour) for c, (label, colour) in SHARES.items()})
         unrelated = 100 / table["applications"].max()
         ax.axvline(unrelated, color=BLACK, lw=0.8, ls="--", label="same, if applications were unrelated")
         parts.rows_axis(ax, arms)
@@ -185,14 +174,14 @@ def tradeoff_caption(table: pd.DataFrame) -> str:
     """Scores by bytes and by compute, and which arm another beats in both."""
     means = only(table, kind="arm").to_dict("records")
     listed = [f"{r['arm']} {r['ttt']:.4f} at {r['bytes']:,.0f} bytes and {r['flops']:.2e} FLOPs" for r in means]
-    beaten = [f"{other['arm']} than {row['arm']}" for row in means for other in means if _dominates(other, row)]
+    beaten = [
+        f"{other['arm']} than {row['arm']}"
+        for row in means
+        for other in means
+        if all(other[c] <= row[c] for c in ("bytes", "flops")) and other["ttt"] < row["ttt"]
+    ]
     front = f" No larger, no dearer and by the mean better: {', '.join(beaten)}." if beaten else ""
     return f"{style.measure('ttt')[0]}, mean over seeds: {'; '.join(listed)}.{front}"
-
-
-def _dominates(other: dict, row: dict) -> bool:
-    """No larger, no dearer, and better."""
-    return all(other[c] <= row[c] for c in ("bytes", "flops")) and other["ttt"] < row["ttt"]
 
 
 def differences_caption(table: pd.DataFrame) -> str:
@@ -201,20 +190,16 @@ def differences_caption(table: pd.DataFrame) -> str:
         return "There is one arm: nothing to compare it with."
     measure = "ttt" if "ttt" in set(table["measure"]) else "sliding"
     rows = only(table, measure=measure).to_dict("records")
-    listed = [f"{r['other']} (equal {r['equal']}) {style.change(r)}{_doubt(r)}" for r in rows]
+    listed = [f"{r['other']} (equal {r['equal']}) {style.change(r)}{_found(r)}" for r in rows]
     return f"{style.measure(measure)[0]}, shared less the other, bits per byte: {'; '.join(listed)}."
 
 
-def _doubt(row: dict) -> str:
+def _found(row: dict) -> str:
     if not has(row, "low"):
-        return ", too little text for an interval"
-    return (
-        ", not resolved"
-        if row["low"] <= 0 <= row["high"]
-        else ", shared is better"
-        if row["high"] < 0
-        else ", shared is worse"
-    )
+        return meta.doubt(row)
+    if row["low"] <= 0 <= row["high"]:
+        return ", not resolved"
+    return ", shared is better" if row["high"] < 0 else ", shared is worse"
 
 
 def curves_caption(table: pd.DataFrame) -> str:

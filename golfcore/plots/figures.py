@@ -1,7 +1,7 @@
 """Frames become figures in a folder, with an index that says where each comes from; and the same again from tables."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +15,13 @@ from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.plots import depth, index, meta, protocols, style, suite, tokens
 from golfcore.plots import run as run_plots
+from golfcore.runs.folder import find_run
 
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
 SUBJECTS = (run_plots, meta, depth, suite, protocols, tokens)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
+SUITE = "suite-"  # and the name of the sweep: a folder may hold those of several
 
 
 class Caption(str):
@@ -34,31 +36,34 @@ class Drawn:
     """A figure on disk (what a notebook shows of it), the frame it draws, and the sentence that this says."""
 
     name: str
-    table: pd.DataFrame
+    table: pd.DataFrame = field(repr=False)
     caption: Caption
     paths: tuple[Path, ...]  # SVG, PNG, CSV
 
     def _repr_png_(self) -> bytes:
-        return next(path for path in self.paths if path.suffix == ".png").read_bytes()
+        return self.paths[1].read_bytes()
 
 
-def draw_figures(
-    tables: Mapping[str, pd.DataFrame], folder: Path, about: Mapping[str, object], plot: str = ""
+def draw_group(
+    prefix: str, tables: Mapping[str, pd.DataFrame], folder: Path, about: Mapping[str, object]
 ) -> dict[str, Drawn]:
-    """Draw each frame, by the name of its figure, into `folder`: NAME.svg, NAME.png, NAME.csv, and index.json.
+    """Draw each frame into `folder` as prefix + its name: .svg, .png, .csv, and an entry of index.json with `about`.
 
-    The index holds `about` (`index.origin`) for each. A frame without rows is left out. `plot` names another figure
-    as which they are drawn, if their names are not in FIGURES.
+    A frame without rows is left out. UserError: a name that is no file's.
     """
     drawn = {}
-    for name, table in tables.items():
-        if len(table):
-            table = frames.frame(table)
-            say = FIGURES[plot or name][1]
-            drawn[name] = Drawn(name, table, Caption(say(table)), _draw(name, plot or name, table, folder))
-    more = {"plot": plot} if plot else {}
-    index.write_index(folder, {n: {**about, **more, "files": _hashes(found.paths)} for n, found in drawn.items()})
+    for name, rows in tables.items():
+        if len(rows):
+            table, full = frames.frame(rows), prefix + name
+            drawn[name] = Drawn(full, table, Caption(_plot(full)[1](table)), save_figure(full, table, folder))
+    hashes = {d.name: {path.name: files.sha256_file(path) for path in d.paths} for d in drawn.values()}
+    index.write_index(folder, {name: {**about, "files": found} for name, found in hashes.items()})
     return drawn
+
+
+def draw_suite(table: pd.DataFrame, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
+    """Draw the table of a sweep as suite-SWEEP."""
+    return draw_group(SUITE, {sweep: table}, folder, about)[sweep]
 
 
 def tables_of(run: RunFolder, text: Text) -> dict[str, pd.DataFrame]:
@@ -75,78 +80,61 @@ def tables_of(run: RunFolder, text: Text) -> dict[str, pd.DataFrame]:
     return {name: tables[name] for name in run_plots.FIGURES if name in tables}
 
 
-def draw_run(
-    run: RunFolder, folder: Path, text: Text | None = None, about: Mapping[str, object] | None = None
-) -> dict[str, Drawn]:
-    """Draw a finished run into `folder`: for each figure name.svg, name.png and name.csv, and index.json.
+def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str, Drawn]:
+    """`draw_group` of the figures of a run. `text`: what `text_of(run)` reads if it is not given.
 
-    `text` is what `text_of(run)` reads if it is not given; `about` what the index says if another command than
-    `golfcore run` and `golfcore figures` makes them. UserError: the run has not finished, or its data are gone.
+    UserError: the run has not finished, or its data are gone.
     """
     if not run.file(RESULTS).exists():
         raise UserError(f"{run.path}: expected a finished run, found no {RESULTS}; its command would go on")
-    if about is None:
-        cfg = config.of_run(run)
-        drawing = f"golfcore figures {index.OUT}/{cfg.name} --out {index.OUT}/figures"
-        about = index.origin([run], index.by_run(cfg), drawing)
-    return draw_figures(tables_of(run, text or text_of(run)), folder, about)
+    cfg = config.of_run(run)
+    drawing = f"golfcore figures {index.OUT}/{cfg.name} --out {index.OUT}/figures"
+    return draw_group("", tables_of(run, text or text_of(run)), folder, index.origin([run], index.by_run(cfg), drawing))
 
 
-def draw_group(
-    prefix: str, tables: Mapping[str, pd.DataFrame], folder: Path, about: Mapping[str, object]
-) -> dict[str, Drawn]:
-    """`draw_figures` of tables that are named without the prefix of their figures, as are the results."""
-    drawn = draw_figures({prefix + name: table for name, table in tables.items()}, folder, about)
-    return {name.removeprefix(prefix): figure for name, figure in drawn.items()}
-
-
-def draw_suite(table: pd.DataFrame, sweep: str, folder: Path, about: Mapping[str, object]) -> Drawn:
-    """Draw the table of a sweep as suite-SWEEP: a folder may hold those of several."""
-    name = f"suite-{sweep}"
-    return draw_figures({name: table}, folder, about, "ablation-suite")[name]
+def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Draw finished runs, one into `out`, several each below it; without any, draw `out` again from its tables."""
+    if not paths:
+        return redraw(out)
+    found = [find_run(path) for path in paths]
+    drawn = [draw_run(run, out if len(found) == 1 else out / run.id) for run in found]
+    return [path for figures in drawn for figure in figures.values() for path in figure.paths]
 
 
 def redraw(folder: Path) -> list[Path]:
     """Draw every figure in the index of `folder` again from its CSV.
 
-    UserError: no index, no such plot, or a table that is not the one listed and cannot be drawn.
+    UserError: no index, no such figure, or a table that is not the one listed and cannot be drawn.
     """
-    found, where = index.read_index(folder), folder / "index.json"
+    found = index.read_index(folder)
     if not found:
         raise UserError(f"{folder}: expected an index.json of figures, found none; golfcore figures RUN makes one")
-    plots = {name: str(entry.get("plot", name)) for name, entry in found.items()}
-    for plot in plots.values():
-        if plot not in FIGURES:
-            raise UserError(f"{where}: expected figures among {', '.join(FIGURES)}, found {plot!r}")
-    tables = {name: frames.read_csv(folder / f"{name}.csv") for name in plots}
+    config.keys([name for name in found if not name.startswith(SUITE)], list(FIGURES), str(folder / "index.json"))
+    tables = {name: frames.read_csv(folder / f"{name}.csv") for name in found}
     drawn = list[Path]()
-    for name, plot in plots.items():
+    for name, table in tables.items():
         try:
-            drawn += _draw(name, plot, tables[name], folder)
+            drawn += save_figure(name, table, folder)
         except Exception as e:
             csv = folder / f"{name}.csv"
             if files.sha256_file(csv) == found[name].get("files", {}).get(csv.name):
                 raise
-            raise UserError(f"{csv}: expected the table of a figure {plot}, found another table ({e!r})") from e
+            raise UserError(f"{csv}: expected the table of a figure {name}, found another table ({e!r})") from e
     return drawn
 
 
-def save_figure(fig: Figure, table: pd.DataFrame, folder: Path, name: str) -> tuple[Path, ...]:
+def save_figure(name: str, table: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
     """`name`.svg and `name`.png beside `name`.csv, the table that they draw. Equal tables give equal files."""
     index.checked_name(name, str(folder))
-    out = tuple(folder / f"{name}{suffix}" for suffix in (".svg", ".png", ".csv"))
+    svg, png, csv = (folder / f"{name}.{suffix}" for suffix in ("svg", "png", "csv"))
     with style.drawing():
-        for path, metadata in ((out[0], {"Date": None}), (out[1], {"Software": None})):
+        fig = _plot(name)[0](table)
+        for path, metadata in ((svg, {"Date": None}), (png, {"Software": None})):
             with files.atomic_path(path) as part:
                 fig.savefig(part, format=path.suffix[1:], metadata=metadata)
-    frames.write_csv(out[2], table)
-    return out
+    frames.write_csv(csv, table)
+    return svg, png, csv
 
 
-def _draw(name: str, plot: str, table: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
-    with style.drawing():
-        return save_figure(FIGURES[plot][0](table), table, folder, name)
-
-
-def _hashes(paths: tuple[Path, ...]) -> dict[str, str]:
-    return {path.name: files.sha256_file(path) for path in paths}
+def _plot(name: str) -> tuple[Draw, Say]:
+    return FIGURES["ablation-suite" if name.startswith(SUITE) else name]

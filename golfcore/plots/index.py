@@ -1,9 +1,5 @@
 """The index of a folder of figures: for each figure its runs, the commands that make it from nothing, and its files.
 
-    {"waterfall": {"runs": [{"run": ..., "config": {...}, "seed": ..., "data": ..., ...}],
-                   "train": "golfcore run smoke --seed 42 --out OUT/smoke", "draw": "golfcore figures OUT/smoke ...",
-                   "files": {"waterfall.csv": SHA-256, ...}}}
-
 Commands name no path of the machine that ran them: OUT stands for a folder that is made, DATA for the folder of the
 data whose hash the runs state. Runs on the embedded corpus need none.
 """
@@ -12,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from golfcore import config
@@ -28,18 +25,16 @@ OUT, DATA = "OUT", "DATA"
 def read_index(folder: Path) -> dict[str, dict]:
     """What is known of each figure in `folder` ({} if there is no index). UserError: an entry that is none."""
     path = folder / "index.json"
-    schema = {"*": {"plot?": str, "files?": {"*": str}}}
+    schema = {"*": {"files?": {"*": str}}}
     index = files.read_json(path, "an index of figures", schema) if path.exists() else {}
     for name in index:
         checked_name(name, str(path))
     return index
 
 
-def write_index(folder: Path, entries: Mapping[str, Mapping]) -> Path:
+def write_index(folder: Path, entries: Mapping[str, Mapping]) -> None:
     """Add or replace entries of the folder's index, by name of figure."""
-    path = folder / "index.json"
-    files.write_json(path, json.loads(json.dumps(read_index(folder) | dict(entries))))
-    return path
+    files.write_json(folder / "index.json", read_index(folder) | dict(entries))
 
 
 def checked_name(name: str, where: str) -> str:
@@ -66,12 +61,15 @@ def _run(run: RunFolder) -> dict[str, object]:
     The configuration is without the folder of its data: their hash identifies them wherever they lie.
     """
     found, cfg = report(run), config.of_run(run)
-    source = "another folder of shards and a tokenizer" if cfg.data.path else "embedded corpus"
-    whole = config.to_dict(cfg)
-    whole["data"] = {**whole["data"], "path": ""}
-    legality = {name: measure["legality"] for name, measure in found["measures"].items()}
-    known = provenance(run) | found["source"]
-    return {**known, "config_hash": cfg.hash, "config": whole, "data_source": source, "legality": legality}
+    whole = config.to_dict(replace(cfg, data=replace(cfg.data, path="")))
+    return {
+        **provenance(run),
+        **found["source"],
+        "config_hash": cfg.hash,
+        "config": whole,
+        "data_source": "another folder of shards and a tokenizer" if cfg.data.path else "embedded corpus",
+        "legality": {name: measure["legality"] for name, measure in found["measures"].items()},
+    }
 
 
 def by_run(cfg: Config) -> str:
@@ -85,18 +83,14 @@ def by_run(cfg: Config) -> str:
 
 def _changes(preset: Config, cfg: Config) -> list[str]:
     """ "section.key=value" for each value of `cfg` that the preset does not have, but for the folder of the data."""
-    theirs, ours = config.to_dict(preset), config.to_dict(cfg)
+    theirs, ours = (config.to_dict(replace(c, name="", data=replace(c.data, path=""))) for c in (preset, cfg))
     return [
-        f"{section}.{key}={_spell(value)}"
+        f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}"
         for section, values in ours.items()
-        if section != "name"
+        if isinstance(values, dict)
         for key, value in values.items()
-        if value != theirs[section][key] and (section, key) != ("data", "path")
+        if value != theirs[section][key]
     ]
-
-
-def _spell(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def by_notebook(name: str, parameters: Mapping[str, object]) -> str:

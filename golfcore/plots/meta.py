@@ -1,6 +1,7 @@
 """The figures of a study of meta-learning: golfcore.analysis.meta and .compare make the frames."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -46,14 +47,26 @@ def differences(table: pd.DataFrame) -> Figure:
     style.title(fig, "Do the arms score differently?")
     for ax, (name, text) in zip(fig.subplots(2, 3, sharey=True).flat, MEASURES.items(), strict=True):
         rows = only(table, measure=name).iloc[1:]
-        parts.forest(ax, rows, [parts.Mark(looks[arm][1]) for arm in rows["arm"]])
-        parts.rows_axis(ax, [label for label, _ in others])
+        forest(ax, rows, [looks[arm][1] for arm in rows["arm"]], [label for label, _ in others], text)
         ax.xaxis.set_major_locator(MaxNLocator(3))
-        style.subtitle(ax, text)
+    say_interval(fig, table, f"difference to {reference}")
+    return fig
+
+
+def forest(
+    ax: Axes, rows: pd.DataFrame, colours: Sequence[str], labels: Sequence[str], text: str, value: str = "difference"
+) -> None:
+    """A panel under `text`: `value` with its interval in every row, coloured and labelled."""
+    parts.forest(ax, rows, [parts.Mark(colour) for colour in colours], value)
+    parts.rows_axis(ax, labels)
+    style.subtitle(ax, text)
+
+
+def say_interval(fig: Figure, table: pd.DataFrame, text: str) -> None:
+    """Below the figure what it shows and what its intervals are over."""
     over = next(iter(table["over"].dropna()), None) if "over" in table else None
     interval = f"line: 95 % interval for other {over}" if over else "too little text for intervals"
-    fig.supxlabel(f"difference to {reference} (bits per byte); {interval}", fontsize=8)
-    return fig
+    fig.supxlabel(f"{text} (bits per byte); {interval}", fontsize=8)
 
 
 def gains(table: pd.DataFrame) -> Figure:
@@ -63,12 +76,11 @@ def gains(table: pd.DataFrame) -> Figure:
     style.title(fig, "Does meta-learning change what test-time training can do?")
     for ax, name in zip(fig.subplots(1, 2, sharey=True), ("context_gain", "ttt_gain"), strict=True):
         rows = only(table, measure=name, kind="mean")
-        parts.forest(ax, rows, [parts.Mark(looks[arm][1]) for arm in rows["arm"]], "gain")
+        labels, colours = [label for label, _ in looks.values()], [looks[arm][1] for arm in rows["arm"]]
+        forest(ax, rows, colours, labels, style.GAINS[name], "gain")
         for y, arm in enumerate(looks):
             dots = only(table, measure=name, kind="seed", arm=arm)["gain"]
             ax.plot(dots, [y] * len(dots), "o", color="white", mec=looks[arm][1], ms=3, zorder=3)
-        parts.rows_axis(ax, [label for label, _ in looks.values()])
-        style.subtitle(ax, style.GAINS[name])
     fig.supxlabel("bits per byte; filled: mean, open: seeds; line: 95 % interval of the mean", fontsize=8)
     return fig
 
@@ -101,26 +113,19 @@ def meta_sgd(table: pd.DataFrame) -> Figure:
     axes = fig.subplots(1, 4, sharey=True)
     for ax, (bank, (label, _)) in zip(axes, style.BANKS.items(), strict=True):
         rows = table[table["bank"] == bank]
-        for line in _lines(rows[~rows["frozen"]], "arm", "seed", "slot"):
-            ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=style.BLUE, lw=0.7, alpha=0.7)
-        for line in _lines(rows[rows["frozen"]], "arm", "seed", "slot"):
-            ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=BLACK, lw=1.6)
-        for line in list(_lines(rows[rows["frozen"]], "arm", "seed"))[:1]:
-            ax.plot([0, *line["step"]], [1.0, *line["predicted"]], color=YELLOW, lw=1, ls="--")
+        looks = ((False, style.BLUE, 0.7, "free slots, every seed"), (True, BLACK, 1.6, "slots of frozen blocks"))
+        for frozen, colour, width, entry in looks:
+            for _, line in rows[rows["frozen"] == frozen].groupby(["arm", "seed", "slot"], sort=False):
+                ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=colour, lw=width, label=entry)
+                if frozen:
+                    label = "weight decay alone (predicted)"
+                    ax.plot([0, *line["step"]], [1.0, *line["predicted"]], color=YELLOW, lw=1, ls="--", label=label)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         style.subtitle(ax, label)
     axes[0].set_ylabel("learned rate")
-    axes[0].plot([], [], color=style.BLUE, lw=0.7, label="free slots, every seed")
-    if table["frozen"].any():
-        axes[0].plot([], [], color=BLACK, lw=1.6, label="slots of frozen blocks")
-        axes[0].plot([], [], color=YELLOW, ls="--", lw=1, label="weight decay alone (predicted)")
-    parts.legend_below(fig, axes[:1])
+    parts.legend_below(fig, axes)
     return fig
-
-
-def _lines(rows: pd.DataFrame, *columns: str) -> Iterator[pd.DataFrame]:
-    return (line for _, line in rows.groupby(list(columns), sort=False))
 
 
 def interventions(table: pd.DataFrame) -> Figure:
@@ -130,42 +135,38 @@ def interventions(table: pd.DataFrame) -> Figure:
     """
     fig, looks = style.figure(4.6), style.arms(table["arm"])
     style.title(fig, "How large an intervention is a meta step?")
-    grid = fig.add_gridspec(2, 12)
     panels = {
-        "predicted_gain": "gain of the inner step (nats)",
+        "predicted_gain": "gain of the inner step (nats)\ndots: measured, line: first order",
         "displacement": "norm of the inner step",
         "meta_norm": "norm of the added gradient",
     }
+    grid = fig.add_gridspec(2, 12)
     top = [fig.add_subplot(grid[0, 4 * i : 4 * i + 4]) for i in range(3)]
     for ax, (column, text) in zip(top, panels.items(), strict=True):
-        _means(ax, table, column, looks)
+        _means(ax, table, column, text)
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        style.subtitle(ax, text if column != "predicted_gain" else f"{text}\ndots: measured, line: first order")
     for arm, (_, colour) in looks.items():
         known = table[(table["arm"] == arm) & table["gained"].notna()]
         top[0].plot(known["step"], known["gained"], "o", color=colour, ms=2, alpha=0.5)
-    below = [fig.add_subplot(grid[1, 3 * i : 3 * i + 3]) for i in range(4)]
-    for ax, (bank, (text, _)) in zip(below, style.BANKS.items(), strict=True):
-        if ax is not below[0]:
-            ax.sharey(below[0])
-            ax.tick_params(labelleft=False)
-        _means(ax, table, f"cosine_{bank}", looks)
+    for i, (bank, (text, _)) in enumerate(style.BANKS.items()):
+        ax = fig.add_subplot(grid[1, 3 * i : 3 * i + 3], sharey=fig.axes[3] if i else None)
+        ax.tick_params(labelleft=not i)
+        _means(ax, table, f"cosine_{bank}", text)
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.set_xlabel("step")
-        style.subtitle(ax, text)
-    below[0].set_ylabel("cosine of main\nand added gradient")
+    fig.axes[3].set_ylabel("cosine of main\nand added gradient")
     parts.legend_below(fig, top[:1])
     return fig
 
 
-def _means(ax: Axes, table: pd.DataFrame, column: str, looks: dict[str, tuple[str, str]]) -> None:
-    """For each arm the mean over seeds at each step, where there is a value."""
-    for arm, (label, colour) in looks.items():
-        rows = table[(table["arm"] == arm) & table[column].notna()]
-        means = rows.groupby("step")[column].mean()
+def _means(ax: Axes, table: pd.DataFrame, column: str, text: str) -> None:
+    """A panel under `text`: for each arm the mean over seeds at each step, where there is a value."""
+    for arm, (label, colour) in style.arms(table["arm"]).items():
+        means = table[table["arm"] == arm].dropna(subset=[column]).groupby("step")[column].mean()
         ax.plot(means.index, means, color=colour, lw=1, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    style.subtitle(ax, text)
 
 
 def costs(table: pd.DataFrame) -> Figure:
@@ -197,7 +198,8 @@ def curves_caption(table: pd.DataFrame) -> str:
     """Where validation ended in each arm."""
     val = only(table, kind="val")
     ends = val[val["step"] == val["step"].max()].groupby("arm", sort=False)["bpb"].mean()
-    text = ", ".join(f"{style.arms(table['arm'])[arm][0]} {bpb:.4f}" for arm, bpb in ends.items())
+    looks = style.arms(table["arm"])
+    text = ", ".join(f"{looks[str(arm)][0]} {bpb:.4f}" for arm, bpb in ends.items())
     return f"Validation of the current weights at step {val['step'].max():,}, bits per byte, mean over seeds: {text}."
 
 
@@ -206,14 +208,15 @@ def differences_caption(table: pd.DataFrame) -> str:
     rows = only(table, measure="ttt").iloc[1:]
     if rows.empty:
         return "There is one arm: nothing to compare it with."
-    listed = [f"{row['arm']} {style.change(row) if has(row, 'low') else _bare(row)}" for row in rows.to_dict("records")]
+    listed = [f"{row['arm']} {style.change(row)}{doubt(row)}" for row in rows.to_dict("records")]
     text = f"After TTT, less the reference, bits per byte: {'; '.join(listed)}."
     seen = rows["detectable"].dropna() if "detectable" in rows else []
     return f"{text} Found 4 times out of 5: {min(seen):.4f} to {max(seen):.4f}." if len(seen) else text
 
 
-def _bare(row: dict) -> str:
-    return f"{style.signed(row['difference'])} (too little text for an interval)"
+def doubt(row: Mapping[str, Any]) -> str:
+    """What to add to a difference without an interval."""
+    return "" if has(row, "low") else ", too little text for an interval"
 
 
 def gains_caption(table: pd.DataFrame) -> str:

@@ -1,8 +1,10 @@
 """The parts that figures are made of: rows with names, forest plots, bars with numbers, courses along a text."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -30,20 +32,18 @@ def rows_axis(ax: Axes, labels: Sequence[str]) -> None:
     """One row for each label, the first on top, without lines between them."""
     ax.set_yticks(range(len(labels)), list(labels))
     ax.set_ylim(max(len(labels), 1) - 0.4, -0.6)
-    style.no_grid(ax, "y")
+    ax.grid(False, axis="y")
 
 
-def printed(ax: Axes, columns: Mapping[str, Sequence[str]], width: float = 50, first: float = 10) -> None:
-    """Columns of text to the right of the axes, each with its head above and one cell a row; `width`, `first`: points.
-
-    The first column is narrow enough for a score: the next begins 40 points after it.
-    """
-    where = ax.get_yaxis_transform()
-    for i, (head, cells) in enumerate(columns.items()):
-        x = first + i * width - (10 if i else 0)
-        style.note(ax, head, (1, -0.8), (x, 0), xycoords=where, color=GREY, annotation_clip=False, fontsize=7)
-        for y, text in enumerate(cells):
-            style.note(ax, text, (1, y), (x, 0), xycoords=where, color=BLACK, fontsize=7, annotation_clip=False)
+def scores(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Two columns of print to the right of the axes, one cell a row: `bpb` and the difference with its interval."""
+    place: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "annotation_clip": False, "fontsize": 7}
+    change = "change [95 %]" if any(has(row, "low") for row in rows) else "change"
+    style.note(ax, "score", (1, -0.8), (10, 0), color=GREY, **place)
+    style.note(ax, change, (1, -0.8), (50, 0), color=GREY, **place)
+    for y, row in enumerate(rows):
+        style.note(ax, f"{row['bpb']:.4f}", (1, y), (10, 0), color=BLACK, **place)
+        style.note(ax, style.change(row), (1, y), (50, 0), color=BLACK, **place)
 
 
 def padded(values: Iterable[float], share: float = 0.08) -> tuple[float, float]:
@@ -96,12 +96,12 @@ def forest(ax: Axes, rows: pd.DataFrame, marks: Sequence[Mark], value: str = "di
         seen.add(mark.label)
         if limit and _reach(row, value) > limit:
             off_scale(ax, y, row[value] > 0, mark.colour, f"{style.signed(row[value])}, off the scale")
-            if label:
-                ax.plot([], [], mark.marker, color=mark.colour, ms=5, ls="none", label=label)
-            continue
-        if has(row, "low"):
-            ax.plot([row["low"], row["high"]], [y, y], color=mark.colour, lw=1.4)
-        ax.plot([row[value]], [y], mark.marker, color=mark.colour, ms=5, ls="none", label=label or None)
+            at: tuple[list, list] = ([], [])
+        else:
+            at = ([row[value]], [y])
+            if has(row, "low"):
+                ax.plot([row["low"], row["high"]], [y, y], color=mark.colour, lw=1.4)
+        ax.plot(*at, mark.marker, color=mark.colour, ms=5, ls="none", label=label or None)
     ax.margins(x=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(5))
 
@@ -131,13 +131,25 @@ def off_scale(ax: Axes, y: float, above: bool, colour: str, text: str) -> None:
 # -- bars
 
 
+def waterfall(ax: Axes, rows: Sequence[Mapping[str, Any]], colours: Sequence[str]) -> None:
+    """Scores `bpb`, one a row, each with a bar from what its `difference` is to and a line to the row that goes on."""
+    starts = [row["bpb"] - (row["difference"] if has(row, "difference") else 0.0) for row in rows]
+    for y, (row, start, colour) in enumerate(zip(rows, starts, colours, strict=True)):
+        level = row["bpb"]
+        ax.barh(y, level - start, left=start, height=0.5, color=colour)
+        if math.isclose(starts[min(y + 1, len(rows) - 1)], level) or y + 1 == len(rows):
+            ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
+        ax.plot([level], [y], "D", color=colour, ms=5)
+    ax.set_xlabel("bits per byte (lower is better)")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+
+
 def bars(
     ax: Axes, values: Sequence[float], texts: Sequence[str], look: tuple[str, str | None], offset: float = 0.0
 ) -> None:
     """One horizontal bar a row, `offset` rows from its tick, its text at its end. `look`: colour, label."""
-    height = 0.7 if not offset else 0.37
-    at = [y + offset for y in range(len(values))]
-    ax.barh(at, values, height=height, color=look[0], label=look[1])
+    at = np.arange(len(values)) + offset
+    ax.barh(at, values, height=0.37 if offset else 0.7, color=look[0], label=look[1])
     for y, value, text in zip(at, values, texts, strict=True):
         side, gap = ("left", 3) if value >= 0 else ("right", -3)
         style.note(ax, text, (value, y), (gap, 0), ha=side, fontsize=7)

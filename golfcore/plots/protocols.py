@@ -1,7 +1,5 @@
 """The figures of a study of protocols and what each says: golfcore.analysis.protocols makes the frames."""
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -11,20 +9,10 @@ from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, ha
 
 STEPS = {label: style.MEASURES[name] for label, name in (("a", "static"), ("b", "sliding"), ("c", "ttt"))}
 LINES = (RED, BLUE, GREEN, ORANGE, PINK, GREY)
-Row = dict[str, Any]
 
 
 def _name(label: str) -> str:
     return STEPS[label][0] if label in STEPS else label
-
-
-def _with_interval(row: Row, column: str = "difference") -> str:
-    """ "-0.0101 (95 % over text -0.0122 to -0.0080)"."""
-    text = f"{row[column]:+.5f}"
-    if not has(row, "low"):
-        return f"{text} (too few chunks for an interval)"
-    doubt = ", which includes no change" if row["low"] <= 0 <= row["high"] else ""
-    return f"{text} (95 % over text {row['low']:+.5f} to {row['high']:+.5f}{doubt})"
 
 
 # -- a, b, c
@@ -33,52 +21,39 @@ def _with_interval(row: Row, column: str = "difference") -> str:
 def waterfall(table: pd.DataFrame) -> Figure:
     """From (a) over (b) to (c), of the artifact and of the float weights. Frame: `protocols.tables`."""
     bpb = dict(zip(table["label"], table["bpb"], strict=True))
-    steps = [label for label in STEPS if label in bpb]
-    fig = style.figure(1.5 + 0.4 * len(steps))
-    style.title(fig, "What of the score is context, and what is adaptation?")
+    rows = [row for row in table.to_dict("records") if row["label"] in STEPS]
+    fig = style.figure(1.5 + 0.4 * len(rows), "What of the score is context, and what is adaptation?")
     ax = fig.subplots()
-    level = bpb[steps[0]]
-    for y, label in enumerate(steps):
-        before, level, colour = level, bpb[label], STEPS[label][1]
-        ax.barh(y, level - before, left=before, height=0.5, color=colour)
-        ax.plot([level, level], [y, min(y + 1.25, len(steps) - 0.75)], color=colour, lw=1, ls=":")
-        ax.plot([level], [y], "D", color=colour, ms=5)
-    floats = {y: bpb[f"{label} float"] for y, label in enumerate(steps) if f"{label} float" in bpb}
+    parts.waterfall(ax, rows, [STEPS[row["label"]][1] for row in rows])
+    floats = {y: bpb[label] for y, row in enumerate(rows) if (label := f"{row['label']} float") in bpb}
     if floats:
         label = style.MEASURES["float"][0]
         ax.plot(list(floats.values()), list(floats), "o", color="none", mec=BLACK, ms=8, label=label)
     ax.set_xlim(*parts.padded(table["bpb"], 0.1))
-    parts.rows_axis(ax, [_name(label) for label in steps])
-    ax.set_xlabel("bits per byte (lower is better)")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    parts.rows_axis(ax, [_name(row["label"]) for row in rows])
     parts.legend_above(ax)
-    changes = [style.change(row) for row in table.set_index("label").loc[steps].to_dict("records")]
-    parts.printed(ax, {"score": [f"{bpb[label]:.4f}" for label in steps], "change [95 %]": changes})
+    parts.scores(ax, rows)
     return fig
 
 
 def say_waterfall(table: pd.DataFrame) -> str:
     rows = {row["label"]: row for row in table.to_dict("records")}
-    names = {"b": "longer context (b \u2212 a)", "c": "adaptation (c \u2212 b)"}
-    here = {k: text for k, text in names.items() if has(rows.get(k, {}), "difference")}
-    said = [f"{text} brings {_with_interval(rows[k])}" for k, text in here.items()]
-    text = f"In bits per byte, {'; '.join(said)}" if said else "Neither b nor c was measured against its reference"
-    if {"a", "b", "c"} <= rows.keys():
+    names = {"b": "longer context (b \u2212 a) brings", "c": "adaptation (c \u2212 b) brings"}
+    said = [f"{t} {style.effect(rows[k])}" for k, t in names.items() if has(rows.get(k, {}), "difference")]
+    if {"a", "b", "c"} <= rows.keys() and rows["a"]["bpb"] != rows["c"]["bpb"]:
         a, b, c = (rows[label]["bpb"] for label in "abc")
-        if c != a:
-            text += f"; of c \u2212 a, what was published as one number, {100 * (b - a) / (c - a):.0f} % is context"
-    return f"{text}."
+        said.append(f"of c \u2212 a, which was published as one number, {100 * (b - a) / (c - a):.0f} % is context")
+    return f"In bits per byte, {'; '.join(said) or 'neither b nor c was measured against its reference'}."
 
 
 def say_gains(table: pd.DataFrame) -> str:
     """Of `protocols.gains`, which has no figure."""
-    kinds = {"gain": ("gain", "Gains in bits per byte"), "contrast": ("is", "One gain less another")}
-    said = []
-    for kind, (column, head) in kinds.items():
-        rows = table[table["kind"] == kind].to_dict("records")
-        each = [f"{row[column]}: {_with_interval(row, 'value')}" for row in rows]
-        said += [f"{head}: {'; '.join(each)}."] if each else []
-    return " ".join(said) or "No two cells of the same weights were measured, so there is no gain to state."
+    gain = table["kind"] == "gain"
+    said = [
+        f"{name} {style.effect(row, 'value')}"
+        for name, row in zip(table["gain"].where(gain, table["is"]), table.to_dict("records"), strict=True)
+    ]
+    return f"Gains in bits per byte: {'; '.join(said)}." if said else "No two cells were measured: no gain to state."
 
 
 # -- protocols and controls
@@ -97,16 +72,14 @@ def controls(table: pd.DataFrame) -> Figure:
 def _against(table: pd.DataFrame, question: str) -> Figure:
     """Differences of the rows to their references with intervals; marker and colour say what the ledger saw."""
     rows = table.to_dict("records")
-    fig = style.figure(1.6 + 0.23 * len(rows))
-    style.title(fig, question)
+    fig = style.figure(1.6 + 0.23 * len(rows), question)
     ax = fig.subplots()
     looks = [style.LEGALITY[row["legality"]] for row in rows]
     parts.forest(ax, table, [parts.Mark(colour, marker, label) for label, colour, marker in looks])
     parts.rows_axis(ax, [f"{_name(r['label'])}  [{r['reference']}]" for r in rows])
     ax.set_xlabel("difference to the cell in brackets (bits per byte), 95 % over chunks of text")
     parts.legend_below(fig, [ax])
-    changes = [style.change(row) for row in rows]
-    parts.printed(ax, {"score": [f"{row['bpb']:.4f}" for row in rows], "change [95 %]": changes})
+    parts.scores(ax, rows)
     return fig
 
 
@@ -126,12 +99,11 @@ def say_scores(table: pd.DataFrame) -> str:
 
 def say_controls(table: pd.DataFrame) -> str:
     known = table[table["difference"].notna()]
-    base = known[known["label"] == "c"].to_dict("records")
-    text = f"(c) gains {_with_interval(base[0])}" if base else "(c) was not measured"
-    others = known[known["group"] != "abc"]
+    base, others = known[known["label"] == "c"].to_dict("records"), known[known["group"] != "abc"]
     lowest = others.loc[others.groupby("group", sort=False)["difference"].idxmin()].to_dict("records")
-    said = "; ".join(f"{row['group']}: {row['label']} {_with_interval(row)}" for row in lowest)
-    return f"{text}. The lowest difference to its reference in each group: {said}." if said else f"{text}."
+    said = [f"(c) gains {style.effect(base[0])}" if base else "(c) was not measured"]
+    said += [f"lowest of {row['group']}, {row['label']} {style.effect(row)}" for row in lowest]
+    return f"Against its reference {'; '.join(said)}."
 
 
 # -- context
@@ -139,8 +111,7 @@ def say_controls(table: pd.DataFrame) -> str:
 
 def strides(table: pd.DataFrame) -> Figure:
     """Score against cost of scoring without adaptation, by stride. Frame: `protocols.strides`."""
-    fig = style.figure(2.7)
-    style.title(fig, "What does a longer context cost?")
+    fig = style.figure(2.7, "What does a longer context cost?")
     ax = fig.subplots()
     cost = table["computed"]
     ax.plot(cost, table["bpb"], "-", color=GREEN, lw=1)
@@ -170,8 +141,7 @@ def say_strides(table: pd.DataFrame) -> str:
 
 def positions(table: pd.DataFrame) -> Figure:
     """Loss by position in a window, and where the gain of context lies. Frame: `protocols.positions`."""
-    fig = style.figure(3.0)
-    style.title(fig, "Why does a sliding window score better without adapting?")
+    fig = style.figure(3.0, "Why does a sliding window score better without adapting?")
     shared = "so_far" in table and table["so_far"].notna().any()
     axes = fig.subplots(1, 1 + shared, squeeze=False)[0]
     edges = [*table["start"], table["stop"].iloc[-1]]
@@ -208,21 +178,20 @@ def say_positions(table: pd.DataFrame) -> str:
         text += f", half of it before position {stop:,.0f} of a window, at {100 * here:.1f} % of the targets"
     first, last = table.iloc[0], table.iloc[-1]
     return (
-        f"{text}. From the first position to the last a target costs {first['static']:.2f} to {last['static']:.2f} "
+        f"{text}; from the first position to the last a target costs {first['static']:.2f} to {last['static']:.2f} "
         f"bits under (a), and {first['sliding']:.2f} to {last['sliding']:.2f} under (b)."
     )
 
 
 def stream(table: pd.DataFrame) -> Figure:
     """The gain of each legal adaptation over (b) along the text. Frame: `protocols.along`."""
-    fig = style.figure(3.2)
-    style.title(fig, "Where in the text does adaptation gain?")
+    fig = style.figure(3.2, "Where in the text does adaptation gain?")
     ax = fig.subplots()
     groups = table.groupby("label", sort=False)
     for i, ((label, rows), colour) in enumerate(zip(groups, LINES, strict=False)):
         name = _name(str(label))
         if i:  # one band and one set of bars: those of the first
-            parts.course(ax, rows.drop(columns=["low", "high"]), colour, name)
+            parts.course(ax, rows.drop(columns=["low", "high"], errors="ignore"), colour, name)
         else:
             parts.course(ax, rows, colour, name, f"{name}, chunk alone")
     ax.set_ylabel("less (b), bits per byte")
@@ -233,7 +202,7 @@ def stream(table: pd.DataFrame) -> Figure:
 
 def say_stream(table: pd.DataFrame) -> str:
     said = [
-        f"{label} {_with_interval(rows.iloc[-1].to_dict())}, better on {(rows['here'] < 0).sum()} of {len(rows)} chunks"
+        f"{label} {style.effect(rows.iloc[-1].to_dict())}, better on {(rows['here'] < 0).sum()} of {len(rows)} chunks"
         for label, rows in table.groupby("label", sort=False)
     ]
     return f"Against (b), over the whole text: {'; '.join(said)}."

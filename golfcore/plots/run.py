@@ -1,6 +1,5 @@
 """The figures of one run and what each says: golfcore.analysis makes the frames and says what their columns mean."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,7 @@ EVENTS = {"qat": "QAT on", "warmdown": "warmdown", "cap": "time is up"}
 def curves(table: pd.DataFrame) -> Figure:
     """Loss, validation, schedule and gradient norm over the steps, events marked. Frame: `analysis.runs.curves`."""
     train, val, events = (only(table, kind=kind) for kind in ("train", "val", "event"))
-    fig = style.figure(4.6)
-    style.title(fig, "How did training go?")
+    fig = style.figure(4.6, "How did training go?")
     top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=[5, 2, 2])
     steps = train["step"]
     top.plot(steps, train["bpb"], color=PALE, lw=0.8, label="training batches")
@@ -61,40 +59,25 @@ def _mark_events(axes: Sequence[Axes], events: pd.DataFrame) -> None:
 def say_curves(table: pd.DataFrame) -> str:
     train, val, events = (only(table, kind=kind) for kind in ("train", "val", "event"))
     first, last = train.iloc[0], train.iloc[-1]
-    text = (
-        f"In {last['step']:,.0f} steps the smoothed training score went from {first['bpb_smooth']:.3f} to "
-        f"{last['bpb_smooth']:.3f} bits per byte"
-    )
+    text = f"In {last['step']:,.0f} steps training went from {first['bpb_smooth']:.3f} to {last['bpb_smooth']:.3f} "
+    text += "bits per byte, smoothed"
     if len(val):
         text += f", validation to {val['bpb'].iloc[-1]:.4f} (current weights, not the average that is exported)"
-    if len(events):
-        text += "; " + ", ".join(f"{row['event']} at step {row['step']:,.0f}" for _, row in events.iterrows())
-    return text + "."
+    return "; ".join([text, *(f"{row['event']} at step {row['step']:,}" for row in events.to_dict("records"))]) + "."
 
 
 def waterfall(table: pd.DataFrame) -> Figure:
     """What each step from float weights to adapted score changes. Frame: `analysis.scores.waterfall`."""
-    rows, bigram = table[table["measure"] != "bigram"].to_dict("records"), one(table, measure="bigram")
-    levels = [row["bpb"] for row in rows]
-    starts = [row["bpb"] - (row["difference"] if has(row, "difference") else 0.0) for row in rows]
-    fig = style.figure(1.7 + 0.32 * len(rows))
-    style.title(fig, "What do rounding, longer context and adaptation change?")
+    rows = table.to_dict("records")
+    *steps, bigram = rows
+    fig = style.figure(1.7 + 0.32 * len(steps), "What do rounding, longer context and adaptation change?")
     ax = fig.subplots()
-    for y, (row, level) in enumerate(zip(rows, levels, strict=True)):
-        _, colour = style.measure(row["measure"])
-        ax.barh(y, level - starts[y], left=starts[y], height=0.5, color=colour)
-        if y + 1 == len(rows) or math.isclose(starts[y + 1], level):
-            ax.plot([level, level], [y, min(y + 1.25, len(rows) - 0.75)], color=colour, lw=1, ls=":")
-        ax.plot([level], [y], "D", color=colour, ms=5)
-    ax.set_xlim(*parts.padded(levels))
-    _beyond(ax, len(rows), bigram["bpb"])
-    names = [f"{style.measure(r['measure'])[0]}\n{style.LEGALITY[r['legality']][0]}" for r in rows]
+    parts.waterfall(ax, steps, [style.measure(row["measure"])[1] for row in steps])
+    ax.set_xlim(*parts.padded([row["bpb"] for row in steps]))
+    _beyond(ax, len(steps), bigram["bpb"])
+    names = [f"{style.measure(row['measure'])[0]}\n{style.LEGALITY[row['legality']][0]}" for row in steps]
     parts.rows_axis(ax, [*names, style.MEASURES["bigram"][0]])
-    ax.set_xlabel("bits per byte (lower is better)")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    head = "change [95 %]" if "low" in table else "change"
-    scores = [f"{row['bpb']:.4f}" for row in (*rows, bigram)]
-    parts.printed(ax, {"score": scores, head: [style.change(row) for row in rows]})
+    parts.scores(ax, rows)
     return fig
 
 
@@ -109,20 +92,20 @@ def _beyond(ax: Axes, y: float, value: float) -> None:
 
 
 def say_waterfall(table: pd.DataFrame) -> str:
-    rounding, context, adaptation = (one(table, measure=name) for name in ("static", "sliding", "ttt"))
-    final, bigram = adaptation["bpb"], one(table, measure="bigram")["bpb"]
+    names = {"static": "rounding", "sliding": "longer context (b \u2212 a)", "ttt": "adaptation (c \u2212 b)"}
+    said = ", ".join(f"{text} {style.effect(one(table, measure=name))}" for name, text in names.items())
+    final, bigram = (one(table, measure=name)["bpb"] for name in ("ttt", "bigram"))
+    side = "below" if final < bigram else "ABOVE"
     return (
-        f"Rounding {_change(rounding)}; longer context (b \u2212 a) {_change(context)}; adaptation (c \u2212 b) "
-        f"{_change(adaptation)}. The final {final:.4f} is {abs(final - bigram):.4f} "
-        f"{'below' if final < bigram else 'ABOVE'} an interpolated bigram model of the training text ({bigram:.4f})."
+        f"In bits per byte, {said}; the final {final:.4f} is {abs(final - bigram):.4f} {side} an interpolated bigram "
+        f"model of the training text."
     )
 
 
 def ttt(table: pd.DataFrame) -> Figure:
     """Running score with and without adaptation, and their paired difference. Frame: `analysis.scores.ttt_gain`."""
     chunks, total = only(table, kind="chunk"), one(table, kind="total")
-    fig = style.figure(4.1)
-    style.title(fig, "Does test-time training help, and when?")
+    fig = style.figure(4.1, "Does test-time training help, and when?")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     at = chunks["stop"] / 1000
     for name, width in (("sliding", 3.5), ("ttt", 1.2)):  # they all but coincide: the thin one over the wide one
@@ -157,8 +140,8 @@ def say_ttt(table: pd.DataFrame) -> str:
     if after.empty:
         return "There is one chunk only: it is scored before any adaptation, so there is nothing to compare."
     return (
-        f"Over all chunks adaptation {_change(total)}; it helped on {(after < 0).sum()} of the {len(after)} chunks "
-        f"that were scored after some adaptation."
+        f"Over all chunks adaptation changes the bits per byte by {style.effect(total)}; it helped on "
+        f"{(after < 0).sum()} of the {len(after)} chunks that were scored after some adaptation."
     )
 
 
@@ -173,8 +156,7 @@ CONTENTION = {
 
 def buckets(table: pd.DataFrame) -> Figure:
     """Occupancy of the n-gram table's rows, shared and split. Frame: `analysis.buckets.bucket_occupancy`."""
-    fig = style.figure(3.3)
-    style.title(fig, "Does split hashing relieve the n-gram table?")
+    fig = style.figure(3.3, "Does split hashing relieve the n-gram table?")
     left, right = fig.subplots(1, 2, width_ratios=[5, 4])
     for hashing, part in (("shared", "all"), ("split", "word start"), ("split", "within word")):
         rows = only(table, kind="row", hashing=hashing, part=part)
@@ -208,15 +190,12 @@ def _log_axes(ax: Axes) -> None:
 
 def say_buckets(table: pd.DataFrame) -> str:
     shared, split = (one(table, kind="summary", hashing=hashing, part="all") for hashing in HASHING)
-
-    def both(column: str) -> str:
-        return f"{100 * shared[column]:.1f} % shared, {100 * split[column]:.1f} % split"
-
-    return (
-        f"{shared['pairs']:,.0f} different pairs meet {shared['rows']:,.0f} rows; occurrences in a row that several "
-        f"frequent pairs want: {both('contended')}; that read another pair's row: {both('not_own')}; that read a row "
-        f"of the other class: {both('other_class')}."
-    )
+    listed = [
+        f"{text.replace(chr(10), ' ')}: {100 * shared[column]:.1f} % shared, {100 * split[column]:.1f} % split"
+        for column, text in CONTENTION.items()
+    ]
+    head = f"{shared['pairs']:,.0f} different pairs meet {shared['rows']:,.0f} rows; occurrences"
+    return f"{head} {'; '.join(listed)}."
 
 
 def losses(table: pd.DataFrame) -> Figure:
@@ -224,8 +203,7 @@ def losses(table: pd.DataFrame) -> Figure:
     held = only(table, measure="sliding").set_index("class")
     names = [name for name in style.CLASSES if name in held.index]
     held = held.loc[names]
-    fig = style.figure(1.5 + 0.4 * len(names))
-    style.title(fig, "Which tokens cost the bits, and which ones do context and adaptation help?")
+    fig = style.figure(1.5 + 0.4 * len(names), "Which tokens cost the bits, and which do context and adaptation help?")
     left, right = fig.subplots(1, 2, sharey=True)
     for offset, column, look in ((-0.2, "share", (PALE, "of targets")), (0.2, "share_of_loss", (GREEN, "of the loss"))):
         values = 100 * held[column]
@@ -242,7 +220,7 @@ def losses(table: pd.DataFrame) -> Figure:
     right.set_xlabel("change of the score (bits per byte)")
     right.margins(x=0.3)
     right.xaxis.set_major_locator(MaxNLocator(4))
-    style.no_grid(right, "y")
+    right.grid(False, axis="y")
     for ax in (left, right):
         parts.legend_above(ax, 2)
     return fig
@@ -255,7 +233,7 @@ def say_losses(table: pd.DataFrame) -> str:
     ]
     adapted = only(table, measure="ttt")
     most = adapted.loc[adapted["change"].abs().idxmax()]
-    return f"{'; '.join(rows)}. Adaptation moves most at {most['class']}: {most['change']:+.4f} of the score."
+    return f"{'; '.join(rows)}; adaptation moves most at {most['class']}, {most['change']:+.4f} of the score."
 
 
 GROUPS = {"matrices": BLUE, "tables": GREEN, "the rest of the file": ORANGE, "code": GREY}
@@ -264,8 +242,7 @@ GROUPS = {"matrices": BLUE, "tables": GREEN, "the rest of the file": ORANGE, "co
 def sizes(table: pd.DataFrame) -> Figure:
     """What the bytes go to, and how much of the limit is used. Frame: `analysis.sizes.bytes_by_component`."""
     rows, total = only(table, kind="component"), one(table, kind="total")
-    fig = style.figure(1.4 + 0.22 * len(rows))
-    style.title(fig, "What do the bytes go to?")
+    fig = style.figure(1.4 + 0.22 * len(rows), "What do the bytes go to?")
     ax = fig.subplots()
     for group, colour in GROUPS.items():
         values = (rows["bytes"] / 1000).where(rows["group"] == group).astype(float)
@@ -288,18 +265,6 @@ def say_sizes(table: pd.DataFrame) -> str:
     largest = ", ".join(f"{row['label']} {100 * row['share']:.1f} %" for row in rows[:3].to_dict("records"))
     left = f"{limit - used:,.0f} bytes are free" if used <= limit else f"{used - limit:,.0f} bytes TOO MANY"
     return f"{used:,.0f} of {limit:,.0f} bytes, {left}; the largest parts: {largest}."
-
-
-def _change(row: Row) -> str:
-    """ "lowers the score by 0.0101 (95 % interval -0.0122 to -0.0080)"."""
-    difference = row["difference"]
-    verb = "lowers" if difference < 0 else "raises" if difference > 0 else "changes"
-    text = f"{verb} the score by {abs(difference):.4f}"
-    if not has(row, "low"):
-        return f"{text} (too few chunks for an interval)"
-    low, high = row["low"], row["high"]
-    doubt = ", which includes no change" if low <= 0 <= high else ""
-    return f"{text} (95 % interval {low:+.4f} to {high:+.4f}{doubt})"
 
 
 FIGURES = {

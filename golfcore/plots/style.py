@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers and in gr
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -109,14 +109,12 @@ def arms(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: ARMS.get(name, (name, SPARE[i % len(SPARE)])) for i, name in enumerate(found)}
 
 
-def legal(legality: str) -> str:
-    """The one word for an evaluation of this legality: "legal" or "not legal"."""
-    return LEGALITY[legality][0].partition(" (")[0]
-
-
-def figure(height: float) -> Figure:
-    """An empty figure as wide as the text; no window, no global state."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+def figure(height: float, question: str = "") -> Figure:
+    """An empty figure as wide as the text, under its title; no window, no global state."""
+    fig = Figure(figsize=(WIDTH, height), layout="constrained")
+    if question:
+        title(fig, question)
+    return fig
 
 
 def title(fig: Figure, question: str) -> None:
@@ -146,11 +144,16 @@ def change(row: Mapping[str, Any]) -> str:
     return f"{text}  [{signed(row['low'])}, {signed(row['high'])}]" if has(row, "low") else text
 
 
+def effect(row: Mapping[str, Any], column: str = "difference") -> str:
+    """The same for a caption: "-0.01010 (95 % over text -0.01220 to -0.00800)"."""
+    text = f"{row[column]:+.5f}"
+    if not has(row, "low"):
+        return f"{text} (too few chunks for an interval)"
+    doubt = ", which includes no change" if row["low"] <= 0 <= row["high"] else ""
+    return f"{text} (95 % over text {row['low']:+.5f} to {row['high']:+.5f}{doubt})"
+
+
 def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
     """Small print at a point, `offset` points (1/72 inch) away from it."""
     place: dict[str, Any] = {"fontsize": 7.5, "va": "center", **look}
     ax.annotate(text, at, xytext=offset, textcoords="offset points", **place)
-
-
-def no_grid(ax: Axes, axis: Literal["x", "y"]) -> None:
-    ax.grid(False, axis=axis)

@@ -21,7 +21,7 @@ def suite(table: pd.DataFrame) -> Figure:
 
     Left: the publication's measure, under the arm's own protocol. Right: the same weights by a sliding window.
     """
-    rows = [row for row in table.to_dict("records") if has(row, "on") and has(row, "difference")]
+    rows = [row for row in table.to_dict("records") if has(row, "difference")]
     fig = style.figure(1.9 + 0.3 * max(len(rows), 1))
     style.title(fig, "Does the publication's table hold?")
     axes = fig.subplots(1, 2, sharey=True)
@@ -29,9 +29,9 @@ def suite(table: pd.DataFrame) -> Figure:
         _panel(ax, rows, prefix)
     for y, row in enumerate(rows):
         if has(row, "published_difference"):
-            label = "published" if not axes[0].get_legend_handles_labels()[1].count("published") else None
-            look: dict[str, Any] = {"color": "white", "mec": BLACK, "ms": 5, "ls": "none", "label": label}
-            axes[0].plot([row["published_difference"]], [y], "D", **look)
+            axes[0].plot(
+                [row["published_difference"]], [y], "D", color="white", mec=BLACK, ms=5, ls="none", label="published"
+            )
     parts.rows_axis(axes[0], [f"{row['label']} [{row['on']}]" for row in rows])
     measure = str(table["measure"].iloc[0])
     style.subtitle(axes[0], f"{style.measure(measure)[0]}, as published")
@@ -41,9 +41,8 @@ def suite(table: pd.DataFrame) -> Figure:
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
         style.note(axes[1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
         style.note(axes[1], ratio, (1, y), (6, -4), color=GREY, **place)
-    fig.supxlabel(
-        "difference to the arm in brackets (bits per byte); to scale within 0.001, decades beyond", fontsize=8
-    )
+    text = "difference to the arm in brackets (bits per byte); to scale within 0.001, decades beyond"
+    fig.supxlabel(text, fontsize=8)
     parts.legend_below(fig, axes)
     return fig
 
@@ -61,14 +60,12 @@ def said(row: Mapping[str, Any]) -> tuple[str, str]:
 def _panel(ax: Axes, rows: list[dict], prefix: str) -> None:
     ax.set_xscale("symlog", linthresh=LINEAR)
     ax.axvline(0, color=BLACK, lw=0.8)
-    seen = set()
     for y, row in enumerate(rows):
         label, colour = LEGAL[bool(prefix) or is_legal(row)]
         if has(row, f"{prefix}low"):
             ax.plot([row[f"{prefix}low"], row[f"{prefix}high"]], [y, y], color=colour, lw=1.6)
-        entry = None if label in seen else f"measured, {label}"
-        seen.add(label)
-        ax.plot([row[f"{prefix}difference"]], [y], "o", color=colour, ms=4, zorder=3, ls="none", label=entry)
+        at = [row[f"{prefix}difference"]]
+        ax.plot(at, [y], "o", color=colour, ms=4, zorder=3, ls="none", label=f"measured, {label}")
     low, high = ax.get_xlim()
     ticks = [t for t in (-1.0, -0.01, 0.0, 0.01, 1.0) if low <= t <= high]
     ax.set_xticks(ticks, [f"{t:+g}".replace("0.", ".").replace("-", "\u2212") if t else "0" for t in ticks])

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from golfcore.analysis.frames import only
 from golfcore.plots import parts, style
 from golfcore.plots.style import BLACK, GREEN, GREY, ORANGE, PALE, PINK, RED
 
@@ -12,36 +13,36 @@ COINCIDE = 0.005  # curves of shares that are nowhere further apart than this ar
 
 def _ours(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each evaluation, in the order of a run's, without the published ones."""
-    found = {name: table[table["measure"] == name].dropna(axis="columns", how="all") for name in style.MEASURES}
-    return {name: rows.reset_index(drop=True) for name, rows in found.items() if len(rows)}
+    return {name: rows for name in style.MEASURES if len(rows := only(table, measure=name))}
 
 
 def _last(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The evaluation that a table was made for, the last in it, and its rows."""
+    """Label and rows of the evaluation that a table was made for, the last in it."""
     name = table.loc[table["measure"] != "published", "measure"].iloc[-1]
-    return name, _ours(table)[name]
+    return style.MEASURES[name][0], only(table, measure=name)
 
 
 def _published(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[table["measure"] == "published"]
-    return rows.assign(impossible=rows["impossible"].astype(bool)).reset_index(drop=True)
+    return only(table, measure="published").astype({"impossible": bool})
 
 
 def _distinct(curves: dict[str, pd.DataFrame], x: str) -> list[tuple[str, str, pd.DataFrame]]:
     """(label, colour, rows) of the curves of shares over `x` that differ; the label names all that coincide in one."""
     found: list[tuple[list[str], pd.DataFrame]] = []
     for name, rows in curves.items():
-        for names, other in found:
-            there = [np.interp(rows[x], other[x], other[column]) for column in ("share", "share_of_loss")]
-            if np.abs(np.array(there) - rows[["share", "share_of_loss"]].T).to_numpy().max() < COINCIDE:
-                names.append(name)
-                break
-        else:
+        same = next((names for names, other in found if _apart(rows, other, x) < COINCIDE), None)
+        if same is None:
             found.append(([name], rows))
-    labels = [
-        ", ".join(style.MEASURES[n][0] for n in names) + " (they coincide)" * bool(names[1:]) for names, _ in found
-    ]
-    return [(label, style.MEASURES[names[0]][1], rows) for label, (names, rows) in zip(labels, found, strict=True)]
+        else:
+            same.append(name)
+    looks = [[style.MEASURES[name] for name in names] for names, _ in found]
+    labels = [", ".join(label for label, _ in look) + " (they coincide)" * (len(look) > 1) for look in looks]
+    return [(label, look[0][1], rows) for label, look, (_, rows) in zip(labels, looks, found, strict=True)]
+
+
+def _apart(one: pd.DataFrame, other: pd.DataFrame, x: str) -> float:
+    """The largest distance between two curves' shares."""
+    return max(np.abs(np.interp(one[x], other[x], other[c]) - one[c]).max() for c in ("share", "share_of_loss"))
 
 
 # -- distribution
@@ -49,8 +50,7 @@ def _distinct(curves: dict[str, pd.DataFrame], x: str) -> list[tuple[str, str, p
 
 def histogram(table: pd.DataFrame) -> Figure:
     """Targets and loss by nats. Frame: `tokens.histogram` of each evaluation. Curves that coincide are drawn once."""
-    fig = style.figure(3.0)
-    style.title(fig, "How is the loss distributed over the targets?")
+    fig = style.figure(3.0, "How is the loss distributed over the targets?")
     axes = dict(zip(("share", "share_of_loss"), fig.subplots(1, 2), strict=True))
     for column, ax in axes.items():
         for label, colour, rows in _distinct(_ours(table), "low"):
@@ -67,7 +67,7 @@ def say_histogram(table: pd.DataFrame) -> str:
     top = rows.loc[rows["share"].idxmax()]
     below = rows.loc[rows["low"] < 1, "share"].sum()
     return (
-        f"Under {style.MEASURES[name][0]} {100 * below:.1f} % of the targets cost less than 1 nat; the fullest bin "
+        f"Under {name} {100 * below:.1f} % of the targets cost less than 1 nat; the fullest bin "
         f"starts at {top['low']:g} nats and holds {100 * top['share']:.1f} %."
     )
 
@@ -75,11 +75,10 @@ def say_histogram(table: pd.DataFrame) -> str:
 def exceedance(table: pd.DataFrame) -> Figure:
     """Shares above each threshold, measured and published. Frame: `tokens.tables`."""
     name, ours = _last(table)
-    fig = style.figure(3.3)
-    style.title(fig, "Which share of the loss do the hard targets bring?")
+    fig = style.figure(3.3, "Which share of the loss do the hard targets bring?")
     left, right = fig.subplots(1, 2, sharey=True)
     sides = (
-        (left, ours.assign(impossible=False), f"measured here, {style.MEASURES[name][0]}", "bound"),
+        (left, ours.assign(impossible=False), f"measured here, {name}", "bound"),
         (right, _published(table), "published (pr294)", "bound_low"),
     )
     for ax, rows, whose, bound in sides:
@@ -111,10 +110,9 @@ def say_exceedance(table: pd.DataFrame) -> str:
         f"{100 * r['bound_low']:.1f} %)"
         for r in theirs[theirs["impossible"]].to_dict("records")
     ]
-    verdict = "No published share contradicts its own count."
-    if wrong:
-        verdict = f"{len(wrong)} of {len(theirs)} published shares contradict their own counts: {'; '.join(wrong)}."
-    return f"Under {style.MEASURES[name][0]}, by nats: {'; '.join(said)}. {verdict}"
+    verdict = f"{len(wrong)} of {len(theirs)} published shares contradict their own counts: {', '.join(wrong)}"
+    verdict = verdict if wrong else "no published share contradicts its own count"
+    return f"Under {name}, by nats: {'; '.join(said)}; {verdict}."
 
 
 def concentration(table: pd.DataFrame) -> Figure:
@@ -122,8 +120,7 @@ def concentration(table: pd.DataFrame) -> Figure:
 
     Curves that coincide are drawn once.
     """
-    fig = style.figure(3.2)
-    style.title(fig, "How concentrated is the loss?")
+    fig = style.figure(3.2, "How concentrated is the loss?")
     ax = fig.subplots()
     for label, colour, rows in _distinct(_ours(table), "share"):
         ax.plot(100 * rows["share"], 100 * rows["share_of_loss"], color=colour, label=label)
@@ -149,7 +146,7 @@ def say_concentration(table: pd.DataFrame) -> str:
     for share in (0.1, 0.25, 0.5):
         row = rows.loc[(rows["share"] - share).abs().idxmin()]
         said.append(f"{100 * row['share']:.0f} % bring {100 * row['share_of_loss']:.1f} %")
-    return f"Under {style.MEASURES[name][0]}, of the targets the hardest {'; '.join(said)} of the loss."
+    return f"Under {name}, of the targets the hardest {'; '.join(said)} of the loss."
 
 
 # -- kinds of token
@@ -157,8 +154,7 @@ def say_concentration(table: pd.DataFrame) -> str:
 
 def classes(table: pd.DataFrame) -> Figure:
     """Spread of the loss and hard targets in each class. Frame: `tokens.classes`."""
-    fig = style.figure(1.7 + 0.34 * len(table))
-    style.title(fig, "Which kinds of token are hard?")
+    fig = style.figure(1.7 + 0.34 * len(table), "Which kinds of token are hard?")
     left, right = fig.subplots(1, 2, sharey=True)
     for y, row in enumerate(table.to_dict("records")):
         colour = style.CLASSES[row["class"]]
@@ -190,8 +186,7 @@ def say_classes(table: pd.DataFrame) -> str:
 
 def frequency(table: pd.DataFrame) -> Figure:
     """Cost of a target by how frequent its token is in training. Frame: `tokens.frequency`."""
-    fig = style.figure(3.0)
-    style.title(fig, "Are rare tokens the hard ones?")
+    fig = style.figure(3.0, "Are rare tokens the hard ones?")
     left, right = fig.subplots(1, 2)
     met = table[table["targets"] > 0]
     left.plot(met["group"], met["unigram_bits"], "o-", color=GREY, ms=3, lw=1, label="by its frequency alone")
@@ -207,26 +202,23 @@ def frequency(table: pd.DataFrame) -> Figure:
         ax.set_xlim(0.4, len(table) + 0.6)
         ax.set_xticks([1, len(table) // 2, len(table)])
     parts.legend_below(fig, (left, right))
-    style.no_grid(right, "x")
+    right.grid(False, axis="x")
     return fig
 
 
 def say_frequency(table: pd.DataFrame) -> str:
     met = table[table["targets"] > 0]
     first, last = met.iloc[0], met.iloc[-1]
-    saved = [f"group {r['group']:.0f} saves {r['unigram_bits'] - r['bits_per_target']:+.2f}" for r in (first, last)]
+    costs = [f"{r['bits_per_target']:.2f} bits a target ({r['unigram_bits']:.2f} by frequency)" for r in (first, last)]
     return (
         f"The most frequent tenth of the vocabulary is {100 * first['share']:.1f} % of the targets and "
-        f"{100 * first['share_of_loss']:.1f} % of the loss, at {first['bits_per_target']:.2f} bits; the rarest tenth "
-        f"that occurs costs {last['bits_per_target']:.2f}. Against frequency alone, in bits a target: "
-        f"{'; '.join(saved)}."
+        f"{100 * first['share_of_loss']:.1f} % of the loss, at {costs[0]}; the rarest tenth costs {costs[1]}."
     )
 
 
 def pieces(table: pd.DataFrame) -> Figure:
     """The tokens that cost most altogether. Frame: `tokens.pieces`."""
-    fig = style.figure(1.1 + 0.19 * len(table))
-    style.title(fig, "Which tokens does the loss fall on?")
+    fig = style.figure(1.1 + 0.19 * len(table), "Which tokens does the loss fall on?")
     ax = fig.subplots()
     for name, colour in style.CLASSES.items():
         rows = table[table["class"] == name]

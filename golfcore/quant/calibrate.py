@@ -3,7 +3,7 @@
 No training data enters the artifact's rounding. Shapes: N sequences, T tokens, C columns of a matrix.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,17 +12,14 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import full_float32
 from golfcore.config import QuantConfig
 from golfcore.model.forward import Net, forward
-from golfcore.model.generate import generate
+from golfcore.model.generate import Progress, generate
 from golfcore.model.weights import Weights, matrices
 
 PROJECTIONS = ("bigram_proj", "ve_proj")
 
 
 class HessianTap:
-    """A tap that sums X^T X (C, C) of the inputs X (..., C) of the named matrices, in float32 on their device.
-
-    Float32 also where TF32 is allowed. Example: inputs (1, 2) and (0, 1) sum to [[1, 2], [2, 5]].
-    """
+    """A tap that sums X^T X (C, C) of the inputs X (..., C) of the named matrices, in float32 on their device."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.sums: dict[str, Tensor | None] = dict.fromkeys(names)
@@ -54,13 +51,7 @@ class HessianTap:
         return out
 
 
-def self_generated(
-    q: QuantConfig,
-    net: Net,
-    weights: Weights,
-    seed: int,
-    progress: Callable[[int], object] | None = None,
-) -> Tensor:
+def self_generated(q: QuantConfig, net: Net, weights: Weights, seed: int, progress: Progress | None = None) -> Tensor:
     """(quant.calib_seqs, quant.calib_len) ids sampled from the model, each from a uniformly drawn first token.
 
     On the weights' device, with one generator. `progress` is called with 1 after each token of a batch of sequences.
@@ -84,7 +75,7 @@ def collect(
     *,
     projections: bool = False,
     batch: int = 8,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Hessian (C, C) of every bank matrix, and if asked of the small projections, over `sequences` (N, T) of ids.
 

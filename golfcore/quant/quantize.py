@@ -1,15 +1,17 @@
 """Quantized tensors from weights, by kinds of the parameter table: low-bit matrices, int8 tables, else float16."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
 from golfcore.base.errors import UserError
 from golfcore.config import Config, QuantConfig
+from golfcore.model.generate import Progress
 from golfcore.model.weights import Weights, matrices
 from golfcore.quant import gptq
-from golfcore.quant.grid import SCALE_MAX, matrix_grid, round_to_nearest, stored, table_grid
+from golfcore.quant.grid import SCALE_MAX, Grid, matrix_grid, round_to_nearest, stored, table_grid
 from golfcore.quant.stored import Coded, Entry, Quantized, Spec, entries
 
 
@@ -17,8 +19,8 @@ def quantize_weights(
     cfg: Config,
     weights: Weights,
     hessians: Mapping[str, Tensor] | None,
-    progress: Callable[[int], object] | None = None,
-    bits: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+    bits: Mapping[str, int] = MappingProxyType({}),
 ) -> Quantized:
     """Every exported tensor as the artifact stores it, on the CPU.
 
@@ -28,15 +30,21 @@ def quantize_weights(
     cannot hold; a Hessian that is not finite or not positive definite; a name in `quant.float16` that the model does
     not have.
     """
-    tensors = {**dict(matrices(weights)), **weights.rest}
-    used = hessians if cfg.quant.rounding == "gptq" else None
+    q, tensors = cfg.quant, {**dict(matrices(weights)), **weights.rest}
+    used = hessians if hessians and q.rounding == "gptq" else {}
     out: Quantized = {}
     for name, spec in check_names(cfg).items():
         tensor = tensors[name].detach()
         largest = float(tensor.abs().max())
         if not largest <= SCALE_MAX:  # NaN compares as false
             raise UserError(f"{name}: expected finite weights within float16, found {largest}")
-        out[name] = _entry(cfg.quant, name, spec, tensor, used, (bits or {}).get(name))
+        grid = table_grid(q) if spec.kind == "table" else matrix_grid(q, bits.get(name))
+        try:
+            hessian = used[name] if used and spec.kind == "matrix" else None
+            coded = is_coded(q, name, spec)
+            out[name] = _coded(q, tensor, hessian, grid) if coded else stored(tensor).cpu()
+        except UserError as e:
+            raise UserError(f"{name}: {e}") from None
         if progress:
             progress(tensor.numel())
     return out
@@ -50,48 +58,28 @@ def check_names(cfg: Config) -> dict[str, Spec]:
     return known
 
 
-def _entry(
-    cfg: QuantConfig,
-    name: str,
-    spec: Spec,
-    tensor: Tensor,
-    hessians: Mapping[str, Tensor] | None,
-    bits: int | None,
-) -> Entry:
-    if not is_coded(cfg, name, spec):
-        return stored(tensor).cpu()
-    if spec.kind == "table":
-        codes, scale = round_to_nearest(tensor, table_grid(cfg))
-    elif hessians is None:
-        codes, scale = round_to_nearest(tensor, matrix_grid(cfg, bits))
+def _coded(q: QuantConfig, tensor: Tensor, hessian: Tensor | None, grid: Grid) -> Coded:
+    if hessian is None:
+        codes, scale = round_to_nearest(tensor, grid)
     else:
-        damping = cfg.damping if cfg.damp_twice else 0.0
-        try:
-            codes, scale = gptq.solve(
-                tensor, hessians[name], matrix_grid(cfg, bits), block=cfg.block, damping=damping, score=cfg.clip_score
-            )
-        except UserError as e:
-            raise UserError(f"{name}: {e}") from None
+        damping = q.damping if q.damp_twice else 0.0
+        codes, scale = gptq.solve(tensor, hessian, grid, block=q.block, damping=damping, score=q.clip_score)
     return Coded(codes.cpu(), scale.cpu())
 
 
 def is_coded(cfg: QuantConfig, name: str, spec: Spec) -> bool:
-    """Whether a tensor is stored as integers: matrices and tables above `fp16_max_numel` that `float16` does not name.
-
-    `name` is one of `entries`.
-    """
+    """Whether a tensor is stored as integers: a matrix or table above `fp16_max_numel` that `float16` does not name."""
     large = math.prod(spec.shape) > cfg.fp16_max_numel
     return spec.kind in ("matrix", "table") and large and name not in cfg.float16
 
 
-def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Number of scalars stored at each precision, for the run record: {"int6": ..., "int8": ..., "fp16": ...}.
-
-    `bits` as given to `quantize_weights`.
-    """
+def coverage(
+    cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, int]:
+    """Number of scalars stored at each precision, {"int6": ..., "fp16": ...}; `bits` as for `quantize_weights`."""
     q, out = cfg.quant, dict[str, int]()
     for name, spec in entries(cfg.model).items():
-        width = q.table_bits if spec.kind == "table" else (bits or {}).get(name, q.matrix_bits)
+        width = q.table_bits if spec.kind == "table" else bits.get(name, q.matrix_bits)
         label = f"int{width}" if isinstance(quantized[name], Coded) else "fp16"
         out[label] = out.get(label, 0) + math.prod(spec.shape)
     return out

@@ -140,7 +140,7 @@ class _Stages:
             return
         c, weights = self.cfg, self.load(FLOAT)
         hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
-        bits = None
+        bits: dict[str, int] = {}
         if sensitivity.wanted(c.quant):
             what, schema = "the gradients that guide bit widths", {"mean_square": {"*": float}}
             found = files.read_json(self.run.file(sensitivity.FILE), what, schema)

@@ -1,24 +1,33 @@
-"""Artifacts opened for scoring again: weights and the chosen rate from one file, text from the data it names."""
+"""Artifacts opened again, to be scored or audited: weights and the chosen rate from one file, text from its data."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
-from golfcore.config import Config, override
+from golfcore.base.progress import bar
+from golfcore.base.runtime import full_float32
+from golfcore.config import Config, differences, override
 from golfcore.data.datasets import check_same, prepare_data, val_tokens
 from golfcore.data.tokens import load_tables
+from golfcore.evals import protocols
+from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
 from golfcore.evals.evaluation import Subject
-from golfcore.evals.protocols import evaluate
 from golfcore.evals.result import EvalResult
+from golfcore.evals.windows import window_length
 from golfcore.model.weights import to_device
 from golfcore.quant import artifact
 from golfcore.runs.folder import find_run
 from golfcore.runs.results import ARTIFACT, packed_facts
 
 TEXTS = {"data.path", "data.packages"}  # values that name another text
+CHUNKS = 8.5  # of an audit; the last one partial, as a real stream's is
+SEQ_LEN = 64
+STRIDES = 4  # windows that see a target's context, at most
 
 
 class Packed(NamedTuple):
@@ -62,4 +71,65 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
 def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> EvalResult:
     """Score what `open_packed` opens under a protocol; nothing is written. UserError as there."""
     p = open_packed(target, changes)
-    return evaluate(protocol, p.cfg, p.subject, changes=p.changes, source=p.source)
+    return protocols.evaluate(protocol, p.cfg, p.subject, changes=p.changes, source=p.source)
+
+
+# -- the audit of what was opened, on a short stretch of its validation text
+
+
+def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Report:
+    """Audit what `golfcore eval` would score, with lengths scaled down so that a short stream has several chunks.
+
+    `changes` hold as they are given. UserError as `open_packed`; an unknown protocol; too little validation text.
+    """
+    packed = open_packed(target, changes)
+    wanted = scaled(packed.cfg, packed.cfg.data.seq_len if "data.seq_len" in changes else SEQ_LEN)
+    free = {key: value for key, value in wanted.items() if key not in changes}
+    cfg = override(packed.cfg, free, f"the audit's scaling of {target}")
+    own = protocols.configure(protocol, cfg, packed.changes)
+    total = int(CHUNKS * own.ttt.chunk_tokens)
+    if len(packed.subject.tokens) <= total:
+        found = len(packed.subject.tokens)
+        raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {found}")
+    text = packed.subject.tokens[: total + 1]
+    alone = packed.subject.runtime._replace(rank=0, world=1, dtype=torch.float32)
+    scorer = ProtocolScorer(protocol, cfg, packed.subject._replace(runtime=alone), packed.changes)
+    with bar(len(TESTS), "audit", "test") as progress, full_float32():
+        report = audit(
+            scorer,
+            text,
+            cfg.model.vocab_size,
+            own.ttt.chunk_tokens,
+            own.eval.stride,
+            documents=np.flatnonzero(packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
+            progress=lambda test: progress.update(),
+        )
+    said = {"data": packed.source["data"][:12], **_settings(own)}
+    said["scaled for the audit"] = differences(packed.cfg, cfg, most=len(wanted)) or "nothing"
+    return replace(report, subject=f"{protocol} of {target}", settings={**report.settings, **said})
+
+
+def scaled(cfg: Config, longest: int) -> dict[str, object]:
+    """Overrides for windows and rows of at most `longest` tokens and chunks of two; rates, epochs, what adapts stay."""
+    seq_len = min(cfg.data.seq_len, longest)
+    window = min(window_length(cfg), longest)
+    strides = min(max(window_length(cfg) // cfg.eval.stride, 1), STRIDES)
+    rows = min(max(cfg.ttt.chunk_tokens // cfg.data.seq_len, 1), 2)
+    return {
+        "data.seq_len": seq_len,
+        "eval.seq_len": window if cfg.eval.seq_len else 0,
+        "eval.stride": -(-window // strides),
+        "ttt.chunk_tokens": rows * seq_len,
+        "ttt.batch_seqs": 1,
+    }
+
+
+def _settings(own: Config) -> dict[str, object]:
+    """The settings of the protocol that the report holds for."""
+    t = own.ttt
+    said: dict[str, object] = {"windows": f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"}
+    if t.epochs + t.sweeps:
+        rate = f"rate {t.lr:g}" if t.lr_shape == "constant" else f"rate {t.lr:g}, horizon {t.lr_horizon}"
+        passes = f"{t.epochs} epochs" + (f", {t.sweeps} sweeps" if t.sweeps else "")
+        said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
+    return said

@@ -16,6 +16,7 @@ about L/U times the compute.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from golfcore import config
 from golfcore.base.errors import UserError
@@ -43,10 +44,8 @@ def arms(
     """
     config.keys(names, list(ARMS), "arms")
     if len(set(names)) < len(names) or not names or names[0] != SHARED or repeats < 0:
-        raise UserError(
-            f"arms: expected {SHARED} and then different others, and repeats from 0 on, found "
-            f"{', '.join(names) or 'none'} and {repeats}"
-        )
+        found = f"{', '.join(names) or 'none'} and {repeats}"
+        raise UserError(f"arms: expected {SHARED} and then different others, and repeats from 0 on, found {found}")
     base = config.load(preset, changes, size)
     if not repeats and base.model.n_layers == base.model.n_blocks:
         repeats = 2
@@ -56,14 +55,9 @@ def arms(
         raise UserError(f"repeats: expected 0 or 2 and more, found {repeats}, which shares no block")
     unique, shallow = (restack(shared, tuple(range(n))) for n in (n_layers, n_blocks))
     longer = round(shallow.schedule.iterations * flops_per_token(shared) / flops_per_token(shallow))
-    found = {
-        SHARED: shared,
-        "unique": unique,
-        "shallow": shallow,
-        "shallow-long": lasting(shallow, longer),
-        "unique-narrow": narrowed(unique, exported(shared.model)),
-    }
-    return {n: config.from_dict({**config.to_dict(found[n]), "name": n}, f"{preset}, arm {n}") for n in names}
+    long, narrow = lasting(shallow, longer), narrowed(unique, exported(shared.model))
+    made = dict(zip(ARMS, (shared, unique, shallow, long, narrow), strict=True))
+    return {n: config.from_dict({**config.to_dict(made[n]), "name": n}, f"{preset}, arm {n}") for n in names}
 
 
 def lasting(cfg: Config, steps: int) -> Config:
@@ -90,10 +84,8 @@ def restack(cfg: Config, blocks: tuple[int, ...]) -> Config:
         xsa_last_n=n if m.xsa_last_n >= m.n_layers else min(m.xsa_last_n, n),
         frozen_skips=tuple(row for row in m.frozen_skips if row < n // 2),
     )
-    frozen = {
-        name: replace(getattr(cfg, name), freeze_blocks=round(getattr(cfg, name).freeze_blocks * share))
-        for name in ("meta", "ttt", "reptile")
-    }
+    sections: dict[str, Any] = {name: getattr(cfg, name) for name in ("meta", "ttt", "reptile")}
+    frozen = {name: replace(s, freeze_blocks=round(s.freeze_blocks * share)) for name, s in sections.items()}
     return replace(cfg, model=model, **frozen)
 
 

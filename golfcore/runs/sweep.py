@@ -43,22 +43,14 @@ if TYPE_CHECKING:
 
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
-FACTS: dict[str, Any] = {  # what a file says beside its arms and overrides, and the types
-    "title": str,
-    "base": str,
-    "seeds": tuple[int, ...],
-    "source": str,
-    "measure": Measure,
-    "published_sd": float,
-    "published_steps": int,
+FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
+    **dict.fromkeys(("title", "base", "source"), str),
+    **{"seeds": tuple[int, ...], "measure": Measure, "published_sd": float, "published_steps": int},
+    **dict.fromkeys(("all", "size", "arms"), dict),
 }
-ARM_FACTS: dict[str, Any] = {  # the same of an arm
-    "on": str,
-    "label": str,
-    "published": float,
-    "published_note": str,
-    "unknown": tuple[str, ...],
-    "note": str,
+ARM: dict[str, Any] = {
+    **dict.fromkeys(("on", "label", "published_note", "note"), str),
+    **{"published": float, "unknown": tuple[str, ...], "set": dict, "size": dict},
 }
 
 
@@ -67,10 +59,10 @@ class ArmPlan:
     """One arm at one size."""
 
     name: str
+    on: str  # the arm that it is compared with; "" for the reference
     overrides: dict[str, object]  # of the preset, those of all arms included
     config: Config  # with the preset's seed; named as the arm
     label: str
-    on: str = ""  # the arm that it is compared with; "" for the reference
     published: float | None = None  # bits per byte
     published_note: str = ""
     unknown: tuple[str, ...] = ()
@@ -101,8 +93,9 @@ class Sweep:
         return {name: arm.config for name, arm in self.arms.items()}
 
     def changes(self) -> "pd.DataFrame":
-        """`changes` of the arms, each held against the one that it is on."""
-        return changes(self.configs, {name: arm.on for name, arm in self.arms.items()})
+        """One row an arm: what it is compared with, and what it changes of that."""
+        on = {name: self.arms[arm.on].config for name, arm in self.arms.items() if arm.on}
+        return changes(self.configs, on)
 
     def only(self, names: Sequence[str]) -> "Sweep":
         """The arms named, in the file's order, with those that they are compared with. UserError: no such arm."""
@@ -128,45 +121,44 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
         config.keys([path.stem], sweep_names(), "sweeps")
     config.keys([size], config.size_names(), "size")
     where = str(file)
-    values = config.read_toml(path, "a sweep")
-    facts = _facts(values, FACTS, ("all", "size", "arms"), where)
+    values = _checked(config.read_toml(path, "a sweep"), FILE, where)
     for key in ("base", "arms"):
         if not values.get(key):
             raise UserError(f"{where}: expected {key}, found none")
-    common = _overrides(values, "all", size, where) | dict(overrides)
+    common = {**_overrides(values, "all", size, where), **overrides}
     arms: dict[str, ArmPlan] = {}
-    for name, given in _table(values["arms"], "arms to be a table", where).items():
-        arms[name] = _arm(name, given, facts["base"], common, size, arms, f"{where}, [arms.{name}]")
-    seeds = facts.get("seeds") or (next(iter(arms.values())).config.run.seed,)
-    return Sweep(**{"name": path.stem, "size": size, "arms": arms, "title": path.stem, **facts, "seeds": seeds})
+    for name, given in _table(values.pop("arms"), f"{where}, arms").items():
+        at = f"{where}, [arms.{name}]"
+        arms[name] = _arm(name, _checked(given, ARM, at), arms, (values["base"], size, common), at)
+    known: dict[str, Any] = {"title": path.stem, "seeds": (next(iter(arms.values())).config.run.seed,)}
+    known |= {k: v for k, v in values.items() if k not in ("all", "size")}
+    return Sweep(path.stem, size, arms, **known)
 
 
-def _table(value: Any, expected: str, where: str) -> Mapping[str, Any]:
+def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where}: expected {expected}, found {value!r}")
+        raise UserError(f"{where}: expected a table, found {value!r}")
     return value
 
 
-def _facts(values: Mapping[str, Any], kinds: Mapping[str, Any], others: Sequence[str], where: str) -> dict[str, Any]:
-    config.keys(values, [*kinds, *others], where)
-    return {k: config.coerce(v, kinds[k], f"{where}, {k}") for k, v in values.items() if k in kinds}
+def _checked(values: Any, known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config.keys(_table(values, where), list(known), where)
+    return {k: v if known[k] is dict else config.coerce(v, known[k], f"{where}, {k}") for k, v in values.items()}
 
 
 def _arm(
     name: str,
-    given: Any,
-    base: str,
-    common: Mapping[str, object],
-    size: str,
+    values: dict[str, Any],
     above: Mapping[str, ArmPlan],
+    plan: tuple[str, str, dict[str, object]],
     where: str,
 ) -> ArmPlan:
-    given = _table(given, "a table", where)
-    facts = {"label": name, "on": next(iter(above), ""), **_facts(given, ARM_FACTS, ("set", "size"), where)}
-    on = facts["on"]
+    """An arm, of what its table holds; `plan`: preset, size and overrides of all arms."""
+    base, size, common = plan
+    on = values.pop("on", next(iter(above), ""))
     if on not in above and (above or on):
         raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
-    overrides = {**(above[on].overrides if on else common), **_overrides(given, "set", size, where)}
+    overrides = (above[on].overrides if on else common) | _overrides(values, "set", size, where)
     try:
         found = replace(config.load(base, overrides, size=size), name=name)
     except UserError as e:
@@ -174,16 +166,17 @@ def _arm(
     for other in above.values():
         if other.config.hash == found.hash:
             raise UserError(f"{where}: expected an arm that differs from {other.name} at size {size}, found the same")
-    return ArmPlan(name, overrides, found, **facts)
+    texts = {k: v for k, v in values.items() if k not in ("set", "size")}
+    return ArmPlan(name, on, overrides, found, **{"label": name, **texts})
 
 
 def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> dict[str, object]:
-    """The overrides in `values[key]` as dotted names, those of the size over them."""
-    sizes = _table(values.get("size", {}), "a table", f"{where}, size")
+    """The overrides in `values[key]` with those of the size over them, as dotted names."""
+    sizes = _table(values.get("size", {}), f"{where}, size")
     config.keys(sizes, config.size_names(), f"{where}, size")
     found: dict[str, object] = {}
-    for table, at in ((values.get(key, {}), key), (sizes.get(size, {}), f"size.{size}")):
-        for name, value in _table(table, "overrides", f"{where}, {at}").items():
+    for place, table in ((key, values.get(key, {})), (f"size.{size}", sizes.get(size, {}))):
+        for name, value in _table(table, f"{where}, {place}").items():
             found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return found
 
@@ -192,22 +185,21 @@ def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> di
 
 
 def seeds_in(text: str, default: Sequence[int] = ()) -> tuple[int, ...]:
-    """The seeds in "1, 2, 3", as `names_in`; UserError also for what is no whole number."""
-    return _listed(text, default, "seeds", "whole numbers", int)
+    """The seeds in "1, 2, 3"; `default` if there is nothing. UserError: none at all, one twice, or one that is none."""
+    try:
+        found = tuple(int(part) for part in text.split(",")) if text.strip() else tuple(default)
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
+        raise UserError(f"seeds: expected different whole numbers with commas between them, found {text!r}")
+    return found
 
 
 def names_in(text: str, default: Sequence[str] = (), what: str = "arms") -> tuple[str, ...]:
     """The names in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
-    return _listed(text, default, what, "names", str)
-
-
-def _listed(text: str, default: Sequence, what: str, kind: str, parse: Callable[[str], Any]) -> tuple:
-    try:
-        found = tuple(parse(part.strip()) for part in text.split(",")) if text.strip() else tuple(default)
-    except ValueError:
-        found = ()
-    if not found or "" in found or len(set(found)) < len(found):
-        raise UserError(f"{what}: expected different {kind} with commas between them, found {text!r}")
+    found = tuple(part.strip() for part in text.split(",")) if text.strip() else tuple(default)
+    if not all(found) or not found or len(set(found)) < len(found):
+        raise UserError(f"{what}: expected different names with commas between them, found {text!r}")
     return found
 
 
@@ -216,9 +208,11 @@ def run_arms(
 ) -> list[RunFolder]:
     """Run every configuration with every seed into out/LABEL-sSEED; the folders, in the order of the runs.
 
-    A run takes its weights from any run in `out` that has the same `Config.training_hash` and data. All arms of a seed
-    come before the next seed, so that an interrupted sweep has whole comparisons. UserError: no arms or seeds, a seed
-    twice, a label that is no name for a folder, or a folder that holds another configuration or data.
+    What trains alike trains once: a run takes its weights from any run in `out` that has the same
+    `Config.training_hash` and data. All arms of a seed come before the next seed, so that an interrupted sweep has
+    whole comparisons. What a run prints goes through `say`, and before each run where the sweep is and how long the
+    rest should take. UserError: no arms or seeds, a seed twice, a label that is no name for a folder, or a folder that
+    holds another configuration or data.
     """
     from golfcore.runs import pipeline  # brings torch, which reading a file does not need
 
@@ -241,14 +235,17 @@ def run_arms(
     return folders
 
 
-def changes(configs: Mapping[str, Config], on: Mapping[str, str] | None = None) -> "pd.DataFrame":
-    """One row an arm: `on`, the arm that it is held against (the first, unless given), and what it `changes` of it."""
+def changes(configs: Mapping[str, Config], on: Mapping[str, Config] | None = None) -> "pd.DataFrame":
+    """One row an arm: `on`, the arm that it is held against (the first, if none is given), and what `changes` of it."""
     import pandas as pd  # a third of a second, which the command line's help does not need
 
-    first = next(iter(configs))
-    on = dict.fromkeys(configs, first) | {first: ""} if on is None else on
-    change = [config.differences(configs[on[name]], cfg, most=20) if on[name] else "" for name, cfg in configs.items()]
-    return pd.DataFrame({"arm": list(configs), "on": [on[name] for name in configs], "changes": change})
+    first = next(iter(configs.values()))
+    rows = []
+    for name, cfg in configs.items():
+        other = on.get(name) if on is not None else None if cfg is first else first
+        change = config.differences(other, cfg, most=20) if other else ""
+        rows.append({"arm": name, "on": other.name if other else "", "changes": change})
+    return pd.DataFrame(rows)
 
 
 def default_out(plan: Sweep) -> Path:
@@ -264,10 +261,6 @@ def out_of(name: str, reference: Config) -> Path:
 def time_left(spent: Sequence[float], jobs: int) -> str:
     """What `jobs` more should take, by the mean of the seconds `spent` on each so far; "" before the first."""
     seconds = sum(spent) / len(spent) * jobs if spent else 0.0
-    return (
-        ""
-        if seconds < 1
-        else f", about {seconds:.0f} s left"
-        if seconds < 90
-        else f", about {seconds / 60:.0f} min left"
-    )
+    if seconds < 1:
+        return ""
+    return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"

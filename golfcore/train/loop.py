@@ -40,25 +40,22 @@ def check(cfg: Config, world: int) -> None:
         reptile.budget(cfg)
     a, o, q, m, s = cfg.average, cfg.optim, cfg.quant, cfg.meta, ordinary(cfg)
     known = s.clock == "steps" and not s.adaptive and not s.max_seconds
-    scales = [lr_multiplier(s, Clock(step, 0.0)) for step in range(s.iterations)]
-    low, high = (scales, scales) if known else ([0.0] * s.iterations, [1.0] * s.iterations)
-    switches = [
-        (f"average.kind {a.kind} (every {a.every} steps)", a.kind != "none", low[a.every - 1 :: a.every]),
-        (
-            f"average.start_scale {a.start_scale:g}",
-            a.kind == "swa",
-            [x for x in low[a.every - 1 :: a.every] if x < a.start_scale],
-        ),
-        (f"optim.qat_scale {o.qat_scale:g}", o.qat != "none", [x for x in low if x < o.qat_scale]),
-        (f"quant.guided_scale {q.guided_scale:g}", sensitivity.wanted(q), [x for x in low if x < q.guided_scale]),
-        (f"meta.min_scale {m.min_scale:g}", m.enabled, [step for step, x in enumerate(high) if due(m, step, x)]),
-    ]
-    for what, on, acts in switches:
-        if on and not acts:
-            raise UserError(
-                f"{what}: expected a step of training at which it acts, found none in {s.iterations} steps with LR "
-                f"multipliers from {min(low):.3g} to {max(high):.3g}"
-            )
+
+    def low(step: int) -> float:
+        return lr_multiplier(s, Clock(step, 0.0)) if known else 0.0
+
+    steps, snapshots = range(s.iterations), range(a.every - 1, s.iterations, a.every)
+    acts = {
+        f"average.every {a.every}": a.kind == "none" or len(snapshots) > 0,
+        f"average.start_scale {a.start_scale:g}": a.kind != "swa" or any(low(i) < a.start_scale for i in snapshots),
+        f"optim.qat_scale {o.qat_scale:g}": o.qat == "none" or any(low(i) < o.qat_scale for i in steps),
+        f"quant.guided_scale {q.guided_scale:g}": not sensitivity.wanted(q)
+        or any(low(i) < q.guided_scale for i in steps),
+        f"meta.min_scale {m.min_scale:g}": not m.enabled or any(due(m, i, low(i) if known else 1.0) for i in steps),
+    }
+    for what, found in acts.items():
+        if not found:
+            raise UserError(f"{what}: expected a step at which it acts, found none among {s.iterations}")
 
 
 def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> Weights:

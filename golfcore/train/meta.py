@@ -217,9 +217,7 @@ def _now(device: torch.device) -> float:
 def counted_cost(cfg: Config) -> float:
     """What a meta call computes, in micro-batches: 1 is the forward and backward pass of one over all its tokens.
 
-    Counted are passes by their tokens: each inner step (twice with SAM, twice again if it is differentiated through),
-    the outer loss, and with a delta the outer loss before. Not counted: attention is cheaper in half rows, and the
-    inner backward ends above the frozen blocks.
+    Not counted: attention is cheaper in half rows, and the inner backward ends above the frozen blocks.
     """
     m, (inner, outer) = cfg.meta, _sizes(cfg)
     passes = m.inner_steps * (2 if m.sam_rho else 1) * (2 if m.order == "second" else 1)

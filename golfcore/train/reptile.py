@@ -35,12 +35,11 @@ SAVE_EVERY_SECONDS = 20.0
 
 
 class Budget(NamedTuple):
-    meta_steps: int | None  # None: the clock alone ends the phase
-    seconds: float  # 0: no cap
+    meta_steps: float  # infinite: the clock alone ends the phase
+    seconds: float  # infinite: no cap
 
     def used(self, meta_steps: int, seconds: float) -> bool:
-        by_steps = self.meta_steps is not None and meta_steps >= self.meta_steps
-        return by_steps or (self.seconds > 0 and seconds >= self.seconds)
+        return meta_steps >= self.meta_steps or seconds >= self.seconds
 
 
 class Progress(NamedTuple):
@@ -63,7 +62,7 @@ def budget(cfg: Config) -> Budget:
             f"reptile.share {r.share}: expected room for a step of training and one of Reptile within "
             f"{cfg.schedule.iterations} iterations, found {before.iterations} and {steps}"
         )
-    return Budget(steps if by_steps else None, cfg.schedule.max_seconds - before.max_seconds)
+    return Budget(steps if by_steps else math.inf, cfg.schedule.max_seconds - before.max_seconds or math.inf)
 
 
 def meta_step(cfg: Config, loss: Loss, weights: Weights, batches: Iterable[Batch]) -> tuple[Weights, Tensor]:
@@ -90,8 +89,7 @@ def meta_step(cfg: Config, loss: Loss, weights: Weights, batches: Iterable[Batch
 def phase(cfg: Config, run: RunFolder, weights: Weights, step: int, data: TrainingData, runtime: Runtime) -> Weights:
     """What the phase makes of the averaged `weights`; `step`: the steps of training before, for the metrics.
 
-    A run killed at any moment goes on from CHECKPOINT to the same bits (CPU, step clock). Raises Diverged if a loss is
-    not finite.
+    A killed run goes on from CHECKPOINT to the same bits (CPU, step clock). Diverged if a loss is not finite.
     """
     r, able = cfg.reptile, sum(flat(weights)[name].numel() for name in MOVED)
     if not r.outer_lr:
@@ -121,8 +119,8 @@ class _Phase:
             self.run.keep(lambda row: row["kind"] != "reptile" or row["meta_step"] <= self.now.meta_steps)
         if self.runtime.device.type == "cuda":  # compile before the clock starts
             meta_step(self.cfg, self.loss, self.now.weights, [self._batch(0)])
-        timed = allowed.meta_steps is None
-        total, unit = (allowed.seconds, "s") if timed else (allowed.meta_steps or 0, "meta-step")
+        timed = allowed.meta_steps == math.inf
+        total, unit = (allowed.seconds, "s") if timed else (allowed.meta_steps, "meta-step")
         with bar(total, "reptile", unit, self.now.elapsed if timed else self.now.meta_steps, main) as progress:
             while not allowed.used(self.now.meta_steps, self.now.elapsed):
                 before = self.now.elapsed
@@ -177,8 +175,7 @@ class _Phase:
         say = tqdm.write if self.runtime.is_main else lambda text: None
         values, plain = tensors.load_last(path, "a Reptile phase in progress", self.belongs, say)
         tensors.expect(values, {name: start[name] for name in MOVED}, f"{path}")
-        most = float("inf") if self.budget.meta_steps is None else self.budget.meta_steps
-        steps = int(tensors.number(plain, "meta_steps", 0, most, f"{path}", whole=True))
-        elapsed = tensors.number(plain, "elapsed", 0, float("inf"), f"{path}")
+        steps = int(tensors.number(plain, "meta_steps", 0, self.budget.meta_steps, f"{path}", whole=True))
+        elapsed = tensors.number(plain, "elapsed", 0, math.inf, f"{path}")
         moved = {name: t.to(start[name].device) for name, t in values.items()}
         return Progress(unflat({**start, **moved}), steps, elapsed)

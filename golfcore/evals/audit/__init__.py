@@ -20,18 +20,7 @@ from golfcore.evals.audit.report import Condition, Finding, Report, Verdict
 from golfcore.evals.audit.scorer import ProtocolScorer, Scorer, Scores
 from golfcore.evals.ledger import Event
 
-__all__ = [
-    "Condition",
-    "Event",
-    "Finding",
-    "ProtocolScorer",
-    "Report",
-    "Scorer",
-    "Scores",
-    "Verdict",
-    "audit",
-    "layout",
-]
+__all__ = ["Condition", "Event", "Finding", "ProtocolScorer", "Report", "Scorer", "Scores", "Verdict", "audit"]
 
 C = Condition
 TESTS: tuple[tuple[str, str, tuple[Condition, ...], Callable[[Bench], checks.Outcome]], ...] = (

@@ -62,15 +62,15 @@ class ProtocolScorer:
     """
 
     def __init__(self, protocol: str, cfg: Config, subject: Subject, changes: protocols.Changes | None = None) -> None:
-        self.protocol, self.cfg, self.subject, self.changes = protocol, cfg, subject, changes
+        self.protocol, self.span, self.subject = protocol, cfg.ttt.chunk_tokens, subject
+        self.cfg = protocols.configure(protocol, cfg, changes)
 
     def __deepcopy__(self, memo: dict) -> "ProtocolScorer":
         """A copy that shares the weights, which an evaluation reads only (T0 shows if it does not)."""
         return copy.copy(self)
 
     def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
-        subject = self.subject._replace(tokens=tokens)
-        return protocols.begin(self.protocol, self.cfg, subject, changes=self.changes, look=look)
+        return Evaluation(self.protocol, self.cfg, self.span, self.subject._replace(tokens=tokens), look)
 
     def run(self, tokens: np.ndarray) -> Scores:
         states = list[np.ndarray]()
@@ -94,7 +94,8 @@ class ProtocolScorer:
                     rows[p] = torch.log_softmax(found[p - score_from], dim=-1).cpu().numpy()
                     waiting.remove(p)
 
-        if weight := _finished(self.begin(tokens, look)).cfg.eval.ppm_weight:
+        _finished(self.begin(tokens, look))
+        if weight := self.cfg.eval.ppm_weight:
             ppm = Ppm(self.cfg.model.vocab_size)
             for p in range(len(tokens) - 1):
                 previous, target = tokens[p : p + 1], tokens[p + 1 : p + 2]
