@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     overrides = {"model.dim": 128, "model.mlp_hidden": 384, "model.blocks": [0, 1], "model.frozen_skips": []}
-    overrides |= {"model.ve_layers": [1]}
+    overrides |= {"model.ve_layers": [1], "meta.freeze_blocks": 0}
     cfg = config.load("exp101", overrides if args.small else {}).model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(0)
