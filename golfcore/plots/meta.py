@@ -118,8 +118,8 @@ def meta_sgd(table: pd.DataFrame) -> Figure:
             for _, line in rows[rows["frozen"] == frozen].groupby(["arm", "seed", "slot"], sort=False):
                 ax.plot([0, *line["step"]], [1.0, *line["rate"]], color=colour, lw=width, label=entry)
                 if frozen:
-                    label = "weight decay alone (predicted)"
-                    ax.plot([0, *line["step"]], [1.0, *line["predicted"]], color=YELLOW, lw=1, ls="--", label=label)
+                    alone = "weight decay alone (predicted)"
+                    ax.plot([0, *line["step"]], [1.0, *line["predicted"]], color=YELLOW, lw=1, ls="--", label=alone)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         style.subtitle(ax, label)

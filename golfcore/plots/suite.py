@@ -41,8 +41,8 @@ def suite(table: pd.DataFrame) -> Figure:
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
         style.note(axes[1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
         style.note(axes[1], ratio, (1, y), (6, -4), color=GREY, **place)
-    text = "difference to the arm in brackets (bits per byte); to scale within 0.001, decades beyond"
-    fig.supxlabel(text, fontsize=8)
+    axes[0].set_xlabel("less the arm in brackets\n(bits per byte)")
+    axes[1].set_xlabel("to scale within 0.001,\ndecades beyond")
     parts.legend_below(fig, axes)
     return fig
 
