@@ -191,6 +191,14 @@ def _one_of(names: Callable[[], Sequence[str]]) -> Callable[[str], object]:
     return lambda value: config.keys([value], list(names()), "it")
 
 
+def _at_least(low: int) -> Callable[[int], object]:
+    def check(value: int) -> None:
+        if value < low:
+            raise UserError(f"expected at least {low}, found {value}")
+
+    return check
+
+
 VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name may be, in every notebook
     "preset": config.load,
     "size": _one_of(config.size_names),
@@ -201,6 +209,10 @@ VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name m
     "changes": config.parse_overrides,
     "run": lambda value: find_run(Path(value)),
     "data_path": _open_data,
+    "processes": _at_least(1),
+    "most": _at_least(1),
+    "val_tokens": _at_least(0),
+    "repeats": _at_least(0),
     "clock": _one_of(lambda: ["steps", "wall"]),
 }
 
