@@ -144,10 +144,18 @@ def checked(given: Mapping[str, object], known: Mapping[str, Any], where: str) -
     return values
 
 
+def _at_least(low: int) -> Callable[[int], object]:
+    def check(value: int) -> None:
+        if value < low:
+            raise UserError(f"expected at least {low}, found {value}")
+
+    return check
+
+
 VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name may be, in every notebook
     "preset": config.load,
     "size": lambda value: config.keys([value], config.size_names(), "sizes", "size"),
-    "seeds": lambda value: [config.load("smoke", {"run.seed": seed}) for seed in sweep.seeds_in(value)],
+    "seeds": sweep.seeds_in,
     "arms": lambda value: sweep.names_in(value, ["all"]),
     "cells": lambda value: sweep.names_in(value, ["all"], "cells"),
     "overrides": config.parse_overrides,
@@ -155,6 +163,10 @@ VALID: dict[str, Callable[[Any], object]] = {  # what a parameter of this name m
     "run": lambda value: find_run(Path(value)),
     "data_path": lambda value: identity(config.load("smoke", {"data.path": value})),
     "clock": lambda value: config.keys([value], ["steps", "wall"], "clocks", "clock"),
+    "processes": _at_least(1),
+    "most": _at_least(1),
+    "val_tokens": _at_least(0),
+    "repeats": _at_least(0),
 }
 
 

@@ -88,15 +88,16 @@ def test_help_says_defaults_and_names(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_help_of_a_notebook_lists_its_parameters(tmp_path, capsys, monkeypatch) -> None:
-    source = 'data_path: str = ""\nseeds: str = "1, 2"  # of all arms\nsteps = 0\n'
+    source = 'data_path: str = ""\nseeds: str = "1, 2"  # of all arms\nmost = 3\n'
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
     files.write_json(tmp_path / "notebooks" / "05_x.ipynb", {"cells": [cell]})
     files.write_text(tmp_path / "papermill_runs" / "README.md", "")
     monkeypatch.chdir(tmp_path / "notebooks")
     assert golf("notebook", "05_x", "--help") == 0
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
-    assert lines[-2][1:] == ["seeds: str = '1, 2'", "of all arms"] and lines[-1][1] == "steps: int = 0"
+    assert lines[-2][1:] == ["seeds: str = '1, 2'", "of all arms"] and lines[-1][1] == "most: int = 3"
     assert "05_x, seeds: expected different whole numbers" in refused(capsys, "notebook", "05_x", "-p", "seeds", "")
+    assert "05_x, most: expected at least 1, found 0" in refused(capsys, "notebook", "05_x", "-p", "most", "0")
     said = refused(capsys, "notebook", "05_x", "-p", "data_path", "nosuch")
     assert "05_x, data_path: " in said and "nosuch: expected a dataset folder" in said
 
