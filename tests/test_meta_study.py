@@ -68,7 +68,12 @@ def test_a_sweep_runs_whole_seeds_and_says_where_it_is(tmp_path: Path, monkeypat
     done = sweep.run_arms(configs, [7, 3], tmp_path, said.append)
     assert done == [("meta-none-s7", 7), ("meta-exp101-s7", 7), ("meta-none-s3", 3), ("meta-exp101-s3", 3)]
     assert said[0] == "run 1 of 4: meta-none, seed 7"
-    assert said[3].startswith("run 4 of 4: meta-exp101, seed 3, about 0 s")
+    assert said[3].startswith("run 4 of 4: meta-exp101, seed 3")
+    assert [sweep.time_left(spent, 10) for spent in ([], [2.0, 4.0], [60.0])] == [
+        "",
+        ", about 30 s left",
+        ", about 10 min left",
+    ]
     for wrong in ([], [1, 1]):
         with pytest.raises(UserError, match="expected arms and different seeds"):
             sweep.run_arms(configs, wrong, tmp_path, said.append)

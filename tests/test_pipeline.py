@@ -226,8 +226,8 @@ def test_a_rate_that_diverges_is_skipped_and_named(small_run: Path, capsys, tmp_
     assert json.loads((small_run / "results.json").read_text())["ttt"]["lr"] == 0.02
     code, said = golf_here(capsys, "eval", small_run, "--protocol", "window-ttt", "--set", "ttt.lr=1e30")
     assert code == 2 and "protocol window-ttt: adaptation at rate 1e+30 diverged" in said
-    cfg = config.override(config.of_run(RunFolder(small_run)), {"ttt.lr_candidates": [1e30, 1e31]}, "test")
-    with pytest.raises(UserError, match=r"ttt.lr_candidates \[1e\+30, 1e\+31\]: expected a rate that adapts"):
+    cfg = config.override(config.of_run(RunFolder(small_run)), {"ttt.lr_candidates": [1e29, 1e30]}, "test")
+    with pytest.raises(UserError, match=r"ttt.lr_candidates \[1e\+29, 1e\+30\]: expected a rate that adapts"):
         pipeline.run(cfg, tmp_path / "run", lambda text: None)
 
 
