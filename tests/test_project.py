@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 import typing
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -31,13 +30,11 @@ LEVELS = """
 base config data model optim quant evals train runs analysis plots
 interop notebook api __init__ cli __main__
 """.split()
-MAX_PACKAGE_LINES = 10_500
+MAX_PACKAGE_LINES = 14_306  # what it is: lower it with every module that says less; 10,500 are wanted
 MAX_ROOT_MODULES = 6
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
-# Laws that the tree does not meet yet: what breaks them is listed in a warning. Take a name out and it is enforced.
-PENDING = {"package lines", "parameters"}
 HEAVY = "torch numpy pandas scipy matplotlib papermill sentencepiece safetensors constriction zstandard tqdm".split()
 OPTIONAL_BACKENDS = {"flash_attn_interface"}  # FlashAttention-3: built on the box, on no package index
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -109,12 +106,8 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def lawful(problems: list[str], law: str = "") -> None:
-    text = "\n" + "\n".join(problems)
-    if problems and law in PENDING:
-        warnings.warn(f"{law}, not enforced yet:{text}", stacklevel=2)
-    else:
-        assert not problems, text
+def lawful(problems: list[str]) -> None:
+    assert not problems, "\n" + "\n".join(problems)
 
 
 def test_imports_go_down_the_levels():
@@ -208,7 +201,7 @@ def test_the_package_and_its_modules_stay_small():
     large = [f"{p.relative_to(PACKAGE)}: {n} lines, at most {MAX_MODULE_LINES}" for p, n in lines.items()]
     lawful([text for text, n in zip(large, lines.values(), strict=True) if n > MAX_MODULE_LINES])
     total = sum(lines.values())
-    lawful([f"{total} lines, at most {MAX_PACKAGE_LINES}"] if total > MAX_PACKAGE_LINES else [], "package lines")
+    assert total <= MAX_PACKAGE_LINES
     root = sorted(p.name for p in PACKAGE.glob("*.py"))
     assert len(root) <= MAX_ROOT_MODULES, root
 
@@ -227,7 +220,7 @@ def test_values_that_travel_together_travel_as_one():
         given = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs) if p.arg not in ("self", "cls")]
         if len(given) > MAX_PARAMETERS:
             problems.append(f"{name}: {len(given)} parameters, at most {MAX_PARAMETERS}")
-    lawful(problems, "parameters")
+    lawful(problems)
 
 
 def test_only_runtime_reads_the_environment():
