@@ -249,14 +249,14 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(finished, str
     done, folder = finished[0], tmp_path / "run"
     shutil.copytree(done, folder)
     newest = folder / loop.CHECKPOINT
-    whole, damaged = newest.read_bytes(), bytearray(newest.read_bytes())
+    damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     newest.write_bytes(damaged)
     assert load(tensors.previous(newest)).step == 6
     train(TINY, folder, stream)
     assert "going on from checkpoint.previous.safetensors instead" in capsys.readouterr().out
     a, b = load(newest), load(done / loop.CHECKPOINT)
-    assert a.step == 8 and len(whole) == len(newest.read_bytes())
+    assert a.step == 8
     assert same(a.named(), b.named())
     tensors.previous(newest).write_bytes(damaged)
     newest.write_bytes(damaged)
