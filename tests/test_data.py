@@ -1,7 +1,6 @@
 """Laws of shards, streams, byte accounting and datasets."""
 
 import io
-import os
 import random
 import shutil
 import tracemalloc
@@ -16,25 +15,16 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from golfcore.base.errors import UserError
-from golfcore.base.files import sha256_file, write_json
-from golfcore.data import contents, proofs, shards
+from golfcore.base.files import sha256_file
+from golfcore.data import datasets, proofs, shards, tokens
 from golfcore.data import stream as streams_module
 from golfcore.data.contents import write_manifest
 from golfcore.data.datasets import check_same, description, open_dataset, train_stream, val_tokens
-from golfcore.data.proofs import MIN_TOKENS, check_disjoint, documents_of
+from golfcore.data.proofs import MIN_TOKENS, check_disjoint
 from golfcore.data.shards import open_shard, write_shard
 from golfcore.data.stream import TokenStream
 from golfcore.data.text import train_tokenizer
-from golfcore.data.tokens import (
-    Tables,
-    TokenClass,
-    count_bytes,
-    load_tables,
-    load_tokenizer,
-    proven_bytes,
-    target_bytes,
-    token_classes,
-)
+from golfcore.data.tokens import Tables, TokenClass, load_tables, load_tokenizer, proven_bytes, target_bytes
 from golfcore.evals.bigram import fit_bigram
 
 VOCAB = 320
@@ -139,18 +129,14 @@ def test_the_stream_is_the_text_over_and_over(tmp_path, layout, position, count)
     assert stream.read(position, count).tolist() == np.resize(text, position + count)[position:].tolist()
 
 
-def test_a_micro_batch_is_a_block_of_text_as_published_and_a_resumed_stream_continues_exactly(tmp_path):
-    paths = make_shards(tmp_path, np.arange(1, 98), [10, 11, 60])
-    rows, length = 2, 3
-    stream = TokenStream(paths, 100)
-    for step in range(30):  # goes round the text
-        assert stream.position == step * (rows * length + 1)
-        block = stream.read(stream.position, rows * length + 1).tolist()
-        again = TokenStream(paths, 100, position=stream.position).rows(stream.position, rows, length)
-        x, y = stream.batch(rows, length)
-        assert x.dtype == y.dtype == torch.int64 and x.shape == y.shape == (rows, length)
+def test_rows_are_a_block_of_text_and_its_successor(tmp_path):
+    stream = TokenStream(make_shards(tmp_path, np.arange(1, 98), [10, 11, 60]), 100)
+    for position in range(0, 200, 7):  # goes round the text
+        block = stream.read(position, 7).tolist()
+        x, y = stream.rows(position, 2, 3)
+        assert x.dtype == y.dtype == torch.int64 and x.shape == y.shape == (2, 3)
         assert x.flatten().tolist() == block[:-1] and y.flatten().tolist() == block[1:]
-        assert torch.equal(again[0], x) and torch.equal(again[1], y)
+    assert stream.position == 0
 
 
 def test_the_reserve_is_the_end_of_the_text_and_never_streamed(tmp_path):
@@ -178,8 +164,8 @@ def test_the_pieces_of_a_pass_are_the_text_once(tmp_path, layout, size):
 
 
 def test_the_tables_follow_the_kind_of_piece(model, tokenizer, tables):
-    classes = token_classes(model, VOCAB)
-    assert tables.base_bytes.dtype == torch.int16 and classes.dtype == torch.int8
+    classes = tokens.token_classes(tokenizer)
+    assert tables.base_bytes.dtype == torch.int16 and classes.dtype == np.int8
     assert {len(column) for column in (*tables[:3], classes)} == {VOCAB}
     rows = {
         "<pad>": (0, False, True, TokenClass.CONTROL),
@@ -194,9 +180,8 @@ def test_the_tables_follow_the_kind_of_piece(model, tokenizer, tables):
     }
     for piece, row in rows.items():
         i = tokenizer.piece_to_id(piece)
-        assert tokenizer.id_to_piece(i) == piece
-        found = (int(tables.base_bytes[i]), bool(tables.word_start[i]), bool(tables.boundary[i]), int(classes[i]))
-        assert found == row, piece
+        assert (*(column[i].item() for column in tables[:3]), classes[i]) == row, piece
+    assert load_tables(model, VOCAB) is tables  # measured once a process
 
 
 @settings(deadline=None)
@@ -242,15 +227,14 @@ def test_bytes_are_those_of_the_decoded_text_for_every_kind_of_tokenizer(tmp_pat
     path = tmp_path / "t.model"
     path.write_bytes(other_tokenizer(**KINDS[kind]))
     processor = SentencePieceProcessor(model_file=str(path))
-    found = load_tables(path, processor.vocab_size())
+    measured = load_tables(path, processor.vocab_size())
     ids, decoded = [processor.eos_id()], 0
     for document in ("the cat  sat\n\ton the mat", "  naïve <sep> cafés<sep>", "日本 \u2581 \u3000 x ", "", " ", "of"):
         encoded = processor.encode(document, add_bos=processor.bos_id() >= 0, add_eos=True)
         ids += encoded
         decoded += len(processor.decode(encoded).encode())
-    assert count_bytes(found, np.array(ids)) == decoded
     for cut in range(1, len(ids)):
-        assert proven_bytes(path, found, [np.array(ids[:cut]), np.array(ids[cut:])]) == decoded
+        assert proven_bytes(path, measured, [np.array(ids[:cut]), np.array(ids[cut:])]) == decoded
 
 
 def test_a_tokenizer_that_rewrites_what_it_decodes_is_refused(tmp_path):
@@ -265,12 +249,6 @@ def test_a_text_whose_bytes_depend_on_more_than_the_token_before_is_refused(mode
     space, word = tokenizer.piece_to_id("\u2581"), tokenizer.piece_to_id("\u2581and")
     with pytest.raises(UserError, match="tiny.model: .* found 4 bytes counted where the decoded text has 3"):
         proven_bytes(model, tables, [np.array([1, space, word])])
-
-
-def test_a_space_is_free_only_after_a_boundary(tokenizer, tables):
-    word, at, byte = (tokenizer.piece_to_id(p) for p in ("\u2581and", "at", "<0x41>"))
-    previous = torch.tensor([0, 1, 2, 3, byte, at, word])
-    assert target_bytes(tables, previous, torch.full_like(previous, word)).tolist() == [3, 3, 3, 3, 4, 4, 4]
 
 
 def test_a_wrong_tokenizer_is_named(model, tmp_path):
@@ -355,8 +333,6 @@ def test_our_manifest_is_the_identity_and_the_list_of_files(tmp_path, model):
     declare(folder)
     dataset = open_dataset(folder)
     assert dataset.data_hash == dataset.manifest["data_hash"] and dataset.manifest["vocab_size"] == VOCAB
-    write_json(folder / "manifest.json", {k: v for k, v in dataset.manifest.items() if k != "digest"})
-    assert open_dataset(folder).data_hash == dataset.data_hash  # as version 0.1.0 wrote it
     for name, found in (("11", "expected only files"), ("09", "expected the content")):
         write_shard(folder / f"fineweb_train_0000{name}.bin", np.arange(4))
         refused(folder, f"{name}.bin: {found} that manifest.json lists")
@@ -403,41 +379,38 @@ def test_a_changed_bit_anywhere_is_refused_naming_the_file(tmp_path, model):
     open_dataset(folder)
 
 
-def test_contents_are_hashed_once_and_again_only_when_asked(tmp_path, model, monkeypatch):
+def test_contents_are_hashed_and_proven_once_and_again_only_when_asked(tmp_path, model, monkeypatch):
     folder = make_dataset(tmp_path, model)
     declare(folder)
-    for path in folder.iterdir():
-        os.utime(path, (1, 1))
-    monkeypatch.setattr(contents, "SETTLED_SECONDS", -1.0)
-    read: list[str] = []
-    hashed = contents.sha256_file
-    monkeypatch.setattr(contents, "sha256_file", lambda path, *a: read.append(path.name) or hashed(path, *a))
+    done: list[str] = []
+    hashed, proven = datasets.sha256_file, datasets.prove
+    monkeypatch.setattr(datasets, "sha256_file", lambda path: done.append(path.name) or hashed(path))
+    monkeypatch.setattr(datasets, "prove", lambda *a, whole: done.append("proof") or proven(*a, whole=whole))
     open_dataset(folder)
-    assert len(read) == 6
+    assert len(done) == 7
     open_dataset(folder)
-    assert len(read) == 6
+    assert len(done) == 14  # files that have just changed could change again unseen
+    monkeypatch.setattr(datasets, "SETTLED_SECONDS", -1.0)
+    facts = [open_dataset(folder).facts for _ in range(2)]
+    assert len(done) == 21 and facts[0] == facts[1]
     damaged = folder / "fineweb_train_000009.bin"
-    state = contents._state
-    before = state(damaged)
-    monkeypatch.setattr(contents, "_state", lambda path: before if path == damaged else state(path))
+    times = damaged.stat()
+    kept = datasets._kept
+    before = kept([folder / "t.model"])
+    monkeypatch.setattr(datasets, "_kept", lambda files: before)
+    open_dataset(folder, again=True)
     damaged.write_bytes(damaged.read_bytes()[:-2] + b"\7\0")  # and its size, times and inode say nothing
+    assert damaged.stat().st_size == times.st_size
     open_dataset(folder)
     refused(folder, "train_000009.bin: expected the content that manifest.json lists", again=True)
 
 
-def test_a_file_that_has_just_changed_is_not_remembered(tmp_path):
-    (tmp_path / "a").write_bytes(b"one")
-    first = contents.digests([tmp_path / "a"])
-    assert not contents.recall("digests", contents._state(tmp_path / "a"), dict) and len(first) == 1
-
-
-@pytest.mark.parametrize("cache", ["file", "home"])
-def test_without_a_cache_data_open_all_the_same(tmp_path, model, monkeypatch, cache):
+def test_without_a_cache_data_open_all_the_same(tmp_path, model, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("GOLFCORE_CACHE", str(tmp_path / "file"))
-    if cache == "home":
-        monkeypatch.setattr(contents.runtime, "cache_dir", lambda: Path("~nobody-at-all").expanduser())
-    assert open_dataset(make_dataset(tmp_path / "d", model)).data_hash
+    for place in (tmp_path / "file", ""):
+        monkeypatch.setenv("GOLFCORE_CACHE", str(place))
+        assert open_dataset(make_dataset(tmp_path / "d", model)).data_hash
+        monkeypatch.setattr(Path, "home", lambda: Path("~nobody-at-all").expanduser())
 
 
 def small_dataset(folder: Path, model: Path, train: str, val: str) -> Path:
@@ -512,8 +485,7 @@ def test_the_description_counts_tokens_documents_and_bytes(tmp_path, model, toke
     folder = small_dataset(tmp_path / "d", model, "train_0.bin", "val_0.bin")
     write_shard(folder / "val_0.bin", np.array(tokenizer.encode(["a cat sat", "on"], add_bos=True)[0] + [1, 310]))
     assert "bytes not counted yet" in description(open_dataset(folder))
-    open_dataset(folder, again=True)
-    lines = description(open_dataset(folder)).splitlines()
+    lines = description(open_dataset(folder, again=True)).splitlines()
     bytes_of_val = len("a cat sat") + len(tokenizer.decode([310]).encode())
     assert f"2 documents, {bytes_of_val} bytes decoded" in lines[3] and "overlap: no" in lines[4]
 
@@ -523,19 +495,15 @@ def test_the_description_counts_tokens_documents_and_bytes(tmp_path, model, toke
 texts = st.lists(st.integers(1, 4), min_size=1, max_size=60)  # 1 separates
 
 
-def split_at_ones(text: list[int]) -> list[tuple[int, list[int]]]:
-    """(position of the first token, content) of every document, one token at a time."""
-    found: list[tuple[int, list[int]]] = [(0, [])]
+def split_at_ones(text: list[int]) -> dict[int, tuple[int, ...]]:
+    """The documents by the positions of their first tokens, one token at a time."""
+    found: dict[int, tuple[int, ...]] = {0: ()}
+    start = 0
     for position, token in enumerate(text):
         if token == 1:
-            found.append((position + 1, []))
-        else:
-            found[-1][1].append(token)
+            start = position + 1
+        found[start] = () if token == 1 else (*found[start], token)
     return found
-
-
-def as_stream(folder: Path, text: list[int], cuts: list[int]) -> TokenStream:
-    return TokenStream(make_shards(folder, np.array(text), [c for c in cuts if c < len(text)]), 5)
 
 
 @SHARED_FOLDER
@@ -544,19 +512,19 @@ def test_shared_documents_are_those_of_a_plain_comparison(tmp_path, train, val, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams_module, "PIECE_TOKENS", size)
         patch.setattr(proofs, "MIN_TOKENS", 2)
-        streams = [as_stream(tmp_path / name, text, cuts) for name, text in (("t", train), ("v", val))]
-        parts = list(documents_of(streams[0], 1))
-        found = [pair for part in parts for pair in zip(part.start.tolist(), part.length.tolist(), strict=True)]
-        assert found == [(start, len(content)) for start, content in split_at_ones(train)]
-        known = {tuple(content): start for start, content in reversed(split_at_ones(val)) if len(content) > 1}
-        shared = [(start, known[tuple(c)]) for start, c in split_at_ones(train) if tuple(c) in known]
+        given = {
+            name: TokenStream(make_shards(tmp_path / name, np.array(text), [c for c in cuts if c < len(text)]), 5)
+            for name, text in (("train", train), ("val", val))
+        }
+        known = {document: start for start, document in reversed(split_at_ones(val).items()) if len(document) > 1}
+        shared = [(start, known[document]) for start, document in split_at_ones(train).items() if document in known]
         if shared:
-            places = [stream.place(at)[1] for stream, at in zip(streams, shared[0], strict=True)]
+            places = [stream.place(at)[1] for stream, at in zip(given.values(), shared[0], strict=True)]
             with pytest.raises(UserError, match=f"found {len(shared)} of .* {places[0]}, .* token {places[1]} of"):
-                check_disjoint(*streams, 1)
+                check_disjoint(given["train"], given["val"], 1)
         else:
-            counts = {name: sum(bool(c) for _, c in split_at_ones(t)) for name, t in (("train", train), ("val", val))}
-            assert check_disjoint(*streams, 1) == counts
+            counts = [sum(map(bool, split_at_ones(text).values())) for text in (train, val)]
+            assert list(check_disjoint(given["train"], given["val"], 1).values()) == counts
 
 
 def test_no_more_than_a_piece_of_the_training_text_is_in_memory(tmp_path, monkeypatch):
@@ -575,17 +543,16 @@ def test_no_more_than_a_piece_of_the_training_text_is_in_memory(tmp_path, monkey
     assert peak < 2_500_000
 
 
-@pytest.mark.parametrize("source", ["build", "download"])
 @pytest.mark.parametrize(("length", "shared"), [(MIN_TOKENS, True), (MIN_TOKENS - 1, False)])
-def test_a_validation_document_in_the_training_text_is_refused(tmp_path, model, length, shared, source):
+def test_a_validation_document_in_the_training_text_is_refused(tmp_path, model, length, shared):
     rng = np.random.default_rng(0)
-    letters = np.flatnonzero([c == TokenClass.WITHIN_WORD for c in token_classes(model, VOCAB)])
+    letters = np.flatnonzero(tokens.token_classes(load_tokenizer(model)) == TokenClass.WITHIN_WORD)
     docs = [np.append(1, rng.choice(letters, n)) for n in (90, length, 70, 80)]
     folder = small_dataset(tmp_path / "d", model, "train_0.bin", "val_0.bin")
     write_shard(folder / "train_0.bin", np.concatenate(docs[:2])[:100])  # the document spans two shards
     write_shard(folder / "train_1.bin", np.append(np.concatenate(docs[:2])[100:], docs[2]))
     write_shard(folder / "val_0.bin", np.append(docs[3], docs[1]))
-    declare(folder, sources={"corpus": source})
+    declare(folder)
     if not shared:
         assert open_dataset(folder).facts.documents == {"train": 3, "val": 2}
         return

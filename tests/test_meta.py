@@ -324,7 +324,7 @@ def test_next_chunk_reads_the_text_that_the_next_step_trains_on(stream: TokenStr
         stream.position = 7
         inner, outer = meta_data(cfg, plan(cfg, world), stream, torch.device("cpu"))
         assert stream.position == 7
-        last, ahead = stream.batch(16, 64), stream.batch(16, 64)
+        last, ahead = (stream.rows(7 + i * (16 * 64 + 1), 16, 64) for i in (0, 1))
         assert all(torch.equal(a, b) for a, b in zip((*inner, *outer), (*last, *ahead), strict=True))
 
 

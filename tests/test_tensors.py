@@ -41,45 +41,36 @@ def test_what_was_saved_is_loaded(path: Path) -> None:
     assert path.read_bytes() == whole  # one content, one file
 
 
-def test_a_flipped_bit_in_any_byte_is_refused(path: Path) -> None:
+def test_a_flipped_bit_or_a_missing_end_is_refused(path: Path) -> None:
     whole = path.read_bytes()
     for at in range(len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
-        path.write_bytes(damaged)
+        path.write_bytes(damaged if at else whole[:-3])
         with pytest.raises(UserError, match="s.safetensors: expected a state, found a file that does not read"):
             tensors.load(path, "a state")
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "shape", "dtype", "plain", "no digest", "torn"])
+CHANGES = {
+    "missing": lambda values, texts: values.pop("a"),
+    "extra": lambda values, texts: values.update(b=torch.ones(1)),
+    "shape": lambda values, texts: values.update(a=values["a"].view(3, 2)),
+    "dtype": lambda values, texts: values.update(a=values["a"].view(torch.int32)),
+    "plain": lambda values, texts: texts.update(record=texts["record"].replace('"step":3', '"step":-5')),
+    "no digest": lambda values, texts: texts.update(record=texts["record"].replace('"digest"', '"digits"')),
+    "other text": lambda values, texts: texts.update(more=""),
+    "no record": lambda values, texts: texts.pop("record"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_file_is_refused(change: str, path: Path) -> None:
-    values = dict(VALUES)
     with safe_open(path, "pt") as f:
-        texts = dict(f.metadata())
-    if change == "missing":
-        del values["a"]
-    elif change == "extra":
-        values["b"] = torch.ones(1)
-    elif change == "shape":
-        values["a"] = values["a"].view(3, 2)
-    elif change == "dtype":
-        values["a"] = values["a"].view(torch.int32)
-    elif change == "plain":
-        texts["record"] = texts["record"].replace('"step":3', '"step":-5')
-    elif change == "no digest":
-        texts["record"] = json.dumps({k: v for k, v in json.loads(texts["record"]).items() if k != "digest"})
+        values, texts = dict(VALUES), dict(f.metadata())
+    CHANGES[change](values, texts)
     save_file(values, path, texts)
-    if change == "torn":
-        path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="s.safetensors: expected a state, found a file that does not read"):
         tensors.load(path, "a state")
-
-
-def test_weights_of_the_version_before_digests_are_read_but_no_state(path: Path) -> None:
-    save_file(VALUES, path, {"plain": json.dumps(PLAIN)})
-    assert tensors.load(path, "weights")[1] == PLAIN
-    with pytest.raises(UserError, match="'belongs' unpaired"):
-        tensors.load(path, "a state", BELONGS)
 
 
 @pytest.mark.parametrize("other", [{"config": "c0ffee", "data": "0ther"}, {"config": "c0ffee"}, {}])

@@ -96,7 +96,7 @@ def test_gradient_accumulation_is_the_mean_over_micro_batches(stream: TokenStrea
     cfg = with_(optim={"batch_tokens": 128, "grad_clip": 0.0})
     weights = tree_map(lambda t: t.requires_grad_(), params.init(cfg.model, cfg.run.seed))
     stream.position = 0
-    pairs = [stream.batch(1, 64) for _ in range(2)]
+    pairs = [stream.rows(position, 1, 64) for position in (0, 65)]
     mean = sum(nll(forward(Net(cfg.model, tables()), weights, x), y).mean() for x, y in pairs) / 2
     grads = torch.autograd.grad(mean, list(flat(weights).values()))
     _, (report,) = steps(cfg, stream, 1)
@@ -318,10 +318,10 @@ def test_any_number_of_ranks_reads_the_same_text(
     read = [list(shared.pieces(stream, rank)) for rank in range(world)]
     assert shared.parts == parts and len({len(pieces) for pieces in read}) == 1
     dealt = [read[i % world][i // world] for i in range(accum * parts)]
-    want = [stream.batch(rows, 64) for _ in range(accum)]
+    want = [stream.rows(11 + i * (rows * 64 + 1), rows, 64) for i in range(accum)]
     for side in (0, 1):
         assert torch.equal(torch.cat([p[side] for p in dealt]), torch.cat([w[side] for w in want]))
-    assert stream.position == 11 + shared.tokens
+    assert stream.position == 11 and shared.tokens == accum * (rows * 64 + 1)
 
 
 def test_ranks_that_cannot_share_a_step_are_refused_before_training(stream: TokenStream, tmp_path: Path) -> None:

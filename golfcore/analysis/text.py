@@ -36,7 +36,7 @@ def text_of(run: RunFolder) -> Text:
         val=val_tokens(dataset, vocab, cfg.data.val_tokens),
         train=stream.read(0, min(trained, stream.length, TRAIN_TOKENS)).astype(np.int64),
         tables=load_tables(dataset.tokenizer, vocab),
-        classes=np.asarray(token_classes(dataset.tokenizer, vocab)),
+        classes=token_classes(load_tokenizer(dataset.tokenizer, vocab)),
     )
 
 

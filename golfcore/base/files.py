@@ -4,40 +4,30 @@ import hashlib
 import json
 import math
 import os
-import platform
-import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from golfcore.base.errors import USERS, UserError, shown
 
-PART = re.compile(r"\.(?P<name>.*)\.(?P<host>[^.]*)-(?P<pid>\d+)\.[^.]*\.part")
+DEAD_SECONDS = 3600.0  # nobody writes any more to a temporary file that has not changed for so long
 
 # -- writing
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; flush it to disk and rename it into place only if the block succeeds.
-
-    It is named after this machine and process, so that `sweep_parts` can tell what a killed one left.
-    """
+    """Yield a temporary sibling of `path` to be written; flush it and rename it into place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name[:80]}.{_host()}-{os.getpid()}."
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
     try:
         yield part
         with part.open("rb+") as f:
             os.fsync(f.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)
         part.replace(path)
     except OSError as e:
         if e.filename in (None, str(part)):
@@ -48,23 +38,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sweep_parts(folder: Path) -> None:
-    """Delete the temporary files below `folder` whose process, one of this machine, is gone."""
+    """Delete the temporary files below `folder` that a killed process left."""
     for path in folder.rglob(".*.part"):
-        found = PART.fullmatch(path.name)
-        if found and found["host"] == _host() and not _alive(int(found["pid"])):
+        if path.is_file() and time.time() - path.stat().st_mtime > DEAD_SECONDS:
             path.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    return platform.node().replace(".", "_")[:40]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError, PermissionError) as e:
-        return isinstance(e, PermissionError)  # somebody else's process
-    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -72,35 +49,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def same_file(source: Path, path: Path) -> None:
-    """Make `path` another name of the file `source`, which must never be changed in place; a copy where links fail."""
-    with atomic_path(path) as part:
-        part.unlink()
-        try:
-            os.link(source, part)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, part)
-
-
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
-
-
-def canonical_json(value: object) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN. What hashes are taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Append rows; one write, so that a kill leaves at most one torn last line (which `read_jsonl` drops)."""
-    text = "".join(canonical_json(row) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as f:
-        f.write(text)
+def same_file(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, which must never be changed in place; a copy where links fail."""
+    with atomic_path(path) as part:
+        try:
+            os.link(source, part)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, part)
 
 
 # -- reading
@@ -116,17 +79,15 @@ WORDS |= {bool: "true or false", None: "null"}
 def read_text(path: Path, what: str) -> str:
     """The text in `path`; `what` names it in the error. UserError: no such file, none that can be read, or no text."""
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        found = "no such file"
-    except IsADirectoryError:
-        found = "a folder"
+        return path.read_bytes().decode()
     except UnicodeDecodeError as e:
-        found = f"bytes that are no UTF-8 text ({e.reason})"
+        line = e.object.count(b"\n", 0, e.start) + 1
+        found = f"bytes that are no UTF-8 text (line {line}: 0x{e.object[e.start]:02x})"
     except OSError as e:
         if e.errno not in USERS:
             raise
-        found = f"a file that cannot be read ({e.strerror})"
+        words = {FileNotFoundError: "no such file", IsADirectoryError: "a folder"}
+        found = words.get(type(e), f"a file that cannot be read ({e.strerror})")
     raise UserError(f"{path}: expected {what}, found {found}")
 
 
@@ -149,25 +110,22 @@ def read_json(path: Path, what: str, schema: Schema = dict) -> dict:
     return _record(read_text(path, what), schema, str(path), what)
 
 
-def read_jsonl(path: Path, what: str = "rows", schema: Schema = dict) -> list[dict]:
-    """All whole rows of a JSONL file ([] if there is none), each as `schema` says; a torn last line is dropped.
+def read_jsonl(path: Path, what: str, schema: Schema = dict, torn: bool = False) -> list[dict]:
+    """The rows of a JSONL file, each as `schema` says; `torn`: without what follows the last end of a line.
 
     UserError: as `read_json`, naming the line.
     """
-    if not path.exists():
-        return []
-    lines = read_text(path, what).split("\n")[:-1]  # what follows the last newline is empty or torn
-    return [_record(line, schema, f"{path}, line {number}", what) for number, line in enumerate(lines, 1) if line]
+    lines = read_text(path, what).split("\n")
+    rows = enumerate(lines[:-1] if torn else lines, 1)
+    return [_record(line, schema, f"{path}, line {number}", what) for number, line in rows if line.strip()]
 
 
 def _record(text: str, schema: Schema, where: str, what: str) -> dict:
     try:
         value = parse_json(text)
     except ValueError as e:
-        reason = shown(str(e))
-        raise UserError(
-            f"{where}: expected {what} as a JSON object, found text that does not parse ({reason})"
-        ) from None
+        found = f"text that does not parse ({shown(str(e))})"
+        raise UserError(f"{where}: expected {what} as a JSON object, found {found}") from None
     check(value, schema, f"{where}: expected {what}")
     return value
 
@@ -204,27 +162,22 @@ def _is(value: object, kind: type | None) -> bool:
     return value is None if kind is None else type(value) is kind
 
 
-def below(folder: Path, name: str, where: str) -> Path:
-    """folder/name for a `name` read from a record. UserError (`where` names the record) if that lies outside."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
-        raise UserError(f"{where}: expected names of files below {folder}, found {shown(name)!r}")
-    return folder / name
-
-
 # -- hashes
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN. What hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_file(path: Path, progress: Callable[[int], object] | None = None) -> str:
-    """Hex digest of a file read in 1 MiB pieces; `progress` is called with the bytes of each piece."""
-    digest = hashlib.sha256()
+def sha256_json(value: object) -> str:
+    return sha256_text(canonical_json(value))
+
+
+def sha256_file(path: Path) -> str:
     with path.open("rb") as f:
-        while piece := f.read(1 << 20):
-            digest.update(piece)
-            if progress:
-                progress(len(piece))
-    return digest.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()

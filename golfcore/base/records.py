@@ -11,11 +11,11 @@ results.json   the numbers of the tables, each with its source
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from golfcore.base import files
+from golfcore.base.errors import UserError, shown
 
 CONFIG, ENVIRONMENT, METRICS, COVERAGE = "config.json", "env.json", "metrics.jsonl", "coverage.json"
 RESULTS = "results.json"  # written last: a run that has it is finished
@@ -71,6 +71,11 @@ class RunFolder:
         """The numbers that the run ended with (UserError if it has not ended)."""
         return files.read_json(self.file(RESULTS), "the results of a finished run", RESULTS_SCHEMA)
 
+    def _read(self, name: str, what: str, schema: files.Schema) -> dict[str, Any]:
+        """A record that appears as the run goes on; {} before."""
+        path = self.file(name)
+        return files.read_json(path, what, schema) if path.exists() else {}
+
     # -- starts: what machine and code did the work
     def started(self, facts: Mapping[str, object]) -> None:
         """Append the facts of this start, with its time."""
@@ -79,19 +84,20 @@ class RunFolder:
 
     def starts(self) -> list[dict[str, Any]]:
         """The facts of each start, oldest first."""
-        path = self.file(ENVIRONMENT)
-        return files.read_json(path, "the starts of a run", ENVIRONMENT_SCHEMA)["starts"] if path.exists() else []
+        return self._read(ENVIRONMENT, "the starts of a run", ENVIRONMENT_SCHEMA).get("starts", [])
 
     # -- metrics
     def log(self, row: Mapping[str, Any]) -> None:
-        files.append_jsonl(self.file(METRICS), [dict(row)])
+        """Append a row; in one write, so that a kill leaves at most one torn last line, which `metrics` drops."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.file(METRICS).open("a") as f:
+            f.write(files.canonical_json(dict(row)) + "\n")
 
     def metrics(self, kind: str | None = None) -> list[dict]:
         path = self.file(METRICS)
-        rows = files.read_jsonl(path, "a row of metrics", ROW_SCHEMA)
+        rows = files.read_jsonl(path, "a row of metrics", ROW_SCHEMA, torn=True) if path.exists() else []
         for number, row in enumerate(rows, 1):
-            if row["kind"] in ROW_SCHEMAS:
-                files.check(row, ROW_SCHEMAS[row["kind"]], f"{path}, row {number}: expected a row of metrics")
+            files.check(row, ROW_SCHEMAS.get(row["kind"], dict), f"{path}, row {number}: expected a row of metrics")
         return [r for r in rows if kind is None or r["kind"] == kind]
 
     def rewind(self, step: int) -> None:
@@ -114,47 +120,41 @@ class RunFolder:
         files.write_json(self.file(COVERAGE), self.coverage() | {feature: row})
 
     def coverage(self) -> dict[str, dict]:
-        path = self.file(COVERAGE)
-        return files.read_json(path, "a coverage report", COVERAGE_SCHEMA) if path.exists() else {}
+        return self._read(COVERAGE, "a coverage report", COVERAGE_SCHEMA)
 
     # -- stages
     def stage(self, name: str) -> dict[str, Any] | None:
         """The record of a finished stage; None if it is not finished."""
-        path = self.file(f"stages/{name}.json")
-        if not path.exists():
-            return None
-        record = files.read_json(path, "a stage record", STAGE_SCHEMA)
-        for output in record["outputs"]:
-            files.below(self.path, output, str(path))
-        return record
+        record = self._read(f"stages/{name}.json", "a stage record", STAGE_SCHEMA)
+        for output in record.get("outputs", {}):
+            parts = PurePosixPath(output).parts
+            if not parts or parts[0] == "/" or ".." in parts or "\0" in output or "\\" in output:
+                where = f"{self.file('stages')}/{name}.json"
+                raise UserError(f"{where}: expected names of files below {self.path}, found {shown(output)!r}")
+        return record or None
 
     def stages(self) -> dict[str, dict]:
         """The records of the stages done, by their names."""
-        found = ((path.stem, self.stage(path.stem)) for path in sorted(self.file("stages").glob("*.json")))
-        return {name: record for name, record in found if record}
+        names = [path.stem for path in sorted(self.file("stages").glob("*.json"))]
+        return {name: record for name in names if (record := self.stage(name))}
 
     def finished(self, stage: str, inputs: Mapping[str, object]) -> bool:
         """Whether the stage's outputs are here, whole, and made from the same inputs."""
         past = self.stage(stage)
-        if past is None or past["inputs"] != _key(inputs):
+        if past is None or past["inputs"] != files.sha256_json(inputs):
             return False
         kept = {self.file(name): sha for name, sha in past["outputs"].items()}
         return all(path.is_file() and files.sha256_file(path) == sha for path, sha in kept.items())
 
     def finish(
-        self,
-        stage: str,
-        inputs: Mapping[str, object],
-        outputs: list[str],
-        seconds: float,
-        made: Mapping[str, object] = MappingProxyType({}),
+        self, stage: str, inputs: Mapping, outputs: list[str], seconds: float, made: Mapping | None = None
     ) -> None:
-        """Declare the stage done. `outputs` are names of files within the folder.
+        """Record that `outputs`, made from `inputs`, are complete.
 
-        `made`, by which code and where, is recorded and no part of the inputs: results of another version are reused.
+        `made` says by what (code version, world size), which decides nothing: results of another version are reused.
         """
         shas = {name: files.sha256_file(self.file(name)) for name in outputs}
-        record = {"inputs": _key(inputs), "outputs": shas, "seconds": seconds, "made": dict(made)}
+        record = {"inputs": files.sha256_json(inputs), "outputs": shas, "seconds": seconds, "made": dict(made or {})}
         record |= {"metrics": len(self.metrics()), "coverage": self.coverage()}
         files.write_json(self.file(f"stages/{stage}.json"), record)
 
@@ -177,7 +177,3 @@ class RunFolder:
         record = {"from": donor.id, **record}
         files.write_json(self.file(f"stages/{stage}.json"), record)
         return record["from"]
-
-
-def _key(inputs: Mapping[str, object]) -> str:
-    return files.sha256_text(files.canonical_json(dict(inputs)))

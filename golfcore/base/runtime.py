@@ -27,7 +27,7 @@ class Runtime(NamedTuple):
     rank: int  # 0 <= rank < world
     world: int  # processes that train together
     local_rank: int  # number of this process on its machine, and of its GPU
-    dtype: torch.dtype  # compute dtype
+    dtype: torch.dtype  # of the computation
 
     @property
     def is_main(self) -> bool:
@@ -42,11 +42,9 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
     remaining float32 products use TF32, as the originals did. UserError: torchrun variables that are incomplete.
     """
     rank, world, local_rank = _ranks()
-    cuda = torch.cuda.is_available()
-    if cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"LOCAL_RANK: expected less than the {torch.cuda.device_count()} visible GPUs, found {local_rank}"
-        )
+    cuda, gpus = torch.cuda.is_available(), torch.cuda.device_count()
+    if cuda and local_rank >= gpus:
+        raise UserError(f"LOCAL_RANK: expected less than the {gpus} visible GPUs, found {local_rank}")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     name = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype
     if cuda:
@@ -82,12 +80,14 @@ def _ranks() -> tuple[int, int, int]:
     """(rank, world size, local rank) as torchrun sets them; (0, 1, 0) without it."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, 0
-    found = {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    for key, text in found.items():
-        if text is None or not text.isdecimal():
+
+    def number(key: str) -> int:
+        text = os.environ.get(key, "")
+        if not text.isdecimal():
             raise UserError(f"{key}: expected an integer beside WORLD_SIZE, as torchrun sets them, found {text!r}")
-    rank, world, local_rank = (int(text or 0) for text in found.values())
-    return rank, world, local_rank
+        return int(text)
+
+    return number("RANK"), number("WORLD_SIZE"), number("LOCAL_RANK")
 
 
 def world_size() -> int:
@@ -100,10 +100,9 @@ def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
     world = world_size()
     if world == 1:
         return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for t in tensors:
-        by_dtype.setdefault(t.dtype, []).append(t)
-    for same in by_dtype.values():
+    given = list(tensors)
+    for dtype in dict.fromkeys(t.dtype for t in given):
+        same = [t for t in given if t.dtype == dtype]
         message = torch.cat([t.reshape(-1) for t in same])
         dist.all_reduce(message)
         message /= world
@@ -138,12 +137,11 @@ def cache_dir() -> Path:
 @cache
 def code_version() -> str:
     """The release of this code, with the commit if it runs from a checkout: "0.1.0+2aabab5"."""
-    root = Path(__file__).resolve().parents[2]
-    commit = ""
+    root, commit = Path(__file__).resolve().parents[2], ""
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         try:
-            commit = "+" + subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            commit = "+" + subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
         except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout it does not trust
             commit = "+unknown"
     try:

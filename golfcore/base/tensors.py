@@ -46,21 +46,32 @@ def load(
         with safe_open(path, "pt") as f:
             texts = f.metadata() or {}
             values = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        if belongs is None and texts.keys() == {"plain"}:  # weights that version 0.1.0 wrote, without a digest
-            return {name: t.to(device) for name, t in values.items()}, files.parse_json(texts["plain"])
-        record = _checked(values, texts)
+        record = files.parse_json(texts.pop("record", "{}"))
+        if texts or record.keys() != RECORD:
+            raise ValueError(f"expected a record of {', '.join(sorted(RECORD))}, found {', '.join(record) or 'none'}")
+        if record.pop("digest") != digest(values, record):
+            raise ValueError("its contents do not match its digest: it was damaged or changed after it was written")
     except FileNotFoundError:
         raise UserError(f"{path}: expected {what}, found no such file") from None
     except (SafetensorError, ValueError, OSError) as e:
         raise Damaged(f"{path}: expected {what}, found a file that does not read ({e})") from None
-    owner = record["belongs"]
-    if belongs is not None and owner != dict(belongs):
-        key = min(k for k in owner.keys() | belongs.keys() if owner.get(k) != belongs.get(k))
-        raise UserError(
-            f"{path}: expected {what} of {key} {belongs.get(key, '(none)')}, found that of {key} "
-            f"{owner.get(key, '(none)')}, written by golfcore {record['version']}"
-        )
+    owner, wanted = record["belongs"], record["belongs"] if belongs is None else belongs
+    for key in sorted(owner.keys() | wanted.keys()):
+        if owner.get(key) != wanted.get(key):
+            raise UserError(
+                f"{path}: expected {what} of {key} {wanted.get(key, '(none)')}, found that of {key} "
+                f"{owner.get(key, '(none)')}, written by golfcore {record['version']}"
+            )
     return {name: t.to(device) for name, t in values.items()}, record["plain"]
+
+
+def digest(tensors: Mapping[str, Tensor], record: Mapping[str, object] = MappingProxyType({})) -> str:
+    """SHA-256 over `record` and names, dtypes, shapes and bytes: 64 hex digits that say which values these are."""
+    shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
+    total = hashlib.sha256(files.canonical_json([shapes, dict(record)]).encode())
+    for name in sorted(tensors):
+        total.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def previous(path: Path) -> Path:
@@ -99,11 +110,10 @@ def expect(found: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -
         name = min(wrong)
         raise UserError(f"{what}: expected {'no' if name in found else 'a'} tensor {name!r}, found {len(found)} others")
     for name, t in found.items():
-        if (t.shape, t.dtype) != (like[name].shape, like[name].dtype):
-            raise UserError(
-                f"{what}, tensor {name!r}: expected {like[name].dtype} of shape {tuple(like[name].shape)}, "
-                f"found {t.dtype} of shape {tuple(t.shape)}"
-            )
+        (dtype, shape), (wanted, size) = ((x.dtype, tuple(x.shape)) for x in (t, like[name]))
+        if (dtype, shape) != (wanted, size):
+            expected = f"expected {wanted} of shape {size}, found {dtype} of shape {shape}"
+            raise UserError(f"{what}, tensor {name!r}: {expected}")
 
 
 def number(plain: Mapping[str, object], key: str, low: float, high: float, what: str, whole: bool = False) -> float:
@@ -124,22 +134,3 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `part`."""
     return {f"{prefix}/{name}": t for name, t in tensors.items()}
-
-
-def _checked(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> dict:
-    """The record in a file's metadata `texts`. ValueError unless it is complete and its digest that of the contents."""
-    record = files.parse_json(texts.get("record", "{}"))
-    if wrong := record.keys() ^ RECORD or texts.keys() - {"record"}:
-        raise ValueError(f"expected a record of {', '.join(sorted(RECORD))}, found {min(wrong)!r} unpaired")
-    if record.pop("digest") != digest(tensors, record):
-        raise ValueError("its contents do not match its digest: it was damaged or changed after it was written")
-    return record
-
-
-def digest(tensors: Mapping[str, Tensor], record: Mapping[str, object] = MappingProxyType({})) -> str:
-    """SHA-256 over `record` and names, dtypes, shapes and bytes: 64 hex digits that say which values these are."""
-    shapes = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
-    total = hashlib.sha256(files.canonical_json([shapes, dict(record)]).encode())
-    for name in sorted(tensors):
-        total.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()

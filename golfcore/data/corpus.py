@@ -9,7 +9,7 @@ import gc
 import platform
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +17,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from golfcore.base.errors import UserError
-from golfcore.base.files import canonical_json, sha256_text
+from golfcore.base.files import sha256_json, sha256_text
 from golfcore.data.contents import MANIFEST, SCHEMA
-from golfcore.data.text import build, is_unicode
+from golfcore.data.text import HALF_PAIR, build
 
 STDLIB = "stdlib"
 # Names that stand for several packages. "large" is what the core dependencies bring along: about 9M tokens.
 LISTS = {"large": (STDLIB, "numpy", "scipy", "matplotlib", "pandas", "torch", "sympy", "networkx")}
 MIN_CHARS = 200
-STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)  # expressions are most of a tree and hold no docstring
 
 
 def pydocs(cache_dir: Path, packages: Sequence[str], vocab_size: int = 1024) -> tuple[Path, bool]:
@@ -43,8 +44,7 @@ def pydocs(cache_dir: Path, packages: Sequence[str], vocab_size: int = 1024) -> 
         "packages": {name: package_version(name) for name in packages},
         "min_chars": MIN_CHARS,
     }
-    key = sha256_text(canonical_json([SCHEMA, sources, vocab_size]))[:12]
-    out = Path(cache_dir) / f"pydocs-{key}"
+    out = Path(cache_dir) / f"pydocs-{sha256_json([SCHEMA, sources, vocab_size])[:12]}"
     if (out / MANIFEST).is_file():
         return out, False
     build(documents(packages), out, vocab_size, sources)
@@ -73,21 +73,13 @@ def docstrings(source: bytes) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escape sequences
         try:
-            tree = ast.parse(source)
+            nodes: list[ast.AST] = [ast.parse(source)]
         except (SyntaxError, ValueError):
             return []
-    found = (ast.get_docstring(owner) for owner in _owners(tree))
-    return [text.strip() for text in found if text and is_unicode(text)]
-
-
-def _owners(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What can have a docstring. Only statements are visited: expressions are most of a tree and hold none."""
-    pending: list[ast.AST] = [tree]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node
-        pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
+    for node in nodes:  # which grows on the way
+        nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
+    found = (ast.get_docstring(node) for node in nodes if isinstance(node, DOCUMENTED))
+    return [text.strip() for text in found if text and not HALF_PAIR.search(text)]
 
 
 def package_version(name: str) -> str:
@@ -114,9 +106,5 @@ def package_files(name: str) -> list[Path]:
         if spec.submodule_search_locations is None:
             return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
         roots = list(spec.submodule_search_locations)
-    return [
-        path
-        for root in map(Path, roots)
-        for path in root.rglob("*.py")
-        if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts[:-1])
-    ]
+    files = [(path, path.relative_to(root)) for root in roots for path in Path(root).rglob("*.py")]
+    return [path for path, below in files if not SKIPPED_FOLDERS.intersection(below.parts[:-1])]

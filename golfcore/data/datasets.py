@@ -4,25 +4,32 @@ Folders of others in the competition's format (its FineWeb export, say) open jus
 `train_000000.bin`, `val_000000.bin`, or `NAME_train_000000.bin`, `NAME_val_000000.bin` with one NAME.
 """
 
+import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
-from golfcore.base.files import canonical_json, sha256_text
+from golfcore.base.files import read_json, sha256_file, sha256_json, write_json
 from golfcore.config import Config
-from golfcore.data.contents import check_contents, digests, files_below, read_manifest
+from golfcore.data.contents import check_contents, files_below, read_manifest
 from golfcore.data.corpus import pydocs
-from golfcore.data.proofs import MIN_TOKENS, Facts, prove
+from golfcore.data.proofs import MIN_TOKENS, RULES, Facts, prove
 from golfcore.data.shards import is_shard, open_shard, shard_tokens
 from golfcore.data.stream import TokenStream
 from golfcore.data.tokens import load_tokenizer
 
 SHARD_NAME = re.compile(r"((?P<name>.+)_)?(?P<split>train|val)_(?P<number>\d+)\.bin")
+KNOWN = {"sha256": [str], "documents": {"*": int}, "bytes": {"*": int}}
+SETTLED_SECONDS = 2.0  # a file changed more recently could change again within one tick of the file system's clock
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ def open_dataset(path: str | Path, again: bool = False) -> Dataset:
     """Find the shards and the tokenizer below `path`, and hold them against their manifest and each other.
 
     `data_hash` comes from our manifest; without one it is a hash of the contents of the tokenizer and of all shards in
-    order. Contents are hashed, and what follows from them proven, once; `again` does both, and proves on the whole
-    text, not on its beginning.
+    order. Contents are hashed, and what follows from them proven, once: it is remembered by the state of the files.
+    `again` does both, and proves on the whole text, not on its beginning.
     UserError: no such folder; no shards of a split, shards of other names or of several datasets; no tokenizer or
     several; a damaged shard; contents that differ from our manifest; text that training and validation share; a
     tokenizer whose bytes cannot be counted.
@@ -66,17 +73,24 @@ def open_dataset(path: str | Path, again: bool = False) -> Dataset:
         raise UserError(f"{path}: expected one tokenizer (*.model), found {_listing(path, models)}")
     for shard in train + val:
         shard_tokens(shard)
-    found = digests([models[0], *train, *val], again)
-    manifest = read_manifest(path)
-    if manifest:
+    files = [*models, *train, *val]
+    kept, known = _kept(files), {}
+    with suppress(UserError, OSError):  # a cache that cannot be used costs time, and nothing else
+        known = {} if again else read_json(runtime.cache_dir() / kept, "what is known of files", KNOWN)
+    found = dict(zip(files, known.get("sha256") or _hashes(files), strict=True))
+    if manifest := read_manifest(path):
         check_contents(path, manifest, found)
     trained = {found[shard]: shard.name for shard in train}
     for shard in val:
         if same := trained.get(found[shard]):
             raise UserError(f"{shard}: expected text that is not trained on, found the same content as {same}")
     contents = [found[models[0]], [found[shard] for shard in train], [found[shard] for shard in val]]
-    data_hash = manifest["data_hash"] if manifest else sha256_text(canonical_json(contents))
-    facts = prove(models[0], train, val, data_hash, whole=again)
+    data_hash = manifest["data_hash"] if manifest else sha256_json(contents)
+    facts = Facts(known["documents"], known["bytes"]) if known else prove(models[0], train, val, whole=again)
+    newest = max(max(path.stat().st_mtime, path.stat().st_ctime) for path in files)
+    with suppress(UserError, OSError):
+        if not known and kept == _kept(files) and time.time() - newest > SETTLED_SECONDS:
+            write_json(runtime.cache_dir() / kept, {"sha256": list(found.values()), **facts._asdict()})
     return Dataset(path, train, val, models[0], data_hash, found[models[0]], manifest, facts)
 
 
@@ -115,40 +129,49 @@ def description(dataset: Dataset) -> str:
     facts, lines = dataset.facts, [f"{dataset.path}: data {dataset.data_hash[:12]}"]
     lines.append(f"  tokenizer: {dataset.tokenizer.name}, sha256 {dataset.tokenizer_hash[:12]}")
     for split, shards in (("train", dataset.train), ("val", dataset.val)):
-        size = facts.bytes.get(split)
+        made = dataset.manifest.get("splits", {}).get(split, {})
+        size = facts.bytes.get(split, made.get("bytes"))
         counted = "bytes not counted yet (golfcore data check)" if size is None else f"{size:,} bytes decoded"
-        if source := dataset.manifest.get("splits", {}).get(split, {}).get("text_bytes"):
+        if source := made.get("text_bytes"):
             counted += f" ({source:,} before the tokenizer's normalization)"
-        tokens = sum(map(shard_tokens, shards))
-        lines.append(
-            f"  {split}: {tokens:,} tokens in {len(shards)} shards, {facts.documents[split]:,} documents, {counted}"
-        )
+        tokens = f"{sum(map(shard_tokens, shards)):,} tokens in {len(shards)} shards"
+        lines.append(f"  {split}: {tokens}, {facts.documents[split]:,} documents, {counted}")
     return "\n".join([*lines, f"  overlap: no document of {MIN_TOKENS} tokens or more is in both"])
+
+
+def _kept(files: Sequence[Path]) -> str:
+    """Where in the cache what is known of `files` is kept: a name that lasts while they and the proofs are the same."""
+    states = [(os.path.realpath(path), path.stat()) for path in files]
+    key = [RULES, *([place, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for place, s in states)]
+    return f"datasets/{sha256_json(key)[:32]}.json"
+
+
+def _hashes(files: Sequence[Path]) -> list[str]:
+    with ThreadPoolExecutor(4) as pool:
+        return list(tqdm(pool.map(sha256_file, files), "hash", len(files), delay=2, disable=None))
 
 
 def _splits(path: Path, files: list[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """The shards of training and validation in order, by their exact names; files that are no shards are left out."""
-    shards: dict[str, dict[Path, int]] = {"train": {}, "val": {}}
-    names = set()
-    for file in files:
-        if named := SHARD_NAME.fullmatch(file.name):
-            shards[named["split"]][file] = int(named["number"])
-            names.add(named["name"] or "")
-        elif is_shard(file):
-            raise UserError(
-                f"{file}: expected a shard named NAME_train_000000.bin or NAME_val_000000.bin, found another name"
-            )
-    for split, found in shards.items():
-        if not found:
+    named = [(file, match) for file in files if (match := SHARD_NAME.fullmatch(file.name))]
+    for file in set(files) - {file for file, _ in named}:
+        if is_shard(file):
+            wanted = "expected a shard named NAME_train_000000.bin or NAME_val_000000.bin"
+            raise UserError(f"{file}: {wanted}, found another name")
+    found = []
+    for split in ("train", "val"):
+        numbers = {file: int(match["number"]) for file, match in named if match["split"] == split}
+        found.append(tuple(sorted(numbers, key=numbers.__getitem__)))
+        if not numbers:
             raise UserError(f"{path}: expected {split} shards (NAME_{split}_000000.bin), found {_listing(path, files)}")
-    folders = sorted({file.parent for found in shards.values() for file in found})
+    folders = sorted({file.parent for file, _ in named})
     if len(folders) > 1:
         raise UserError(f"{path}: expected the shards of one dataset, found shards in {_listing(path, folders)}")
+    names = sorted({match["name"] or "" for _, match in named})
     if len(names) > 1:
-        listed = ", ".join(map(repr, sorted(names)))
+        listed = ", ".join(map(repr, names))
         raise UserError(f"{path}: expected the shards of one dataset, found shards of the names {listed}")
-    train, val = (tuple(sorted(found, key=found.__getitem__)) for found in shards.values())
-    return train, val
+    return found[0], found[1]
 
 
 def _listing(path: Path, found: list[Path]) -> str:

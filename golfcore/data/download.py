@@ -4,15 +4,14 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from tqdm import tqdm
 
 from golfcore.base.errors import UserError
 from golfcore.base.files import read_json, sha256_file
-from golfcore.data.contents import MANIFEST, digests, read_manifest, write_manifest
+from golfcore.data.contents import MANIFEST, read_manifest, write_manifest
 from golfcore.data.shards import shard_tokens
 
 REPO = "willdepueoai/parameter-golf"
@@ -38,26 +37,23 @@ def download(out: Path, train_shards: int, endpoint: str | None = None) -> str:
     """
     if (out / MANIFEST).exists() and not read_manifest(out):
         raise UserError(f"{out / MANIFEST}: expected a manifest that golfcore wrote, found another one")
-    source = Source(_hub(), "main", endpoint, out / STAGING)
-    source = replace(source, revision=source.facts(f"{REMOTE_ROOT}/{MANIFEST}")[0])
-    export = read_json(source.fetch(f"{REMOTE_ROOT}/{MANIFEST}"), "the export's manifest", EXPORT)
+    staging = out / STAGING
+    source = _Source(staging, endpoint)
+    source.fetch(MANIFEST, staging / "export.json")
+    export = read_json(staging / "export.json", "the export's manifest", EXPORT)
     present = {path.name for path in (out / "datasets" / DATASET).glob("fineweb_train_*.bin")}
     hashes: dict[str, str] = {}
-    for name in tqdm(export_files(export, train_shards, present), desc="files", unit="file", disable=None):
-        source.install(f"{REMOTE_ROOT}/{name}", out / name)
-        hashes[name] = digests([out / name])[out / name]
-    write_manifest(
-        out, hashes, sources={"corpus": "download", "repo": REPO, "commit": source.revision, "dataset": DATASET}
-    )
-    shutil.rmtree(source.staging)
-    return source.revision
+    for name in tqdm(_export_files(export, train_shards, present), desc="files", unit="file", disable=None):
+        source.fetch(name, out / name)
+        hashes[name] = sha256_file(out / name)
+    commit = source.where["revision"]
+    write_manifest(out, hashes, sources={"corpus": "download", "repo": REPO, "commit": commit, "dataset": DATASET})
+    shutil.rmtree(staging)
+    return commit
 
 
-def export_files(export: dict, train_shards: int, present: set[str]) -> list[str]:
-    """Paths in the export of the tokenizer, the wanted shards and the training shards already `present`.
-
-    UserError: fewer shards in the export.
-    """
+def _export_files(export: dict, train_shards: int, present: set[str]) -> list[str]:
+    """Paths in the export of the tokenizer, the wanted shards and the training shards already `present`."""
     entry = next(entry for entry in export["datasets"] if entry["name"] == DATASET)
     model = next(found["model_path"] for found in export["tokenizers"] if found["name"] == entry["tokenizer_name"])
     most = entry["stats"]["files_train"]
@@ -68,65 +64,55 @@ def export_files(export: dict, train_shards: int, present: set[str]) -> list[str
     return [model, *(f"datasets/{DATASET}/{name}" for name in names)]
 
 
-@dataclass(frozen=True)
-class Source:
-    """One revision of the export's repository on the hub, and the folder where its files are staged."""
+class _Source:
+    """The export as one commit has it (the newest when this was made); `endpoint` None is the public hub."""
 
-    hub: ModuleType
-    revision: str
-    endpoint: str | None  # None: the public hub
-    staging: Path
+    def __init__(self, staging: Path, endpoint: str | None) -> None:
+        try:
+            import huggingface_hub
+            import huggingface_hub.errors
+        except ImportError:
+            raise UserError("huggingface_hub: expected it installed (pip install golfcore[hub]), found none") from None
+        self.hub, self.staging = huggingface_hub, staging
+        # The root of the errors of the HTTP library underneath, which differs between versions of the hub's client.
+        self.transport_error: type[Exception] = huggingface_hub.errors.HfHubHTTPError.__bases__[0]
+        self.where: dict[str, Any] = {"repo_type": "dataset", "revision": "main", "endpoint": endpoint}
+        self.where["revision"] = self._metadata(MANIFEST).commit_hash
 
-    def facts(self, name: str) -> tuple[str, str]:
-        """The commit that the revision stands for now, and the hash of a file."""
-        with self._failures(name):
-            meta = self.hub.get_hf_file_metadata(self.hub.hf_hub_url(REPO, name, **self._where))
-        return meta.commit_hash, meta.etag
-
-    def install(self, name: str, path: Path) -> None:
-        """Make `path` the verified content of a file. UserError: it cannot be had whole and right."""
-        if path.is_file() and _has_hash(path, self.facts(name)[1]):
-            return
-        staged = self.fetch(name)
-        if staged.suffix == ".bin":
-            shard_tokens(staged)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(path)
-
-    def fetch(self, name: str) -> Path:
-        """Download a file into the staging folder and check its hash. UserError: the network fails, or a wrong hash.
+    def fetch(self, name: str, path: Path) -> None:
+        """Make `path` the verified content of a file. UserError: it cannot be had whole and right.
 
         The hub's client continues a transfer that ends early; after a reset connection we start the file again.
         """
-        expected = self.facts(name)[1]
-        staged = self.staging / name
+        expected, staged = self._metadata(name).etag, self.staging / REMOTE_ROOT / name
+        if path.is_file() and _has_hash(path, expected):
+            return
         with self._failures(name):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    self.hub.hf_hub_download(REPO, name, **self._where, local_dir=self.staging)
+                    self.hub.hf_hub_download(REPO, f"{REMOTE_ROOT}/{name}", **self.where, local_dir=self.staging)
                     break
-                except self._transport_error as e:
+                except self.transport_error as e:
                     if attempt == ATTEMPTS or isinstance(e, self.hub.errors.HfHubHTTPError):
                         raise
         if not _has_hash(staged, expected):
             staged.unlink()
             raise UserError(f"{REPO}/{name}: expected content of hash {expected}, found a damaged download")
-        return staged
+        if staged.suffix == ".bin":
+            shard_tokens(staged)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(path)
 
-    @property
-    def _where(self) -> dict[str, str | None]:
-        return {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
-
-    @property
-    def _transport_error(self) -> type[Exception]:
-        # The root of the errors of the HTTP library underneath, which differs between versions of the hub's client.
-        return self.hub.errors.HfHubHTTPError.__bases__[0]
+    def _metadata(self, name: str) -> Any:
+        """The commit_hash and the etag, a hash of the content, of a file."""
+        with self._failures(name):
+            return self.hub.get_hf_file_metadata(self.hub.hf_hub_url(REPO, f"{REMOTE_ROOT}/{name}", **self.where))
 
     @contextmanager
     def _failures(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, self._transport_error) as e:
+        except (OSError, self.transport_error) as e:
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
             raise UserError(f"{REPO}/{name}: expected to download it, found {reason}") from None
 
@@ -137,12 +123,3 @@ def _has_hash(path: Path, etag: str) -> bool:
         return sha256_file(path) == etag
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == etag
-
-
-def _hub() -> ModuleType:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError:
-        raise UserError("huggingface_hub: expected it installed (pip install golfcore[hub]), found none") from None
-    return huggingface_hub

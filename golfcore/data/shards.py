@@ -10,8 +10,7 @@ import numpy as np
 from golfcore.base.errors import UserError
 from golfcore.base.files import atomic_path
 
-MAGIC = 20240520
-VERSION = 1
+MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
 CHECK_TOKENS = 1 << 24  # ids are checked in pieces of 32 MiB
 
@@ -42,7 +41,7 @@ def shard_tokens(path: Path) -> int:
         head = f.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES:
         raise UserError(f"{path}: expected a shard header of {HEADER_BYTES} bytes, found {len(head)} bytes in all")
-    magic, version, count = (int(word) for word in np.frombuffer(head, "<i4", 3))
+    magic, version, count = np.frombuffer(head, "<i4", 3).tolist()
     if magic != MAGIC:
         raise UserError(f"{path}: expected the magic number {MAGIC} of a token shard, found {magic}")
     if version != VERSION:
@@ -65,8 +64,7 @@ def open_shard(path: Path, vocab_size: int) -> np.memmap:
     tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
     for start in range(0, count, CHECK_TOKENS):
         piece = tokens[start : start + CHECK_TOKENS]
-        top = int(piece.max())
-        if top >= vocab_size:
+        if (top := int(piece.max())) >= vocab_size:
             where = start + int(piece.argmax())
             raise UserError(f"{path}: expected token ids below {vocab_size}, found {top} at position {where}")
     return tokens

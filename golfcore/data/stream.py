@@ -25,41 +25,30 @@ class TokenStream:
     UserError: a damaged shard (its ids are checked when it is first read), or a reserve as large as the text.
     """
 
-    def __init__(self, shards: Sequence[Path], vocab_size: int, reserve: int = 0, position: int = 0) -> None:
-        self.shards = tuple(shards)
-        self.vocab_size = vocab_size
-        self.reserve = reserve
-        self.position = position
-        self._starts = np.cumsum([0, *(shard_tokens(path) for path in self.shards)])
+    def __init__(self, shards: Sequence[Path], vocab_size: int, reserve: int = 0) -> None:
+        self.shards, self.vocab_size, self.position = tuple(shards), vocab_size, 0
+        self._starts = np.cumsum([0, *map(shard_tokens, self.shards)])
         self._open: dict[int, np.memmap] = {}
         self.total = int(self._starts[-1])
         if not 0 <= reserve < self.total:
-            raise UserError(
-                f"reserve: expected 0 to {self.total - 1} tokens of {self.shards[0].parent}, found {reserve}"
-            )
+            where = self.shards[0].parent
+            raise UserError(f"reserve: expected 0 to {self.total - 1} tokens of {where}, found {reserve}")
         self.length = self.total - reserve
 
     def read(self, position: int, count: int) -> np.ndarray:
         """The `count` tokens from `position` on, (count,) uint16; moves nothing."""
-        pieces = []
+        pieces = [np.empty(0, np.uint16)]
         while count > 0:
             start = position % self.length
-            stop = min(start + count, self.length)
-            pieces.append(self.slice(start, stop))
-            position, count = position + stop - start, count - (stop - start)
-        return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
-
-    def batch(self, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
-        """The next micro-batch: inputs and targets, each (rows, seq_len) int64; moves on by rows * seq_len + 1 tokens.
-
-        So one token in each block of text is never an input, as published.
-        """
-        found = self.rows(self.position, rows, seq_len)
-        self.position += rows * seq_len + 1
-        return found
+            pieces.append(self.slice(start, min(start + count, self.length)))
+            position, count = position + len(pieces[-1]), count - len(pieces[-1])
+        return np.concatenate(pieces)
 
     def rows(self, position: int, rows: int, seq_len: int) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of the `rows` rows of text from token `position` on; moves nothing."""
+        """Inputs and targets, each (rows, seq_len) int64, of the block of text from token `position` on; moves nothing.
+
+        The block has one token more than the inputs, and as published the next block begins after it.
+        """
         tokens = torch.from_numpy(self.read(position, rows * seq_len + 1).astype(np.int64))
         return tokens[:-1].view(rows, seq_len), tokens[1:].view(rows, seq_len)
 
@@ -83,11 +72,8 @@ class TokenStream:
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
         pieces = []
         for index in range(first, last + 1):
+            if index not in self._open:
+                self._open[index] = open_shard(self.shards[index], self.vocab_size)
             base = int(self._starts[index])
-            pieces.append(self._shard(index)[max(start - base, 0) : stop - base])
+            pieces.append(self._open[index][max(start - base, 0) : stop - base])
         return np.concatenate(pieces)
-
-    def _shard(self, index: int) -> np.memmap:
-        if index not in self._open:
-            self._open[index] = open_shard(self.shards[index], self.vocab_size)
-        return self._open[index]

@@ -7,7 +7,7 @@ prefix, digits apart. Its default normalization (NFKC, runs of white space becom
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from sentencepiece import SentencePieceProcessor
 from tqdm import tqdm
 
 from golfcore.base.errors import UserError, shown
-from golfcore.base.files import check, parse_json, sha256_file, sha256_text, write_bytes
-from golfcore.data.contents import MANIFEST, data_hash, files_below, write_manifest
+from golfcore.base.files import read_jsonl, read_text, sha256_file, sha256_text, write_bytes
+from golfcore.data.contents import MANIFEST, files_below, write_manifest
 from golfcore.data.proofs import MIN_TOKENS, prove
 from golfcore.data.shards import write_shard
 from golfcore.data.tokens import load_tokenizer
@@ -28,6 +28,7 @@ SAMPLE_CHARS = 8_000_000  # the tokenizer is trained on at most this much
 PIECE_CHARS = 1 << 14  # a longer text file is cut at the first blank line after this much
 BATCH_DOCUMENTS = 256
 MAX_VOCAB = 1 << 16  # a shard holds ids of 16 bits
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # escapes in JSON and Python can leave half of a surrogate pair
 
 
 def split_documents(documents: Iterable[str], name: str) -> tuple[list[str], list[str]]:
@@ -43,7 +44,8 @@ def split_documents(documents: Iterable[str], name: str) -> tuple[list[str], lis
     chosen = {digest for digest in distinct if int(digest, 16) % VAL_ONE_IN == 0}
     if chosen in (set(), distinct):
         chosen = {min(distinct)}
-    return ([t for digest, t in hashed if digest not in chosen], [t for digest, t in hashed if digest in chosen])
+    train, val = ([text for digest, text in hashed if (digest in chosen) is held] for held in (False, True))
+    return train, val
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int) -> bytes:
@@ -94,13 +96,11 @@ def build(
         write_bytes(model, proto)
         encoder = load_tokenizer(model, vocab_size)
         held_out = _encode(encoder, val, "val", set())
-        splits = {
-            "val": _write(part, "val", held_out),
-            "train": _write(part, "train", _encode(encoder, train, "train", {t.tobytes() for _, t in held_out})),
-        }
+        kept = _encode(encoder, train, "train", {tokens.tobytes() for _, tokens in held_out})
+        splits = {"val": _write(part, "val", held_out), "train": _write(part, "train", kept)}
         hashes = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
-        shards = {split: sorted(part.glob(f"{split}_*.bin")) for split in splits}
-        facts = prove(model, shards["train"], shards["val"], data_hash(hashes), whole=True)
+        train_shards, val_shards = (sorted(part.glob(f"{split}_*.bin")) for split in ("train", "val"))
+        facts = prove(model, train_shards, val_shards, whole=True)
         for split, counted in facts.bytes.items():
             splits[split]["bytes"] = counted
         write_manifest(
@@ -118,17 +118,16 @@ def _encode(
     tokenizer: SentencePieceProcessor, documents: Sequence[str], split: str, left_out: Set[bytes]
 ) -> list[tuple[str, np.ndarray]]:
     """Each document with its tokens, (n,) uint16, without longer ones whose tokens are in `left_out`."""
-    unknown = [i for i in range(tokenizer.vocab_size()) if tokenizer.is_unknown(i)]
     kept = []
     for start in tqdm(range(0, len(documents), BATCH_DOCUMENTS), f"encode {split}", unit="batch", disable=None):
         batch = list(documents[start : start + BATCH_DOCUMENTS])
         for text, ids in zip(batch, tokenizer.encode(batch, add_bos=True), strict=True):
-            tokens = np.array(ids, np.uint16)
-            if np.isin(tokens, unknown).any():
+            if tokenizer.unk_id() in ids:
                 raise UserError(
                     f"tokenizer: expected one that has pieces or bytes for all of the text, found none for a part "
                     f"of the document that begins {text[:40]!r}"
                 )
+            tokens = np.array(ids, np.uint16)
             if len(tokens) <= MIN_TOKENS or tokens.tobytes() not in left_out:
                 kept.append((text, tokens))
     return kept
@@ -167,13 +166,13 @@ def folder_documents(folder: Path) -> list[str]:
         raise UserError(f"{folder}: expected .txt, .md or .jsonl files, found none")
     documents: list[str] = []
     for path in tqdm(paths, desc="read", unit="file", disable=None):
-        data = path.read_bytes()
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as e:
-            line = data.count(b"\n", 0, e.start) + 1
-            raise UserError(f"{path}, line {line}: expected UTF-8 text, found the byte 0x{data[e.start]:02x}") from None
-        documents += _json_texts(path, text) if path.suffix == ".jsonl" else cut(text)
+        if path.suffix != ".jsonl":
+            documents += cut(read_text(path, "text"))
+            continue
+        texts = [row["text"] for row in read_jsonl(path, "a document", {"text": str})]
+        if broken := next(filter(HALF_PAIR.search, texts), ""):
+            raise UserError(f"{path}: expected Unicode text, found half of a surrogate pair in {shown(ascii(broken))}")
+        documents += texts
     return [text for text in documents if text.strip()]
 
 
@@ -187,23 +186,3 @@ def cut(text: str) -> list[str]:
             pieces.append(text[start:end])
             start = end
     return [*pieces, text[start:]]
-
-
-def _json_texts(path: Path, content: str) -> Iterator[str]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = parse_json(line)
-        except ValueError as e:
-            raise UserError(f"{where}: expected a JSON object, found other text ({shown(str(e))})") from None
-        check(row, {"text": str}, f"{where}: expected an object")
-        if not is_unicode(row["text"]):
-            raise UserError(f"{where}: expected Unicode text, found half of a surrogate pair")
-        yield row["text"]
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8: escapes in JSON and Python can leave half of a surrogate pair."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)

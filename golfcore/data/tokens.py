@@ -8,6 +8,7 @@ evaluation has it. The bytes are those of the text as the tokenizer normalizes i
 import io
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,6 @@ from golfcore.base.errors import UserError
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 DENORMALIZER, CHARACTER_MAP = 5, 2  # fields of sentencepiece_model.proto: ModelProto.denormalizer_spec, its map
-UNLIKE = "expected a tokenizer that decodes its pieces as they are, found one that rewrites the decoded text"
 
 
 class Tables(NamedTuple):
@@ -46,9 +46,9 @@ class TokenClass(IntEnum):
 
 
 def load_tokenizer(path: Path, vocab_size: int | None = None) -> SentencePieceProcessor:
-    """The SentencePiece model in `path`. UserError: not such a model, or of another vocabulary size."""
+    """The SentencePiece model in `path`, one object for each content. UserError: no model, or of another vocabulary."""
     try:
-        tokenizer = SentencePieceProcessor(model_proto=path.read_bytes() or b"none")  # b"" would be taken for no model
+        tokenizer = _processor(path.read_bytes() or b"none")  # b"" would be taken for no model
     except RuntimeError:
         raise UserError(f"{path}: expected a SentencePiece model, found a file that is none") from None
     if vocab_size not in (None, tokenizer.vocab_size()):
@@ -56,9 +56,14 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> SentencePiecePr
     return tokenizer
 
 
-def token_classes(path: Path, vocab_size: int) -> Tensor:
-    """The `TokenClass` of every token id, (V,) int8. UserError as `load_tokenizer`."""
-    tokenizer = load_tokenizer(path, vocab_size)
+@lru_cache(maxsize=8)
+def _processor(content: bytes) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_proto=content)
+
+
+@lru_cache(maxsize=8)
+def token_classes(tokenizer: SentencePieceProcessor) -> np.ndarray:
+    """The `TokenClass` of every token id, (V,) int8."""
 
     def kind(token: int) -> TokenClass:
         if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
@@ -67,7 +72,7 @@ def token_classes(path: Path, vocab_size: int) -> Tensor:
             return TokenClass.BYTE
         return TokenClass.WORD_START if tokenizer.id_to_piece(token).startswith(SPACE) else TokenClass.WITHIN_WORD
 
-    return torch.tensor([kind(i) for i in range(vocab_size)], dtype=torch.int8)
+    return np.array([kind(i) for i in range(tokenizer.vocab_size())], np.int8)
 
 
 def load_tables(path: Path, vocab_size: int) -> Tables:
@@ -75,19 +80,32 @@ def load_tables(path: Path, vocab_size: int) -> Tables:
 
     UserError: as `load_tokenizer`; a model whose decoded text is not the sum of what its pieces add.
     """
-    tokenizer = load_tokenizer(path, vocab_size)
-    if _field(_field(tokenizer.serialized_model_proto(), DENORMALIZER), CHARACTER_MAP):
-        raise UserError(f"{path}: {UNLIKE}")
-    boundary = torch.tensor([_is_boundary(tokenizer, i) for i in range(vocab_size)])
-    starts = token_classes(path, vocab_size) == TokenClass.WORD_START
-    alone, inside = _measure(path, tokenizer, boundary)
-    inside[boundary] = alone[boundary] = 0
-    base = inside - starts.to(torch.int64)
-    dropped = (inside - alone)[starts]
+    return _measure(path, load_tokenizer(path, vocab_size))
+
+
+@lru_cache(maxsize=8)
+def _measure(path: Path, tokenizer: SentencePieceProcessor) -> Tables:
+    ids, classes, anchor = range(tokenizer.vocab_size()), token_classes(tokenizer), _anchor(tokenizer)
+    before = tokenizer.decode([anchor])
+    alone, inside = (tokenizer.decode([[*lead, i] for i in ids]) for lead in ([], [anchor]))
+    rewrites = bool(_field(_field(tokenizer.serialized_model_proto(), DENORMALIZER), CHARACTER_MAP))
+    for i in ids:
+        if classes[i] == TokenClass.BYTE:
+            alone[i], inside[i] = "?", before + "?"
+        elif classes[i] != TokenClass.CONTROL:
+            rewrites |= inside[i] != before + tokenizer.id_to_piece(i).replace(SPACE, " ")
+    if rewrites:
+        wanted = "expected a tokenizer that decodes its pieces as they are"
+        raise UserError(f"{path}: {wanted}, found one that rewrites the decoded text")
+    boundary = np.array([_is_boundary(tokenizer, i) for i in ids])
+    first, later = (np.where(boundary, 0, [len(text.encode()) for text in texts]) for texts in (alone, inside))
+    later -= np.where(boundary, 0, len(before.encode()))  # bytes that a token adds within a document
+    starts = classes == TokenClass.WORD_START
+    base, dropped = later - starts, (later - first)[starts]
     strips = bool((dropped == 1).all())
-    if not strips and dropped.any() or not torch.equal(inside[~starts], alone[~starts]) or int(base.min()) < 0:
+    if not strips and dropped.any() or (later != first)[~starts].any() or base.min() < 0:
         raise UserError(f"{path}: expected pieces that add the same bytes to any document, found some that do not")
-    return Tables(base.to(torch.int16), starts, boundary, strips)
+    return Tables(torch.tensor(base, dtype=torch.int16), torch.tensor(starts), torch.tensor(boundary), strips)
 
 
 def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
@@ -103,12 +121,6 @@ def target_bytes(tables: Tables, previous: Tensor, target: Tensor) -> Tensor:
     return tables.base_bytes[target].to(torch.int64) + space
 
 
-def count_bytes(tables: Tables, tokens: np.ndarray) -> int:
-    """Bytes of all targets in a text: tokens[1:], each after its predecessor. `tokens`: (N,), any integer type."""
-    ids = torch.from_numpy(tokens.astype(np.int64))
-    return int(target_bytes(tables, ids[:-1], ids[1:]).sum())
-
-
 def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> int:
     """Bytes of a text that comes in `pieces`, (n,) ids each, counted by the tables and held against decoding it.
 
@@ -117,14 +129,16 @@ def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> in
     """
     tokenizer = load_tokenizer(path)
     anchor, letter = _anchor(tokenizer), tokenizer.piece_to_id("<0x41>")
-    is_byte = np.array([tokenizer.is_byte(i) for i in range(tokenizer.vocab_size())])
-    boundary = tables.boundary.numpy()
+    is_byte, boundary = token_classes(tokenizer) == TokenClass.BYTE, tables.boundary.numpy()
     before, total = np.empty(0, np.int64), 0
     for piece in pieces:
         ids = np.concatenate([before, piece.astype(np.int64)])
-        counted = count_bytes(tables, ids)
+        counted = int(target_bytes(tables, torch.from_numpy(ids[:-1]), torch.from_numpy(ids[1:])).sum())
         ids[is_byte[ids]] = letter  # a run of bytes may be cut here; one letter is as long as one byte
-        decoded = _decoded_bytes(tokenizer, ids, boundary[ids], anchor)
+        first, *documents = (part.tolist() for part in np.split(ids, np.flatnonzero(boundary[ids])))
+        texts = [[anchor, *first], [anchor, *first[:1]], *(document[1:] for document in documents)]
+        sizes = [len(text.encode()) for text in tokenizer.decode(texts)]
+        decoded = sizes[0] - sizes[1] + sum(sizes[2:])
         if counted != decoded:
             raise UserError(
                 f"{path}: expected a tokenizer whose bytes can be counted token by token, found {counted:,} bytes "
@@ -132,32 +146,6 @@ def proven_bytes(path: Path, tables: Tables, pieces: Iterable[np.ndarray]) -> in
             )
         before, total = ids[-1:], total + counted
     return total
-
-
-def _measure(path: Path, tokenizer: SentencePieceProcessor, boundary: Tensor) -> tuple[Tensor, Tensor]:
-    """Bytes that every token adds at the beginning of a document and within one, (V,) int64 each."""
-    anchor = _anchor(tokenizer)
-    before = tokenizer.decode([anchor])
-    ids = range(tokenizer.vocab_size())
-    alone = tokenizer.decode([[i] for i in ids])
-    inside = tokenizer.decode([[anchor, i] for i in ids])
-    for i in ids:
-        if tokenizer.is_byte(i):
-            alone[i], inside[i] = "?", before + "?"
-        elif not (boundary[i] or tokenizer.is_control(i) or tokenizer.is_unknown(i)):
-            if inside[i] != before + tokenizer.id_to_piece(i).replace(SPACE, " "):
-                raise UserError(f"{path}: {UNLIKE}")
-    lengths = [[len(text.encode()) for text in texts] for texts in (alone, inside)]
-    return torch.tensor(lengths[0]), torch.tensor(lengths[1]) - len(before.encode())
-
-
-def _decoded_bytes(tokenizer: SentencePieceProcessor, ids: np.ndarray, boundary: np.ndarray, anchor: int) -> int:
-    """Bytes that ids[1:] add to the decoded text, document by document; `boundary` (N,) bool says where they end."""
-    documents = [part.tolist() for part in np.split(ids, np.flatnonzero(boundary))]
-    first, rest = documents[0], [document[1:] for document in documents[1:]]
-    texts = tokenizer.decode([[anchor, *first], [anchor, *first[:1]], *(document for document in rest if document)])
-    sizes = [len(text.encode()) for text in texts]
-    return sizes[0] - sizes[1] + sum(sizes[2:])
 
 
 def _field(message: bytes, number: int) -> bytes:
@@ -181,15 +169,12 @@ def _is_boundary(tokenizer: SentencePieceProcessor, token: int) -> bool:
     Where the vocabulary has no bytes to fall back to, the unknown token stands in the text and decodes to a sign.
     """
     if tokenizer.is_unknown(token):
-        return any(tokenizer.is_byte(i) for i in range(tokenizer.vocab_size()))
+        return TokenClass.BYTE in token_classes(tokenizer)
     ends = (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id())
     return token in ends or tokenizer.is_unused(token)
 
 
 def _anchor(tokenizer: SentencePieceProcessor) -> int:
     """A token of ordinary text: what follows it does not begin a document."""
-    for i in range(tokenizer.vocab_size()):
-        special = tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) or tokenizer.is_byte(i)
-        if not special and tokenizer.decode([i]).strip():
-            return i
-    return tokenizer.piece_to_id("<0x41>")
+    ordinary = np.flatnonzero(token_classes(tokenizer) >= TokenClass.WORD_START).tolist()
+    return next((i for i in ordinary if tokenizer.decode([i]).strip()), tokenizer.piece_to_id("<0x41>"))
