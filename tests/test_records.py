@@ -192,7 +192,6 @@ def test_a_log_gets_one_line_a_stage(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     with progress.bar(10, "audit", "test") as outer:
         outer.update(5)
-        outer.refresh()
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("audit: 50% of 10 test, ") and first.endswith(" left")
     assert last.startswith("audit: 5 of 10 test in ")

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -16,19 +15,12 @@ class LogBar(tqdm):
     monitor_interval = 0  # no thread that refreshes
     disable: bool
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self._said = time.monotonic()
-        super().__init__(*args, **settings)
-
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        now = time.monotonic()
-        if self.pos or now - self._said < LOG_SECONDS or not self.n:
-            return
-        self._said = now
-        facts = self.format_dict
-        rate = facts["rate"] or (self.n - self.initial) / max(facts["elapsed"], 1e-9)
-        left = f", {tqdm.format_interval((self.total - self.n) / rate)} left" if rate else ""
-        self._line(f"{self.n / self.total:.0%} of {_amount(self.total)} {self.unit}{left}")
+        if not self.pos and self.n:
+            facts = self.format_dict
+            rate = facts["rate"] or (self.n - self.initial) / max(facts["elapsed"], 1e-9)
+            left = f", {tqdm.format_interval((self.total - self.n) / rate)} left" if rate else ""
+            self._line(f"{self.n / self.total:.0%} of {_amount(self.total)} {self.unit}{left}")
 
     def close(self) -> None:
         if self.disable:
@@ -36,9 +28,9 @@ class LogBar(tqdm):
         self.disable, inner = True, bool(self.pos)
         self._decr_instances(self)
         if not inner:
-            done = _amount(self.n - self.initial)
             of = f" of {_amount(self.total - self.initial)}" if self.n < self.total else ""
-            self._line(f"{done}{of} {self.unit} in {self.format_dict['elapsed']:.1f} s")
+            seconds = self.format_dict["elapsed"]
+            self._line(f"{_amount(self.n - self.initial)}{of} {self.unit} in {seconds:.1f} s")
 
     def _line(self, text: str) -> None:
         postfix = f", {self.postfix}" if self.postfix else ""
@@ -55,10 +47,10 @@ def bar(total: float, label: str, unit: str, initial: float = 0, show: bool = Tr
 
     A terminal shows a bar, which goes when the work is done; a log gets lines.
     """
-    live = sys.stderr is not None and sys.stderr.isatty()
     settings: dict[str, Any] = {"total": total, "initial": initial, "desc": label, "unit": unit, "file": sys.stderr}
     if sys.stderr is None or not show:
-        return tqdm(**settings | {"disable": True})
-    if not live:
-        return LogBar(**settings, mininterval=1.0, maxinterval=math.inf, smoothing=0.1)
-    return tqdm(**settings, unit_scale=True, leave=False, dynamic_ncols=True, mininterval=0.2, smoothing=0.1)
+        return tqdm(**settings, disable=True)
+    settings["smoothing"] = 0.1
+    if sys.stderr.isatty():
+        return tqdm(**settings, unit_scale=True, leave=False, dynamic_ncols=True, mininterval=0.2)
+    return LogBar(**settings, mininterval=LOG_SECONDS, maxinterval=math.inf, miniters=1, delay=1e-9)

@@ -106,14 +106,11 @@ def load_last(
 
 def expect(found: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -> None:
     """UserError unless `found` has the names of `like` and, under each, its shape and dtype."""
-    if wrong := found.keys() ^ like.keys():
-        name = min(wrong)
-        raise UserError(f"{what}: expected {'no' if name in found else 'a'} tensor {name!r}, found {len(found)} others")
-    for name, t in found.items():
-        (dtype, shape), (wanted, size) = ((x.dtype, tuple(x.shape)) for x in (t, like[name]))
-        if (dtype, shape) != (wanted, size):
-            expected = f"expected {wanted} of shape {size}, found {dtype} of shape {shape}"
-            raise UserError(f"{what}, tensor {name!r}: {expected}")
+    kinds = [{name: f"{t.dtype} of shape {tuple(t.shape)}" for name, t in x.items()} for x in (like, found)]
+    for name in sorted(like.keys() | found.keys()):
+        wanted, given = (kind.get(name, "none") for kind in kinds)
+        if wanted != given:
+            raise UserError(f"{what}: expected a tensor {name!r} as {wanted}, found {given}")
 
 
 def number(plain: Mapping[str, object], key: str, low: float, high: float, what: str, whole: bool = False) -> float:

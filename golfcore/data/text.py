@@ -95,9 +95,9 @@ def build(
         model = part / "tokenizer.model"
         write_bytes(model, proto)
         encoder = load_tokenizer(model, vocab_size)
-        held_out = _encode(encoder, val, "val", set())
-        kept = _encode(encoder, train, "train", {tokens.tobytes() for _, tokens in held_out})
-        splits = {"val": _write(part, "val", held_out), "train": _write(part, "train", kept)}
+        splits: dict[str, dict[str, int]] = {}
+        splits["val"], held_out = _pack(part, "val", encoder, val, set())
+        splits["train"], _ = _pack(part, "train", encoder, train, held_out)
         hashes = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         train_shards, val_shards = (sorted(part.glob(f"{split}_*.bin")) for split in ("train", "val"))
         facts = prove(model, train_shards, val_shards, whole=True)
@@ -114,11 +114,11 @@ def build(
                 raise
 
 
-def _encode(
-    tokenizer: SentencePieceProcessor, documents: Sequence[str], split: str, left_out: Set[bytes]
-) -> list[tuple[str, np.ndarray]]:
-    """Each document with its tokens, (n,) uint16, without longer ones whose tokens are in `left_out`."""
-    kept = []
+def _pack(
+    folder: Path, split: str, tokenizer: SentencePieceProcessor, documents: Sequence[str], left_out: Set[bytes]
+) -> tuple[dict[str, int], set[bytes]]:
+    """Write the shards of a split, without longer documents of tokens in `left_out`. Its sizes and documents."""
+    kept, size = [], 0
     for start in tqdm(range(0, len(documents), BATCH_DOCUMENTS), f"encode {split}", unit="batch", disable=None):
         batch = list(documents[start : start + BATCH_DOCUMENTS])
         for text, ids in zip(batch, tokenizer.encode(batch, add_bos=True), strict=True):
@@ -129,19 +129,15 @@ def _encode(
                 )
             tokens = np.array(ids, np.uint16)
             if len(tokens) <= MIN_TOKENS or tokens.tobytes() not in left_out:
-                kept.append((text, tokens))
-    return kept
-
-
-def _write(folder: Path, split: str, documents: Sequence[tuple[str, np.ndarray]]) -> dict[str, int]:
-    """Write the shards of one split and return its documents, tokens and bytes of text."""
-    if not documents:
+                kept.append(tokens)
+                size += len(text.encode())
+    if not kept:
         raise UserError(f"{split}: expected documents that validation does not hold as well, found none")
-    tokens = np.concatenate([ids for _, ids in documents])
-    for index, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
-        write_shard(folder / f"{split}_{index:06d}.bin", tokens[start : start + SHARD_TOKENS])
-    size = sum(len(text.encode()) for text, _ in documents)
-    return {"documents": len(documents), "tokens": len(tokens), "text_bytes": size}
+    whole = np.concatenate(kept)
+    for index, start in enumerate(range(0, len(whole), SHARD_TOKENS)):
+        write_shard(folder / f"{split}_{index:06d}.bin", whole[start : start + SHARD_TOKENS])
+    sizes = {"documents": len(kept), "tokens": len(whole), "text_bytes": size}
+    return sizes, {tokens.tobytes() for tokens in kept}
 
 
 # -- folders of text
