@@ -229,9 +229,8 @@ def test_hidden_files_are_no_documents_and_links_are_followed(tmp_path):
 
 def test_long_text_is_cut_at_blank_lines_and_nothing_is_lost():
     paragraph = "word " * 500 + "\n"
-    content = (paragraph + " \n") * 30
-    pieces = cut(content)
-    assert "".join(pieces) == content and len(pieces) == 5
+    pieces = cut((paragraph + " \n") * 30)
+    assert "".join(pieces) == (paragraph + " \n") * 30 and len(pieces) == 5
     assert all(text.PIECE_CHARS <= len(piece) < text.PIECE_CHARS + 2600 for piece in pieces[:-1])
     assert all(piece.endswith("\n \n") for piece in pieces)
     assert cut(paragraph * 30) == [paragraph * 30]  # no blank line: one document
