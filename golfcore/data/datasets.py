@@ -59,9 +59,8 @@ def open_dataset(path: str | Path, again: bool = False) -> Dataset:
     `data_hash` comes from our manifest; without one it is a hash of the contents of the tokenizer and of all shards in
     order. Contents are hashed, and what follows from them proven, once: it is remembered by the state of the files.
     `again` does both, and proves on the whole text, not on its beginning.
-    UserError: no such folder; no shards of a split, shards of other names or of several datasets; no tokenizer or
-    several; a damaged shard; contents that differ from our manifest; text that training and validation share; a
-    tokenizer whose bytes cannot be counted.
+    UserError: the files of no dataset, or of several; a damaged shard; contents that differ from our manifest; text
+    that training and validation share; a tokenizer whose bytes cannot be counted.
     """
     path = Path(path)
     if not path.is_dir():
