@@ -162,7 +162,7 @@ def strides(measured: Sequence[Measured], window: int) -> pd.DataFrame:
 
     `computed`: tokens that the model reads for each target that it scores, a window over a stride.
     """
-    cells = [m for m in measured if m.result is not None and (m.cell.label == "a" or m.cell.group == "stride")]
+    cells = [m for m in measured if m.result and (m.cell.label == "a" or m.cell.group == "stride")]
     width = [int(str(m.cell.changes.get("eval.stride", window))) for m in cells]
     rows = table(measured).set_index("label").loc[[m.cell.label for m in cells]].reset_index()
     rows = rows.assign(stride=width, computed=window / np.array(width))
