@@ -231,9 +231,7 @@ def test_occupancy_is_a_plain_count(n_rows: int) -> None:
     starts = text.tables.word_start
     assert starts is not None
     for hashing in ("shared", "split"):
-        rows = bigram_rows(torch.from_numpy(text.train), starts if hashing == "split" else None, n_rows, True)[
-            1:
-        ].tolist()
+        rows = bigram_rows(torch.from_numpy(text.train), starts, n_rows, hashing == "split")[1:].tolist()
         pairs = list(zip(text.train[:-1].tolist(), text.train[1:].tolist(), strict=True))
         expected = plain_summary(pairs, rows, starts.tolist(), n_rows - 1)
         found = one(table, kind="summary", hashing=hashing, part="all")

@@ -98,8 +98,8 @@ def test_gains_are_differences_of_scores_and_chunks_add_up(tmp_path: Path) -> No
     chunky = np.random.default_rng(1).normal(0, 0.1, N_CHUNKS)
     paths = [make_run(tmp_path / "a", NONE, 1), make_run(tmp_path / "b", META, 1, lambda n: chunky)]
     run = compare.arms_of(paths)[1].runs[0]
-    for measure in compare.MEASURES.values():
-        assert np.average(run.by_chunk(measure), weights=run.weights) == pytest.approx(run.total(measure))
+    for measure in compare.MEASURES:
+        assert np.average(run.chunks[measure], weights=run.chunks["bytes"]) == pytest.approx(run.totals[measure])
     means = table(*paths).query("arm == @NONE").set_index("measure")["mean"]
     assert means["context_gain"] == pytest.approx(means["sliding"] - means["static"])
     assert means["ttt_gain"] == pytest.approx(means["ttt"] - means["sliding"])

@@ -236,8 +236,8 @@ def test_a_difference_is_said_to_be_one_only_if_its_interval_excludes_0(tables: 
 
 def test_without_adaptation_there_is_no_panel_of_it(groups: list[Arm]) -> None:
     def still(run: compare.Scored) -> compare.Scored:
-        same = {"bpb": run.bpb | {"ttt": run.bpb["sliding"]}, "chunks": run.chunks | {"ttt": run.chunks["sliding"]}}
-        return dataclasses.replace(run, **same)
+        chunks = compare.with_gains(run.chunks.assign(ttt=run.chunks["sliding"]))
+        return dataclasses.replace(run, totals=run.totals | {"ttt_gain": 0.0}, chunks=chunks)
 
     none = [Arm(arm.label, arm.config, tuple(map(still, arm.runs))) for arm in groups]
     table = depth.differences(none)

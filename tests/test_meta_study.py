@@ -192,7 +192,8 @@ def rates(calls: int, frozen: float, free: float, predicted: float) -> pd.DataFr
 
 def test_rates_are_judged_after_as_many_calls_as_were_published(arms: list[Arm]) -> None:
     def verdicts(table: pd.DataFrame) -> tuple:
-        return claims._frozen_rates(table)["verdict"], claims._free_rates(table, arms)["verdict"]
+        found = claims.meta_claims(arms, table, meta.costs(arms))
+        return tuple(found[found["unit"] == "rate"]["verdict"])
 
     decayed = 0.999**30
     assert verdicts(rates(30, decayed, 1.02, decayed)) == (REFUTED, OPEN)  # a closed form knows no scale

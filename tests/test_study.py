@@ -275,6 +275,15 @@ def test_no_document_boundary_means_no_reset_at_one(run: Path, monkeypatch: pyte
 # -- frames
 
 
+def test_resets_at_documents_that_fill_no_row_are_said_in_place_of_a_score(measured: list[Measured]) -> None:
+    found = study.by_label(measured)["c"]
+    still = replace(found, coverage=found.coverage | {"ttt_steps": found.coverage["ttt_steps"] | {"done": 0}})
+    cell = Cell("reset per document", "ttt", "reset", {"ttt.reset": "document"}, reference="b")
+    row = one(analysis.table([*measured, Measured(cell, still)]), label=cell.label)
+    assert row["note"] == "adapted nothing: no document fills a row" and not {"bpb", "difference"} & row.keys()
+    assert one(analysis.table([*measured, Measured(cell, found)]), label=cell.label)["bpb"] == found.bpb
+
+
 def test_every_row_has_its_source_and_its_interval_holds_the_difference(measured: list[Measured]) -> None:
     rows = analysis.table(measured)
     assert list(rows.columns) == analysis.COLUMNS and list(rows["label"]) == [m.cell.label for m in measured]

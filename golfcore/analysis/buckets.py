@@ -27,7 +27,7 @@ def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> pd.Data
     """
     if tables.word_start is None:
         raise ValueError("tables without word_start do not tell the classes apart")
-    pairs = count_pairs(np.asarray(tokens), tables.word_start.numpy(), n_rows)
+    pairs = _count_pairs(np.asarray(tokens), tables.word_start.numpy(), n_rows)
     both = torch.from_numpy(pairs[["previous", "current"]].to_numpy(copy=True))
     half, rows = (n_rows - 1) // 2, list[dict[str, Any]]()
     parts = {"shared": {"all": (0, n_rows - 1)}, "split": {"all": (0, 2 * half)}}
@@ -44,11 +44,8 @@ def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> pd.Data
     return frame(rows)
 
 
-def count_pairs(tokens: np.ndarray, word_start: np.ndarray, n_rows: int) -> pd.DataFrame:
-    """The different pairs of neighbours in `tokens` (N,): previous, current, times, word_start (of current), frequent.
-
-    `word_start` (V,) bool. The table's last row is a sentinel that no pair can have.
-    """
+def _count_pairs(tokens: np.ndarray, word_start: np.ndarray, n_rows: int) -> pd.DataFrame:
+    """The different pairs of neighbours; the table's last row is a sentinel that no pair can have."""
     v = len(word_start)
     counts = np.bincount(tokens[:-1] * v + tokens[1:], minlength=v * v)
     code = np.flatnonzero(counts)
@@ -62,12 +59,8 @@ def _summary(here: pd.DataFrame) -> dict[str, Any]:
     top = here.sort_values("times", kind="stable").drop_duplicates("row", keep="last").set_index("row")
     times, total = here["times"], max(int(here["times"].sum()), 1)
     wanted = here.groupby("row")["frequent"].transform("sum")
-    return {
-        "used": len(top),
-        "pairs": len(here),
-        "pairs_per_used_row": len(here) / max(len(top), 1),
-        "occurrences": int(times.sum()),
-        "contended": float(times[wanted >= 2].sum() / total),
-        "not_own": float(1 - top["times"].sum() / total) if len(here) else 0.0,
-        "other_class": float(times[here["word_start"] != here["row"].map(top["word_start"])].sum() / total),
-    }
+    other = here["word_start"] != here["row"].map(top["word_start"])
+    row = {"used": len(top), "pairs": len(here), "pairs_per_used_row": len(here) / max(len(top), 1)}
+    row |= {"occurrences": int(times.sum()), "contended": float(times[wanted >= 2].sum() / total)}
+    not_own = float(1 - top["times"].sum() / total) if len(here) else 0.0
+    return row | {"not_own": not_own, "other_class": float(times[other].sum() / total)}

@@ -1,8 +1,7 @@
 """Runs side by side. An arm is every run of one configuration, whatever its seed; the first arm is the reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +10,30 @@ import pandas as pd
 
 from golfcore import config
 from golfcore.analysis.frames import frame, to_text
-from golfcore.analysis.stats import MIN_CHUNKS, estimate
+from golfcore.analysis.stats import MIN_CHUNKS, interval
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config, differences
 from golfcore.evals import result as results
-from golfcore.evals.score import bits_per_byte
 from golfcore.runs.folder import find_run
 
-Measure = Mapping[str, int]  # evaluation -> its weight in the sum
-MEASURES: dict[str, Measure] = {
-    "static": {"static": 1},  # a
-    "sliding": {"sliding": 1},  # b
-    "ttt": {"ttt": 1},  # c
-    "context_gain": {"sliding": 1, "static": -1},  # b - a
-    "ttt_gain": {"ttt": 1, "sliding": -1},  # c - b
-    "total_gain": {"ttt": 1, "static": -1},  # c - a, what was published as the TTT delta
-}
-EVALUATIONS = ("static", "sliding", "ttt")
+EVALUATIONS = ("static", "sliding", "ttt")  # a, b, c
+MEASURES = (*EVALUATIONS, "context_gain", "ttt_gain", "total_gain")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished run: its results, and the first scores of each chunk of the validation text by evaluation."""
+    """A finished run: its results, and its first scores in bits per byte by `with_gains`."""
 
     run: RunFolder
     config: Config
     results: dict[str, Any]
-    bpb: dict[str, float]
-    chunks: dict[str, list[dict]]
+    totals: dict[str, float]  # as reported
+    chunks: pd.DataFrame  # of the text: start, stop, bytes (0 where an evaluation scored none), the scores of each
 
     @property
-    def data(self) -> str:
-        return self.run.data_hash()
+    def seed(self) -> int:
+        return self.config.run.seed
 
     @property
     def tokens(self) -> int:
@@ -51,27 +41,8 @@ class Scored:
         return self.results["measures"]["static"]["tokens"]
 
     @property
-    def seed(self) -> int:
-        return self.config.run.seed
-
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        return [(c["start"], c["stop"]) for c in self.chunks[EVALUATIONS[0]]]
-
-    @cached_property
-    def weights(self) -> np.ndarray:
-        """(C,) scored bytes of each chunk, 0 where an evaluation scored none."""
-        return np.min([[c["bytes"] for c in rows] for rows in self.chunks.values()], axis=0).astype(float)
-
-    def total(self, measure: Measure) -> float:
-        return sum(weight * self.bpb[name] for name, weight in measure.items())
-
-    def by_chunk(self, measure: Measure) -> np.ndarray:
-        """(C,) the measure on each chunk alone; 0 where nothing was scored, which then weighs nothing."""
-        value = np.zeros(len(self.weights))
-        for name, weight in measure.items():
-            value += [weight * bits_per_byte(c["nats"], c["bytes"]) if c["bytes"] else 0.0 for c in self.chunks[name]]
-        return value
+    def steps(self) -> int:
+        return self.run.metrics("train")[-1]["step"]
 
 
 @dataclass(frozen=True)
@@ -89,15 +60,29 @@ class Arm:
     @property
     def weights(self) -> np.ndarray:
         """(C,) bytes of each chunk."""
-        return self.runs[0].weights
+        return self.runs[0].chunks["bytes"].to_numpy()
 
-    def totals(self, measure: Measure) -> list[float]:
+    def totals(self, measure: str) -> list[float]:
         """The measure of each run."""
-        return [run.total(measure) for run in self.runs]
+        return [run.totals[measure] for run in self.runs]
 
-    def by_chunk(self, measure: Measure, seeds: Sequence[int] = ()) -> np.ndarray:
+    def by_chunk(self, measure: str, seeds: Sequence[int] = ()) -> np.ndarray:
         """(S, C) the measure on each chunk, of the runs with these seeds (of all, if none are given)."""
-        return np.array([run.by_chunk(measure) for run in self.runs if not seeds or run.seed in seeds])
+        return np.array([run.chunks[measure] for run in self.runs if not seeds or run.seed in seeds])
+
+
+def each(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Scored]]:
+    """Every run with its arm."""
+    return ((arm, run) for arm in arms for run in arm.runs)
+
+
+def with_gains(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores EVALUATIONS with what context (b - a), adaptation (c - b) and both bring, and c - b less b - a.
+
+    c - a, `total_gain`, is what was published as the TTT delta.
+    """
+    a, b, c = (scores[name] for name in EVALUATIONS)
+    return scores.assign(context_gain=b - a, ttt_gain=c - b, total_gain=c - a, ttt_over_context=(c - b) - (b - a))
 
 
 # -- reading
@@ -107,9 +92,12 @@ def scored(path: Path) -> Scored:
     """The scores of the run at `path` (UserError if it is no run folder, or has not finished)."""
     run = find_run(path)
     stated = run.results()
-    chunks = {e: results.load(run.file(f"eval/{e}.json")).chunks for e in EVALUATIONS}
-    bpb = {e: stated["measures"][e]["bpb"] for e in EVALUATIONS}
-    return Scored(run, config.of_run(run), stated, bpb, chunks)
+    parts = {e: pd.DataFrame(results.load(run.file(f"eval/{e}.json")).chunks) for e in EVALUATIONS}
+    bpb = {e: (c["nats"] / (np.log(2) * c["bytes"])).where(c["bytes"] > 0, 0.0) for e, c in parts.items()}
+    n_bytes = pd.DataFrame({e: c["bytes"] for e, c in parts.items()}).min(axis=1).astype(float)
+    chunks = with_gains(parts["static"][["start", "stop"]].assign(bytes=n_bytes, **bpb))
+    totals = with_gains(pd.DataFrame({e: [stated["measures"][e]["bpb"]] for e in EVALUATIONS})).iloc[0].to_dict()
+    return Scored(run, config.of_run(run), stated, totals, chunks)
 
 
 def arms_of(paths: Sequence[Path]) -> list[Arm]:
@@ -121,40 +109,40 @@ def arms_of(paths: Sequence[Path]) -> list[Arm]:
     runs = [scored(path) for path in paths]
     if not runs:
         raise UserError("compare: expected run folders, found none")
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[str, dict[int, Scored]] = {}  # by the hash with seed 0, by seed
+    configs: dict[str, Config] = {}
     for run in runs:
         _check_text(runs[0], run)
-        group = groups.setdefault(seedless(run.config).hash, [])
-        twice = next((other for other in group if other.seed == run.seed), None)
-        if twice:
+        seedless = replace(run.config, run=replace(run.config.run, seed=0))
+        key = seedless.hash
+        configs.setdefault(key, seedless)
+        group = groups.setdefault(key, {})
+        if run.seed in group:
             expected = "expected one run of each configuration and seed"
-            raise UserError(f"{run.run.path}: {expected}, found {twice.run.path} the same")
-        group.append(run)
-    names = [group[0].config.name for group in groups.values()]
+            raise UserError(f"{run.run.path}: {expected}, found {group[run.seed].run.path} the same")
+        group[run.seed] = run
+    names = [cfg.name for cfg in configs.values()]
     return [
         Arm(
             name if names.count(name) == 1 else f"{name}-{key[:6]}",
-            seedless(group[0].config),
-            tuple(sorted(group, key=lambda run: run.seed)),
+            configs[key],
+            tuple(group[seed] for seed in sorted(group)),
         )
         for name, (key, group) in zip(names, groups.items(), strict=True)
     ]
 
 
-def seedless(config: Config) -> Config:
-    """The configuration with seed 0."""
-    return replace(config, run=replace(config.run, seed=0))
-
-
 def _check_text(first: Scored, other: Scored) -> None:
     where, what = other.run.path, f"as in {first.run.path}"
-    if other.data != first.data:
-        raise UserError(f"{where}: expected data {first.data[:12]} {what}, found {other.data[:12]}")
+    data, found = first.run.data_hash(), other.run.data_hash()
+    if found != data:
+        raise UserError(f"{where}: expected data {data[:12]} {what}, found {found[:12]}")
     if other.tokens != first.tokens:
         raise UserError(f"{where}: expected {first.tokens:,} validation targets {what}, found {other.tokens:,}")
-    if other.spans != first.spans:
-        expected = f"expected {len(first.spans)} chunks {what}"
-        raise UserError(f"{where}: {expected}, found {len(other.spans)}, which do not pair")
+    spans = [run.chunks[["start", "stop"]] for run in (first, other)]
+    if not spans[0].equals(spans[1]):
+        expected = f"expected {len(first.chunks)} chunks {what}"
+        raise UserError(f"{where}: {expected}, found {len(other.chunks)}, which do not pair")
 
 
 # -- differences
@@ -166,28 +154,28 @@ def compare(arms: Sequence[Arm]) -> pd.DataFrame:
     `seeds`: how many runs; `mean`, `sd`: over them, of the reported scores. The other columns are as `difference`'s.
     """
     rows = []
-    for name, measure in MEASURES.items():
+    for measure in MEASURES:
         for arm in arms:
             totals = arm.totals(measure)
-            row: dict[str, Any] = {"measure": name, "arm": arm.label, "seeds": len(totals)}
+            row: dict[str, Any] = {"measure": measure, "arm": arm.label, "seeds": len(totals)}
             row |= {"mean": float(np.mean(totals)), "sd": float(np.std(totals, ddof=1)) if len(totals) > 1 else None}
             rows.append(row if arm is arms[0] else row | difference(arms[0], arm, measure))
     return frame(rows)
 
 
-def difference(reference: Arm, arm: Arm, measure: Measure) -> dict[str, Any]:
-    """The difference arm - reference of a measure, of first scores.
+def difference(reference: Arm, arm: Arm, measure: str) -> dict[str, Any]:
+    """The difference arm - reference of a measure, of first scores, with its `stats.interval`.
 
     `pairs`: the seeds that both arms have; the difference is over these alone where there are two or more. `chunks` of
-    text. The other columns are those of `interval`.
+    text.
     """
     pairs, values, less = paired(reference, arm, measure)
-    middle = values.mean(0) - (0.0 if less is None else less.mean(0))
-    row = {"difference": float(np.average(middle, weights=arm.weights))}
-    return row | interval(values, arm.weights, less) | {"pairs": pairs, "chunks": len(middle)}
+    here = by_chunk(values, less)
+    row = {"difference": float(np.average(here, weights=arm.weights))}
+    return row | interval(values, arm.weights, less) | {"pairs": pairs, "chunks": len(here)}
 
 
-def paired(reference: Arm, arm: Arm, measure: Measure) -> tuple[int, np.ndarray, np.ndarray | None]:
+def paired(reference: Arm, arm: Arm, measure: str) -> tuple[int, np.ndarray, np.ndarray | None]:
     """How many seeds both arms have, then (S, C) differences over these and None; or, if two arms of several seeds
     share fewer than two, (S, C) of the arm and (S', C) of the reference.
     """
@@ -197,18 +185,13 @@ def paired(reference: Arm, arm: Arm, measure: Measure) -> tuple[int, np.ndarray,
     return len(pairs), arm.by_chunk(measure), reference.by_chunk(measure)
 
 
-def interval(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> dict[str, Any]:
-    """What `stats.estimate` knows of the error of a value; nothing for fewer than MIN_CHUNKS chunks.
-
-    `low`, `high`: 95 % interval; `p` against 0; `df`; `detectable`: the true difference that would be found 4 times out
-    of 5; `over`: what the interval is over, "seeds and text", or "text" where an arm has one seed.
-    """
-    found = estimate(values, weights, less) if int((weights > 0).sum()) >= MIN_CHUNKS else None
-    return {name: found and getattr(found, name) for name in ("low", "high", "p", "df", "detectable", "over")}
+def by_chunk(values: np.ndarray, less: np.ndarray | None) -> np.ndarray:
+    """(C,) the difference on each chunk, mean over seeds, of what `paired` returned."""
+    return values.mean(0) - (0.0 if less is None else less.mean(0))
 
 
-def mean(arm: Arm, measure: Measure) -> dict[str, Any]:
-    """The measure of an arm, mean over its seeds: `mean`, and its `interval` for other seeds and text."""
+def mean(arm: Arm, measure: str) -> dict[str, Any]:
+    """The measure of an arm, mean over its seeds: `mean`, and its `stats.interval` for other seeds and text."""
     return {"mean": float(np.mean(arm.totals(measure)))} | interval(arm.by_chunk(measure), arm.weights)
 
 
@@ -218,17 +201,17 @@ def mean(arm: Arm, measure: Measure) -> dict[str, Any]:
 def as_text(arms: Sequence[Arm], table: pd.DataFrame) -> str:
     """The comparison for a terminal: what was compared, then one line for each measure and arm."""
     first = arms[0].runs[0]
-    lines = [f"data {first.data[:12]}, {first.tokens:,} targets in {len(first.spans)} chunks; bits per byte"]
-    by_code: dict[str, list[str]] = {}
+    text = f"{first.tokens:,} targets in {len(first.chunks)} chunks"
+    lines = [f"data {first.run.data_hash()[:12]}, {text}; bits per byte"]
     for arm in arms:
         change = "reference" if arm is arms[0] else differences(arms[0].config, arm.config)
         lines.append(f"{arm.label}: seeds {', '.join(map(str, arm.seeds))}; {change}")
-        for run in arm.runs:
-            code = run.results["measures"]["static"].get("code") or "a version that was not recorded"
-            by_code.setdefault(code, []).append(run.run.id)
-    if len(by_code) > 1:
-        parts = [f"{code} ({', '.join(ids)})" for code, ids in by_code.items()]
-        lines.append(f"made by other versions of the code: {'; '.join(parts)}")
+    code = {run.run.id: run.results["measures"]["static"].get("code") for _, run in each(arms)}
+    versions = pd.Series(code, dtype=object).fillna("a version that was not recorded")
+    by_version = versions.index.to_series().groupby(versions, sort=False).agg(", ".join)
+    if len(by_version) > 1:
+        parts = "; ".join(f"{version} ({ids})" for version, ids in by_version.items())
+        lines.append(f"made by other versions of the code: {parts}")
     notes = (
         "low to high: 95 % interval, paired by seed where two seeds are shared, for what over names; detectable:\n"
         f"the true difference found 4 times out of 5; there is no interval for fewer than {MIN_CHUNKS} chunks of text."

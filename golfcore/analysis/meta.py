@@ -1,29 +1,23 @@
 """What meta-learning did in training: frames over arms and seeds, from what the runs logged."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from golfcore.analysis import runs
-from golfcore.analysis.compare import MEASURES, Arm, Scored, interval, mean, paired
+from golfcore.analysis import runs, stats
+from golfcore.analysis.compare import MEASURES, Arm, by_chunk, each, mean, paired
 from golfcore.analysis.frames import frame
-from golfcore.analysis.stats import MIN_CHUNKS
 from golfcore.model import params
 from golfcore.model.weights import Banks
 from golfcore.train.meta import counted_cost, instrument_cost
 
 POINTS = 200  # of a curve, at most
-BANDS = 30  # prefixes of the text that get an interval, at most
 PUBLISHED_CALLS = 1141 / 7020  # meta calls a step in exp101
 PUBLISHED_MICRO = 8  # micro-batches a step
-
-LOGGED = (
-    *("loss_pre", "loss_post", "predicted_gain", "main_norm", "meta_norm"),
-    *("cosine", *(f"cosine_{bank}" for bank in Banks._fields)),
-    *("displacement", "realised", "realised_cosine"),
-)
+COSINES = tuple(f"cosine_{bank}" for bank in Banks._fields)
+LOGGED = ("loss_pre", "loss_post", "predicted_gain", "main_norm", "meta_norm", "cosine", *COSINES)
+LOGGED += ("displacement", "realised", "realised_cosine")
 
 
 def learning_curves(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -32,33 +26,29 @@ def learning_curves(arms: Sequence[Arm]) -> pd.DataFrame:
     `difference` is to the reference arm's run of the same seed, at steps that both logged alone: between two logged
     steps the batches differ, and so would the difference.
     """
-    logged = {(arm.label, run.seed): frame(runs.curves(run.run)) for arm, run in each(arms)}
-    parts = []
+    parts, reference = [], {}
     for arm, run in each(arms):
+        logged = frame(runs.curves(run.run))
         for kind, column in (("train", "bpb_smooth"), ("val", "bpb")):
-            bpb = _by_step(logged[arm.label, run.seed], kind, column)
-            rows = bpb.rename("bpb").reset_index()
-            other = logged.get((arms[0].label, run.seed))
-            if arm is not arms[0] and other is not None:
-                theirs = _by_step(other, kind, column)
-                rows["difference"] = rows["bpb"] - rows["step"].map(theirs[~theirs.index.duplicated()])
-            head = pd.DataFrame({"kind": kind, "arm": arm.label, "seed": run.seed}, index=rows.index)
-            parts.append(head.join(rows)[:: max(1, -(-len(rows) // POINTS))])
-    return pd.concat(parts, ignore_index=True)
-
-
-def _by_step(logged: pd.DataFrame, kind: str, column: str) -> pd.Series:
-    rows = logged[logged["kind"] == kind]
-    return rows[column].astype(float).set_axis(rows["step"].astype(int))
+            rows = logged.loc[logged["kind"] == kind, ["step", column]].set_axis(["step", "bpb"], axis="columns")
+            rows = rows.astype({"step": int, "bpb": float}).assign(kind=kind, arm=arm.label, seed=run.seed)
+            if arm is arms[0]:
+                reference[run.seed, kind] = rows.drop_duplicates("step").set_index("step")["bpb"]
+            elif (run.seed, kind) in reference:
+                rows["difference"] = rows["bpb"] - rows["step"].map(reference[run.seed, kind])
+            parts.append(rows[:: max(1, -(-len(rows) // POINTS))])
+    columns = ["kind", "arm", "seed", "step", "bpb", "difference"]
+    found = pd.concat(parts, ignore_index=True)
+    return found[[c for c in columns if c in found]]
 
 
 def scores_by_seed(arms: Sequence[Arm]) -> pd.DataFrame:
     """One row a run: its scores, gains, TTT rate, steps and bytes."""
     rows = []
     for arm, run in each(arms):
-        row = {"arm": arm.label, "seed": run.seed, "steps": run.run.metrics("train")[-1]["step"]}
-        row |= {name: run.total(measure) for name, measure in MEASURES.items()}
-        rows.append(row | {"ttt_lr": run.results["ttt"]["lr"], "bytes": run.results["artifact"]["total"]})
+        scores = {measure: run.totals[measure] for measure in MEASURES}
+        more = {"ttt_lr": run.results["ttt"]["lr"], "bytes": run.results["artifact"]["total"]}
+        rows.append({"arm": arm.label, "seed": run.seed, "steps": run.steps, **scores, **more})
     return frame(rows)
 
 
@@ -68,12 +58,12 @@ def gains(arms: Sequence[Arm]) -> pd.DataFrame:
     Rows of kind "seed" (one a run) and "mean", which has its interval for other seeds and text, if there are enough
     chunks of it.
     """
-    rows: list[dict[str, Any]] = []
-    for name in ("context_gain", "ttt_gain"):
+    rows = []
+    for measure in ("context_gain", "ttt_gain"):
         for arm in arms:
-            head, totals = {"measure": name, "arm": arm.label}, arm.totals(MEASURES[name])
+            head, totals = {"measure": measure, "arm": arm.label}, arm.totals(measure)
             rows += [head | {"kind": "seed", "seed": s, "gain": g} for s, g in zip(arm.seeds, totals, strict=True)]
-            found = mean(arm, MEASURES[name])
+            found = mean(arm, measure)
             rows.append(head | {"kind": "mean", "gain": found.pop("mean")} | found)
     return frame(rows)
 
@@ -84,20 +74,14 @@ def chunk_differences(arms: Sequence[Arm]) -> pd.DataFrame:
     A row for each arm and chunk: `here` on the chunk alone, `difference` over all chunks so far, both in bits per
     byte; some of them with the interval of `difference`, the last one always.
     """
-    rows, weights, reference = [], arms[0].weights, arms[0]
-    n = len(weights)
-    banded = {round(i) for i in np.linspace(MIN_CHUNKS, n, BANDS)} if n >= MIN_CHUNKS else set()
+    parts, weights = [pd.DataFrame()], arms[0].weights
     for arm in arms[1:]:
-        _, values, less = paired(reference, arm, MEASURES["ttt"])
-        here = values.mean(0) - (0.0 if less is None else less.mean(0))
+        _, values, less = paired(arms[0], arm, "ttt")
+        here = by_chunk(values, less)
         so_far = np.cumsum(here * weights) / np.maximum(np.cumsum(weights), 1.0)
-        for i, (_, stop) in enumerate(reference.runs[0].spans):
-            row = {"arm": arm.label, "chunk": i, "stop": stop, "here": float(here[i]), "difference": float(so_far[i])}
-            first = slice(i + 1)
-            if i + 1 in banded:
-                row |= interval(values[:, first], weights[first], None if less is None else less[:, first])
-            rows.append(row)
-    return frame(rows)
+        rows = pd.DataFrame({"arm": arm.label, "chunk": range(len(here)), "stop": arms[0].runs[0].chunks["stop"]})
+        parts.append(rows.assign(here=here, difference=so_far).join(stats.bands(values, weights, less)))
+    return frame(pd.concat(parts))
 
 
 def meta_sgd(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -113,11 +97,12 @@ def meta_sgd(arms: Sequence[Arm]) -> pd.DataFrame:
         frozen = params.frozen(run.config.model, run.config.meta.freeze_blocks, ("matrix",))
         for logged in run.run.metrics("meta_sgd"):
             past = [factor for step, factor in decay.items() if step <= logged["step"]]
-            for bank in Banks._fields:
-                for slot, value in enumerate(logged[bank]):
-                    row = {"arm": arm.label, "seed": run.seed, "step": logged["step"], "bank": bank, "slot": slot}
-                    row |= {"calls": len(past), "rate": value, "frozen": bool(bank in frozen and frozen[bank][slot])}
-                    rows.append(row | {"predicted": float(np.prod(past)) if row["frozen"] else None})
+            head = {"arm": arm.label, "seed": run.seed, "step": logged["step"]}
+            slots = [(bank, *slot) for bank in Banks._fields for slot in enumerate(logged[bank])]
+            for bank, slot, value in slots:
+                still = bool(bank in frozen and frozen[bank][slot])
+                row = head | {"bank": bank, "slot": slot, "calls": len(past), "rate": value, "frozen": still}
+                rows.append(row | {"predicted": float(np.prod(past)) if still else None})
     return frame(rows)
 
 
@@ -133,8 +118,8 @@ def interventions(arms: Sequence[Arm]) -> pd.DataFrame:
     for arm, run in each(arms):
         for r in run.run.metrics("meta"):
             gained = None if r["loss_pre"] is None else r["loss_pre"] - r["loss_post"]
-            rows.append({"arm": arm.label, "seed": run.seed, "step": r["step"], "gained": gained})
-            rows[-1] |= {name: r[name] for name in LOGGED}
+            head = {"arm": arm.label, "seed": run.seed, "step": r["step"], "gained": gained}
+            rows.append(head | {name: r[name] for name in LOGGED})
     return frame(rows)
 
 
@@ -148,16 +133,11 @@ def costs(arms: Sequence[Arm]) -> pd.DataFrame:
     """
     rows = []
     for arm in arms:
-        cfg, shortest = arm.config, min(arm.runs, key=lambda run: run.run.metrics("train")[-1]["step"]).run
-        steps, calls = shortest.metrics("train")[-1]["step"], len(shortest.metrics("meta"))
-        micro = counted_cost(cfg) if calls else 0.0
+        cfg, shortest = arm.config, min(arm.runs, key=lambda run: run.steps)
+        steps, calls = shortest.steps, len(shortest.run.metrics("meta"))
+        micro, instruments = (cost(cfg) if calls else 0.0 for cost in (counted_cost, instrument_cost))
         row = {"arm": arm.label, "steps": steps, "tokens": steps * cfg.optim.batch_tokens, "calls": calls}
-        row |= {"micro": micro, "instruments": instrument_cost(cfg) if calls else 0.0}
-        row["overhead"] = calls * micro / (steps * cfg.optim.grad_accum)
+        row |= {"micro": micro, "instruments": instruments}
+        row |= {"overhead": calls * micro / (steps * cfg.optim.grad_accum)}
         rows.append(row | {"published_overhead": micro * PUBLISHED_CALLS / PUBLISHED_MICRO})
     return frame(rows)
-
-
-def each(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Scored]]:
-    """Every run with its arm."""
-    return ((arm, run) for arm in arms for run in arm.runs)

@@ -1,8 +1,7 @@
 """What the cells of a study say: frames of scores, gains, context and the course of adaptation along the text.
 
 All scores and differences are in bits per byte, lower is better. Differences count first scores only, on both sides,
-whatever a published tail scores again. `low`, `high`, `p` and `detectable` are those of `stats.estimate` over chunks of
-the text, and missing where there are fewer than MIN_CHUNKS.
+whatever a published tail scores again; their intervals, of other text, are missing for fewer than MIN_CHUNKS chunks.
 """
 
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from golfcore.analysis import stats
 from golfcore.analysis.frames import frame
-from golfcore.analysis.stats import MIN_CHUNKS, estimate
 from golfcore.evals.ledger import Legality
 from golfcore.evals.result import EvalResult
 from golfcore.runs.study import Measured, by_label
 
-BANDS = 30  # prefixes of the text that get an interval, at most
 LINES = 6  # courses along the text, at most
 INTERVAL = ["chunks", "low", "high", "p", "detectable"]
 COLUMNS = ["label", "group", "protocol", "weights", "bpb", "reference", "difference", *INTERVAL]
@@ -33,25 +31,7 @@ GAINS = {  # gain -> (cell, less this cell)
     "adaptation, float": ("c float", "b float"),
 }
 CONTRASTS = {"order": ("adaptation", "adaptation, shuffled"), "rounding": ("adaptation", "adaptation, float")}
-CONTROLS = ("order", "reset", "epochs", "adapted", "optimizer")
-
-
-# -- differences
-
-
-def paired(a: EvalResult, b: EvalResult) -> tuple[np.ndarray, np.ndarray]:
-    """(differences b - a of each chunk, bytes of each): `course` without the rest. ValueError as there."""
-    found = course(a, b)
-    return found["here"].to_numpy(), found["bytes"].to_numpy()
-
-
-def interval(differences: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """The columns INTERVAL of a difference, from what `paired` returned."""
-    row: dict[str, Any] = {"chunks": len(differences)}
-    if len(differences) < MIN_CHUNKS:
-        return row
-    found = estimate(differences[None, :], weights)
-    return row | {name: getattr(found, name) for name in INTERVAL[1:]}
+NO_ROW = "adapted nothing: no document fills a row"
 
 
 def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
@@ -71,6 +51,12 @@ def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
     return found.assign(here=here_b - here_a)[scored].reset_index(drop=True)
 
 
+def interval(chunks: pd.DataFrame) -> dict[str, Any]:
+    """The columns INTERVAL of the difference `here` of a `course`."""
+    found = stats.interval(chunks["here"].to_numpy()[None], chunks["bytes"].to_numpy())
+    return {"chunks": len(chunks)} | {name: found[name] for name in INTERVAL[1:]}
+
+
 # -- cells and gains
 
 
@@ -78,7 +64,8 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     """COLUMNS of every cell: its score, its difference to its reference, what the ledger saw, and its source.
 
     `steps`: optimizer steps of adaptation, `adapted`: the values that they moved, `repeats`: scores of a published tail
-    beyond the first, which `bpb` counts. A cell without a result says why in `note`.
+    beyond the first, which `bpb` counts. A cell without a result, or whose resets left nothing to adapt on, has no
+    score and says why in `note`.
     """
     results = by_label(measured)
     return frame(_row(m, results.get(m.cell.reference)) for m in measured).reindex(columns=COLUMNS)
@@ -89,15 +76,16 @@ def _row(m: Measured, reference: EvalResult | None) -> dict[str, Any]:
     row: dict[str, Any] = {"label": cell.label, "group": cell.group, "protocol": cell.protocol, "weights": cell.weights}
     if r is None:
         return row | {"note": m.note}
+    steps, adapted = (r.coverage.get(name, {"done": 0})["done"] for name in ("ttt_steps", "ttt_adapted"))
+    if cell.changes.get("ttt.reset") == "document" and not steps:
+        return row | {"steps": 0, "note": NO_ROW}
     row |= {"bpb": float(r.bpb), "reference": cell.reference or None}
     if reference is not None:
-        row |= {"difference": float(r.bpb_first - reference.bpb_first)} | interval(*paired(reference, r))
-    row |= {"legality": str(r.legality), "targets": r.tokens, "repeats": r.repeats}
-    touched = {feature: count["done"] for feature, count in r.coverage.items()}
-    row |= {"steps": touched.get("ttt_steps", 0), "adapted": touched.get("ttt_adapted", 0)}
+        row |= {"difference": float(r.bpb_first - reference.bpb_first)} | interval(course(reference, r))
+    row |= {"legality": str(r.legality), "steps": steps, "adapted": adapted, "targets": r.tokens, "repeats": r.repeats}
     changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
-    sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}
-    return row | {"changes": changes or None, **sources}
+    sources = {name: r.source.get(name) for name in ("config", "data", "seed")}
+    return row | {"changes": changes or None, "artifact": r.source.get("weights"), **sources}
 
 
 def gains(measured: Sequence[Measured]) -> pd.DataFrame:
@@ -107,18 +95,17 @@ def gains(measured: Sequence[Measured]) -> pd.DataFrame:
     by chunk. `share` of a gain is of c - a. Those whose cells were not measured are left out.
     """
     r, rows = by_label(measured), []
-    here = {name: paired(r[less], r[of]) for name, (of, less) in GAINS.items() if of in r and less in r}
-    values = {name: float(r[of].bpb_first - r[less].bpb_first) for name, (of, less) in GAINS.items() if name in here}
-    for name, by_chunk in here.items():
-        row: dict[str, Any] = {"kind": "gain", "gain": name, "is": " - ".join(GAINS[name]), "value": values[name]}
-        if name in ("context", "adaptation") and values.get("both"):
-            row["share"] = values[name] / values["both"]
-        rows.append(row | interval(*by_chunk))
+    pairs = {name: pair for name, pair in GAINS.items() if r.keys() >= {*pair}}
+    chunks = {name: course(r[less], r[of]) for name, (of, less) in pairs.items()}
+    values = {name: float(r[of].bpb_first - r[less].bpb_first) for name, (of, less) in pairs.items()}
+    for name, pair in pairs.items():
+        row: dict[str, Any] = {"kind": "gain", "gain": name, "is": " - ".join(pair), "value": values[name]}
+        share = values[name] / values["both"] if name in ("context", "adaptation") and values.get("both") else None
+        rows.append(row | {"share": share} | interval(chunks[name]))
     for name, (one, other) in CONTRASTS.items():
-        if one in here and other in here and len(here[one][0]) == len(here[other][0]):
-            (x, weights), (y, _) = here[one], here[other]
-            row = {"kind": "contrast", "gain": name, "is": f"({one}) - ({other})"}
-            rows.append(row | {"value": values[one] - values[other]} | interval(x - y, weights))
+        if pairs.keys() >= {one, other} and len(chunks[one]) == len(chunks[other]):
+            row = {"kind": "contrast", "gain": name, "is": f"({one}) - ({other})", "value": values[one] - values[other]}
+            rows.append(row | interval(chunks[one].assign(here=chunks[one]["here"] - chunks[other]["here"])))
     return frame(rows).reindex(columns=["kind", "gain", "is", "value", "share", *INTERVAL])
 
 
@@ -156,26 +143,18 @@ def along(measured: Sequence[Measured]) -> pd.DataFrame:
     """The gain of (c), and of the other legal adaptations of the same weights and text, over (b) along the text.
 
     A row for each cell and chunk: label, chunk, stop, `here` on the chunk alone, `difference` over all chunks so far;
-    BANDS of them, the last one too, with `low` and `high` of `difference`. Cells that come to the same have one course.
+    some of them, the last one too, with `low` and `high` of `difference`. Cells that come to the same have one course.
     """
-    results, parts = by_label(measured), []
-    same = {r.nats: label for label, r in reversed(results.items())}
-    labels = [m.cell.label for m in measured if _adapts_legally(m) and m.cell.reference == "b"]
-    labels = [label for label in labels if same[results[label].nats] == label]
-    for label in labels[:LINES] if "b" in results else []:
-        found = course(results["b"], results[label])
-        last = len(found)
-        banded = {round(n) for n in np.linspace(MIN_CHUNKS, last, BANDS)} if last >= MIN_CHUNKS else set()
-        here, weights = found["here"].to_numpy(), found["bytes"].to_numpy()
-        bands = [interval(here[:n], weights[:n]) if n in banded else {} for n in range(1, last + 1)]
-        ends = {end: [band.get(end, np.nan) for band in bands] for end in ("low", "high")}
-        parts.append(found.assign(label=label, **ends)[["label", "chunk", "stop", "here", "difference", "low", "high"]])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _adapts_legally(m: Measured) -> bool:
-    legal = m.result is not None and m.result.legality == Legality.SCORE_FIRST
-    return legal and m.cell.group in ("abc", "reset", "protocols")
+    results, courses = by_label(measured), dict[float, pd.DataFrame]()  # by the nats
+    for cell, r, _ in measured if "b" in results else []:
+        if r is None or r.legality != Legality.SCORE_FIRST or cell.group not in ("abc", "reset", "protocols"):
+            continue
+        if cell.reference == "b" and r.nats not in courses and len(courses) < LINES:
+            found = course(results["b"], r)
+            ends = stats.bands(found["here"].to_numpy()[None], found["bytes"].to_numpy())
+            columns = ["label", "chunk", "stop", "here", "difference", "low", "high"]
+            courses[r.nats] = found.join(ends.reindex(columns=["low", "high"])).assign(label=cell.label)[columns]
+    return pd.concat(courses.values(), ignore_index=True) if courses else pd.DataFrame()
 
 
 def strides(measured: Sequence[Measured], window: int) -> pd.DataFrame:
@@ -183,12 +162,10 @@ def strides(measured: Sequence[Measured], window: int) -> pd.DataFrame:
 
     `computed`: tokens that the model reads for each target that it scores, a window over a stride.
     """
-    cells = [m for m in measured if m.result is not None and (m.cell.label == "a" or m.cell.group == "stride")]
-    width = {m.cell.label: int(str(m.cell.changes.get("eval.stride", window))) for m in cells}
-    rows = table(measured)
-    rows = rows[rows["label"].isin(width)].reset_index(drop=True)
-    rows = rows.assign(stride=rows["label"].map(width))
-    rows = rows.assign(computed=window / rows["stride"])
+    cells = [m for m in measured if m.result and (m.cell.label == "a" or m.cell.group == "stride")]
+    width = [int(str(m.cell.changes.get("eval.stride", window))) for m in cells]
+    rows = table(measured).set_index("label").loc[[m.cell.label for m in cells]].reset_index()
+    rows = rows.assign(stride=width, computed=window / np.array(width))
     return rows[["label", "stride", "computed", "bpb", "difference", *INTERVAL]]
 
 
@@ -196,10 +173,11 @@ def tables(measured: Sequence[Measured], window: int) -> dict[str, pd.DataFrame]
     """Every frame of a study that has a figure, by the figure's name; those of one row at most are left out."""
     scores = table(measured).dropna(subset="bpb")
     group = scores["group"]
+    controls = ("order", "reset", "epochs", "adapted", "optimizer")
     found = {
         "waterfall": scores[group.isin(["abc", "float"])],
         "scores": scores[group.isin(["abc", "protocols"])],
-        "controls": scores[(scores["label"] == "c") | group.isin(CONTROLS)],
+        "controls": scores[(scores["label"] == "c") | group.isin(controls)],
         "strides": strides(measured, window),
         "positions": positions(measured, window),
         "stream": along(measured),

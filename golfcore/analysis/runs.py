@@ -28,10 +28,8 @@ def curves(run: RunFolder) -> pd.DataFrame:
     if not (n := len(rows["train"])):
         raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
     found = frames.frame(row for of_kind in rows.values() for row in of_kind)
-    steps, sums = (
-        found["step"][:n].to_numpy(float),
-        np.concatenate(([0.0], np.cumsum(found["bpb"][:n].to_numpy(float)))),
-    )
+    steps, bpb = (found[column][:n].to_numpy(float) for column in ("step", "bpb"))
+    sums = np.concatenate(([0.0], np.cumsum(bpb)))
     half = max(1.0, steps[-1] / SMOOTHING)
     first, last = np.searchsorted(steps, steps - half, "left"), np.searchsorted(steps, steps + half, "right")
     found["bpb_smooth"] = pd.Series((sums[last] - sums[first]) / (last - first)).reindex(found.index)

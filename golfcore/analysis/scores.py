@@ -54,7 +54,7 @@ def ttt_gain(run: RunFolder) -> pd.DataFrame:
     rows = [{"kind": "chunk", **row} for row in chunks.to_dict("records")]
     total = {"kind": "total", **chunks.iloc[-1][["stop", "sliding", "ttt", "difference"]].to_dict()}
     total |= {"stop": int(total["stop"]), "bytes": int(chunks["bytes"].sum())}
-    return frame([*rows, total | protocols.interval(chunks["here"].to_numpy(), chunks["bytes"].to_numpy())])
+    return frame([*rows, total | protocols.interval(chunks)]).dropna(axis="columns", how="all")
 
 
 def loss_by_class(run: RunFolder, text: Text) -> pd.DataFrame:

@@ -5,13 +5,15 @@ chunks are alike) and their interaction. The variance of the mean is estimated a
 interaction's, which both hold.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import linalg, optimize, special, stats
 
 MIN_CHUNKS = 8  # fewer say nothing about their own spread
+BANDS = 30  # prefixes of the text that get an interval, at most
 LEVEL, POWER = 0.95, 0.8
 NEIGHBOURS = 0.22  # correlation of neighbouring chunks for which the text's variance is unbiased
 CONCEDED = 1.2  # power of a part's share of the variance
@@ -24,25 +26,10 @@ class Estimate(NamedTuple):
     value: float
     low: float  # 95 % interval
     high: float
-    error: float  # standard error
-    df: float  # degrees of freedom
     p: float  # two-sided, against 0
+    df: float  # degrees of freedom
     detectable: float  # the true difference that would be found 4 times out of 5
-    seeds: int  # 1: the error is the text's alone
-    chunks: int
-
-    @property
-    def over(self) -> str:
-        """What the error is over."""
-        return "seeds and text" if self.seeds > 1 else "text"
-
-
-class Moments(NamedTuple):
-    """Value, standard error and degrees of freedom; each is an array over the axes before the last two of the data."""
-
-    value: np.ndarray
-    error: np.ndarray
-    df: np.ndarray
+    over: str  # what the interval is over: "seeds and text", or "text" where one seed says nothing about others
 
 
 def estimate(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> Estimate:
@@ -53,94 +40,80 @@ def estimate(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = 
     If either has one seed, the interval is for other text alone (`over`). Coverage is 93 to 98 % for 2 to 30 seeds and
     8 to 512 chunks whose neighbours correlate by 0 to 0.3. ValueError: fewer than 2 chunks.
     """
-    w = np.asarray(weights, float)
-    groups = [np.atleast_2d(np.asarray(x, float)) for x in (values, less) if x is not None]
-    if (w > 0).sum() < 2 or any(x.shape[1:] != w.shape for x in groups):
-        raise ValueError(f"expected at least 2 chunks and as many weights, found {groups[0].shape[1]} and {w.size}")
-    groups = [x[:, w > 0] for x in groups]
-    value, error, df = (float(x) for x in moments(groups, w[w > 0]))
+    groups, known = [x for x in (values, less) if x is not None], weights > 0
+    if known.sum() < 2 or any(x.shape[1:] != weights.shape for x in groups):
+        raise ValueError(f"expected at least 2 chunks and as many weights, found {values.shape[1]} and {weights.size}")
+    value, error, df = (float(x) for x in moments([x[:, known] for x in groups], weights[known]))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
     p = float(2 * stats.t.sf(abs(value) / error, df)) if error else float(value == 0)
-    seeds, chunks = min(len(x) for x in groups), groups[0].shape[1]
-    return Estimate(value, value - reach, value + reach, error, df, p, detectable(error, df), seeds, chunks)
+    over = "seeds and text" if min(map(len, groups)) > 1 else "text"
+    return Estimate(value, value - reach, value + reach, p, df, detectable(error, df), over)
 
 
-def moments(groups: Sequence[np.ndarray], weights: np.ndarray) -> Moments:
-    """The mean of one group (..., S, C), or the mean of the first less that of the second, with its error."""
-    w = weights / weights.sum()
-    means = [x.mean(-2) for x in groups]
-    sign = (1.0, -1.0)
-    here = sum(s * m for s, m in zip(sign, means, strict=False))
-    value = np.asarray(here @ w)
-    blocks = _Blocks.of(w)
-    text = blocks.variance(here - value[..., None])
-    if min(x.shape[-2] for x in groups) < 2:
-        return Moments(value, np.sqrt(text), np.full_like(text, blocks.df))
-    seeds, both = [], []
-    for x, mean in zip(groups, means, strict=True):
-        n, by_seed = x.shape[-2], x @ w
-        seeds.append((by_seed.var(-1, ddof=1) / n, n - 1))
-        rest = x - by_seed[..., None] - mean[..., None, :] + (mean @ w)[..., None, None]
-        both.append((blocks.variance(rest).sum(-1) / (n * (n - 1)), (n - 1) * blocks.df))
-    error, df = _total(_sum(seeds), (text, blocks.df), _sum(both))
-    return Moments(value, error, df)
+def interval(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> dict[str, Any]:
+    """What `estimate` knows of the error of a value, by name; each None for fewer than MIN_CHUNKS chunks."""
+    enough = (weights > 0).sum() >= MIN_CHUNKS
+    found = estimate(values, weights, less)._asdict() if enough else dict.fromkeys(Estimate._fields)
+    return {name: found[name] for name in Estimate._fields[1:]}
 
 
-class _Blocks(NamedTuple):
-    """Blocks of neighbouring chunks, n^(1/3) chunks each, as neighbours may come from one document.
-
-    The sum of squares of blocks is scaled, and its degrees of freedom are those, that it has if chunks at distance d
-    correlate by NEIGHBOURS^d: blocks this short would find too little of such a correlation.
-    """
-
-    weights: np.ndarray
-    starts: np.ndarray
-    scale: float
-    df: float
-
-    @classmethod
-    def of(cls, w: np.ndarray) -> "_Blocks":
-        n = len(w)
-        starts = np.arange(0, n, max(1, round(n ** (1 / 3))))
-        correlation = linalg.toeplitz(NEIGHBOURS ** np.arange(n))
-        deviations = np.add.reduceat(np.diag(w) - np.outer(w, w), starts, axis=0)  # of block sums from their mean
-        covariance = deviations @ correlation @ deviations.T
-        trace = float(np.trace(covariance))
-        return cls(w, starts, float(w @ correlation @ w) / trace, trace**2 / float((covariance**2).sum()))
-
-    def variance(self, deviations: np.ndarray) -> np.ndarray:
-        """Of the weighted mean of chunks with these deviations (..., C) from it."""
-        return self.scale * (np.add.reduceat(self.weights * deviations, self.starts, axis=-1) ** 2).sum(-1)
+def bands(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> pd.DataFrame:
+    """A row for each chunk: the `interval` of all chunks so far, for BANDS of them and the last."""
+    n = len(weights)
+    ends = sorted({round(i) for i in np.linspace(MIN_CHUNKS, n, BANDS)}) if n >= MIN_CHUNKS else []
+    found = {i - 1: interval(values[:, :i], weights[:i], None if less is None else less[:, :i]) for i in ends}
+    return pd.DataFrame.from_dict(found, orient="index").reindex(range(n))
 
 
-Part = tuple[np.ndarray, np.ndarray | float]  # a variance and its degrees of freedom
-
-
-def _sum(parts: Sequence[Part]) -> Part:
-    """The sum of independent variances, with Satterthwaite's degrees of freedom."""
-    if len(parts) == 1:
-        return parts[0]
-    total = np.sum([v for v, _ in parts], axis=0)
-    scatter = np.sum([v**2 / df for v, df in parts], axis=0)
-    least = np.full(np.shape(total), min(float(np.min(df)) for _, df in parts))
-    return total, np.divide(total**2, scatter, out=least, where=scatter > 0)
-
-
-def _total(seeds: Part, text: Part, both: Part) -> tuple[np.ndarray, np.ndarray]:
-    """Standard error and degrees of freedom of seeds + text - both.
+def moments(groups: Sequence[np.ndarray], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of one group (..., S, C), or of the first less the second's, its standard error and degrees of freedom.
 
     The text counts where its variance is above TOLD times the interaction's. Student's critical value is the normal one
     and what the part that needs most adds for its share, less than in proportion: Cochran and Cox's (1950) in the
     limits. Satterthwaite's degrees of freedom would trust the text's where few seeds happen to agree: of two seeds that
-    make 80 % of the variance, his intervals hold the truth 89 times out of 100.
+    make 80 % of the variance, his intervals hold the truth 89 times out of 100. They are those of two groups' seeds.
     """
-    counts = text[0] > TOLD * both[0]
-    total = seeds[0] + np.where(counts, text[0] - both[0], 0.0)
+    w = weights / weights.sum()
+    means = [x.mean(-2) for x in groups]
+    here = means[0] - means[1] if len(groups) > 1 else means[0]
+    value = np.asarray(here @ w)
+    variance, text_df = _blocks(w)
+    text = variance(here - value[..., None])
+    if min(x.shape[-2] for x in groups) < 2:
+        return value, np.sqrt(text), np.full_like(text, text_df)
+    seeds, scatter, both = np.zeros_like(text), np.zeros_like(text), np.zeros_like(text)
+    for x, mean in zip(groups, means, strict=True):
+        n, by_seed = x.shape[-2], x @ w
+        own = by_seed.var(-1, ddof=1) / n
+        seeds, scatter = seeds + own, scatter + own**2 / (n - 1)
+        rest = x - by_seed[..., None] - mean[..., None, :] + (mean @ w)[..., None, None]
+        both += variance(rest).sum(-1) / (n * (n - 1))
+    least = np.full_like(text, min(x.shape[-2] for x in groups) - 1)
+    seeds_df = np.divide(seeds**2, scatter, out=least, where=scatter > 0)
+    counted = text > TOLD * both
+    total = seeds + np.where(counted, text - both, 0.0)
     normal, more = stats.norm.ppf((1 + LEVEL) / 2), np.zeros_like(total)
-    for part, df in (seeds, (np.where(counts, text[0], 0.0), text[1])):
+    for part, df in ((seeds, seeds_df), (np.where(counted, text, 0.0), text_df)):
         share = np.divide(part, total, out=np.ones_like(total), where=total > 0)
         more = np.maximum(more, (stats.t.ppf((1 + LEVEL) / 2, df) - normal) * np.minimum(share, 1.0) ** CONCEDED)
-    return np.sqrt(total), special.stdtridf((1 + LEVEL) / 2, normal + more)
+    return value, np.sqrt(total), special.stdtridf((1 + LEVEL) / 2, normal + more)
+
+
+def _blocks(w: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """The variance of the mean of chunks of weights w (C,), given deviations (..., C), and its degrees of freedom.
+
+    From blocks of C^(1/3) neighbours, which may come from one document. The sum of squares of blocks is scaled, and its
+    degrees of freedom are those, that it has if chunks at distance d correlate by NEIGHBOURS^d: blocks this short would
+    find too little of such a correlation.
+    """
+    n = len(w)
+    starts = np.arange(0, n, max(1, round(n ** (1 / 3))))
+    correlation = linalg.toeplitz(NEIGHBOURS ** np.arange(n))
+    deviations = np.add.reduceat(np.diag(w) - np.outer(w, w), starts, axis=0)  # of block sums from their mean
+    covariance = deviations @ correlation @ deviations.T
+    trace = float(np.trace(covariance))
+    scale = float(w @ correlation @ w) / trace
+    return lambda x: scale * (np.add.reduceat(w * x, starts, axis=-1) ** 2).sum(-1), trace**2 / (covariance**2).sum()
 
 
 def detectable(error: float, df: float) -> float:
