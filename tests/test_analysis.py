@@ -21,7 +21,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import load
 from golfcore.evals import result as results
-from golfcore.model.hashing import bigram_rows
+from golfcore.model.hashing import ngram_rows
 from golfcore.quant.artifact import info
 from golfcore.runs.folder import open_run
 
@@ -231,7 +231,9 @@ def test_occupancy_is_a_plain_count(n_rows: int) -> None:
     starts = text.tables.word_start
     assert starts is not None
     for hashing in ("shared", "split"):
-        rows = bigram_rows(torch.from_numpy(text.train), starts, n_rows, hashing == "split")[1:].tolist()
+        rows = ngram_rows(torch.from_numpy(text.train), starts if hashing == "split" else None, n_rows, True)[
+            1:
+        ].tolist()
         pairs = list(zip(text.train[:-1].tolist(), text.train[1:].tolist(), strict=True))
         expected = plain_summary(pairs, rows, starts.tolist(), n_rows - 1)
         found = one(table, kind="summary", hashing=hashing, part="all")
@@ -271,7 +273,7 @@ def test_the_profile_falls_from_the_fullest_row_to_the_last() -> None:
     text = make_text(10)
     table = buckets.bucket_occupancy(text.train, text.tables, 128)
     rows = only(table, kind="row", hashing="shared", part="all")
-    where = bigram_rows(torch.from_numpy(text.train), None, 128, False)[1:]
+    where = ngram_rows(torch.from_numpy(text.train), None, 128, False)[1:]
     load_of = torch.bincount(where, minlength=128)[:127].sort(descending=True).values
     assert list(rows["occurrences"]) == [int(load_of[rank - 1]) for rank in rows["rank"]]
     assert rows["rank"].iloc[0] == 1 and rows["rank"].iloc[-1] == 127

@@ -10,9 +10,9 @@ from golfcore.config import ModelConfig, load
 from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.attention import Cache, Compute, attend_reference, attend_sdpa, rope_angles, rope_base
-from golfcore.model.embed import rms
-from golfcore.model.forward import Net, forward, init, nll, training_loss
+from golfcore.model.forward import Net, forward, nll, rms, training_loss
 from golfcore.model.generate import generate
+from golfcore.model.params import init
 from golfcore.model.weights import ROLES, Banks, Weights, flat, map_matrices, matrices, matrix, tree_map, unflat
 
 SMALL = replace(load("smoke").model, vocab_size=64, blocks=(0, 1, 2, 3), xsa_last_n=2, ve_layers=(1, 3), trigram=True)

@@ -266,7 +266,7 @@ def test_the_configuration_reaches_muon():
     ):
         weights = leaves(MODEL, cfg, init(MODEL, 1), BF16, "cpu")
         optimizers = build(MODEL, cfg, weights, BF16)
-        (group,) = optimizers.parts[-1].optimizer.param_groups
+        (group,) = optimizers.muon.param_groups
         assert (group["decay_after"], group["momentum_dtype"], group["dtype"]) == want
         assert optimizers.state_tensors()["muon/qo/momentum"].dtype == want[1]
 

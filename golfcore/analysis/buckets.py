@@ -8,7 +8,7 @@ import torch
 
 from golfcore.analysis.frames import frame
 from golfcore.data.tokens import Tables
-from golfcore.model.hashing import bigram_rows
+from golfcore.model.hashing import ngram_rows
 
 CURVE_POINTS = 60
 
@@ -33,7 +33,7 @@ def bucket_occupancy(tokens: np.ndarray, tables: Tables, n_rows: int) -> pd.Data
     parts = {"shared": {"all": (0, n_rows - 1)}, "split": {"all": (0, 2 * half)}}
     parts["split"] |= {"word start": (0, half), "within word": (half, 2 * half)}
     for hashing, spans in parts.items():
-        where = bigram_rows(both, tables.word_start, n_rows, split=hashing == "split")[:, 1].numpy()
+        where = ngram_rows(both, tables.word_start, n_rows, split=hashing == "split")[:, 1].numpy()
         for part, (start, stop) in spans.items():
             label, here = {"hashing": hashing, "part": part}, pairs.assign(row=where)[(start <= where) & (where < stop)]
             share = float(here["times"].sum() / pairs["times"].sum())

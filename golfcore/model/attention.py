@@ -125,8 +125,13 @@ class Cache:
         self.keys = torch.zeros(shape, dtype=compute.dtype, device=device)
         self.values = torch.zeros(shape, dtype=compute.dtype, device=device)
         self.tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        self.length = length
-        self.filled = 0
+        self.length, self.filled = length, 0
+
+    def context(self, tokens: Tensor, reach: int) -> Tensor:
+        """Store this call's tokens (B, T); return them with up to `reach` of those before."""
+        stop = self.filled + tokens.shape[1]
+        self.tokens[:, self.filled : stop] = tokens
+        return self.tokens[:, max(0, self.filled - reach) : stop]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this call's keys and values of `layer`; return those of all positions so far."""

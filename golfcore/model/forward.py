@@ -1,8 +1,9 @@
 """The one forward pass. Training, evaluation, meta-learning, TTT, calibration and generation are calls of it.
 
-Shapes: B batch, T time, D width, V vocabulary, U blocks, L layers.
+Shapes: B batch, T time, D width, V vocabulary, Hkv*K width of keys and values.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
-from golfcore.model import params
 from golfcore.model.attention import Cache, Compute, exclude_self, rope_angles, rotate
-from golfcore.model.embed import EMBED_REACH, Tap, embed, linear, rms, value_embedding
+from golfcore.model.hashing import ngram_rows
 from golfcore.model.weights import Weights, matrix, matrix_name, unbound
 
-init = params.init
+RMS_EPS = torch.finfo(torch.float32).eps  # the default of the originals' torch, for bfloat16 inputs too
+EMBED_REACH = 3  # position p of `embed` depends on tokens p-3 .. p (smear of the trigram)
+
+Tap = Callable[[str, Tensor], None]  # called with a name and the input of that matrix (or the output of that layer)
 
 
 class Net(NamedTuple):
@@ -27,14 +30,19 @@ class Net(NamedTuple):
     compute: Compute = Compute()
 
 
-class Stream(NamedTuple):
-    """Inputs that all layers of one forward share, beside the residual stream."""
+class Pass(NamedTuple):
+    """What all layers of one forward share, beside the residual stream."""
 
+    net: Net
+    weights: Weights
     x0: Tensor  # (B, T, D) the first residual stream
     ve: Tensor | None  # (B, T, Hkv*K) value embedding
     rope: tuple[Tensor, Tensor]  # cos, sin
     tap: Tap | None
     cache: Cache | None
+
+    def product(self, role: str, block: int, x: Tensor) -> Tensor:
+        return linear(x, matrix(self.weights.banks, role, block), matrix_name(role, block), self.tap)
 
 
 def forward(
@@ -51,88 +59,129 @@ def forward(
     output of every layer ("layer3"). With `cache`, `tokens` continue the sequence that it holds; it is extended in
     place. Nothing else is read or written.
     """
-    cfg, weights = net.cfg, unbound(weights)
-    start = cache.filled if cache else 0
-    length = cache.length if cache else tokens.shape[1]
-    x, ve = _inputs(net, weights, tokens, tap, cache)
-    rope = rope_angles(cfg, start, start + tokens.shape[1], length, tokens.device)
-    stream = Stream(x, ve, rope, tap, cache)
+    cfg, weights, t = net.cfg, unbound(weights), tokens.shape[1]
+    start, length, context = 0, t, tokens
+    if cache:
+        start, length, context = cache.filled, cache.length, cache.context(tokens, EMBED_REACH)
+    x = embed(net, weights, context, tap, start + t - context.shape[1])[:, -t:]
+    ve = value_embedding(net, weights, tokens, tap)
+    shared = Pass(net, weights, x, ve, rope_angles(cfg, start, start + t, length, tokens.device), tap, cache)
     stack: list[Tensor] = []
     n_encoder = cfg.n_layers // 2
     for i in range(cfg.n_layers):
         if i >= n_encoder and stack:
             x = x + weights.rest["skip"][i - n_encoder].to(x.dtype) * stack.pop()
-        x = layer(net, weights, i, x, stream)
+        x = layer(shared, i, x)
         if i < n_encoder:
             stack.append(x)
     if cache:
-        cache.filled += tokens.shape[1]
+        cache.filled += t
     if last is not None:
-        x = x[:, x.shape[1] - last :]
+        x = x[:, t - last :]
     logits = linear(rms(x), weights.rest["tok_emb"], "head", tap).float()
     return cfg.softcap * torch.tanh(logits / cfg.softcap)
 
 
-def _inputs(
-    net: Net, weights: Weights, tokens: Tensor, tap: Tap | None, cache: Cache | None
-) -> tuple[Tensor, Tensor | None]:
-    """First residual stream (B, T, D) and value embedding, with the predecessors that the n-grams need."""
-    t, start = tokens.shape[1], 0
-    if cache:
-        start = max(0, cache.filled - EMBED_REACH)
-        cache.tokens[:, cache.filled : cache.filled + t] = tokens
-        tokens = cache.tokens[:, start : cache.filled + t]
-    dtype = net.compute.dtype
-    x = embed(net.cfg, weights, tokens, net.tables, dtype, tap, start)[:, -t:]
-    ve = value_embedding(net.cfg, weights, tokens[:, -t:], dtype, tap)
-    return x, ve
+def rms(x: Tensor) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis: float32 inside, the input's dtype outside."""
+    return F.rms_norm(x.float(), (x.shape[-1],), eps=RMS_EPS).to(x.dtype)
 
 
-def layer(net: Net, weights: Weights, i: int, x: Tensor, stream: Stream) -> Tensor:
-    """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale. (B, T, D) -> same."""
-    cfg, rest = net.cfg, weights.rest
-    c = (i + 1) ** -0.5 if cfg.ln_scale else 1.0
-    mix = rest["resid_mix"][i].to(x.dtype)
-    x = mix[0] * x + mix[1] * stream.x0
-    x = x + rest["attn_scale"][i].to(x.dtype) * attention(net, weights, i, c * rms(x), stream)
-    x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(cfg, weights, cfg.blocks[i], c * rms(x), stream.tap)
-    if stream.tap is not None:
-        stream.tap(f"layer{i}", x)
+def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
+    """x @ weight.T in the dtype of x; every matrix product of the model passes here, so a tap sees every input."""
+    if tap is not None:
+        tap(name, x)
+    return F.linear(x, weight.to(x.dtype))
+
+
+def embed(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None, start: int = 0) -> Tensor:
+    """(B, T) ids -> (B, T, D): token + n-gram embedding, RMS norm, memory tokens, SmearGate.
+
+    `start`: the position of the first id in its row. Memory tokens replace those of the row's first positions (pr398).
+    """
+    cfg, dtype = net.cfg, net.compute.dtype
+    x = F.embedding(tokens, weights.rest["tok_emb"]).to(dtype)
+    if cfg.bigram_rows:
+        x = x + ngram(net, weights, tokens, tap)
+    x = rms(x)
+    if start < cfg.memory_tokens:
+        memory = weights.rest["memory"][start : start + tokens.shape[1]].to(dtype)
+        x = torch.cat((memory.expand(len(x), -1, -1), x[:, len(memory) :]), dim=1)
+    if cfg.smear:
+        gate = torch.sigmoid(weights.rest["smear"]).to(dtype)
+        x = (1 - gate) * x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1]
     return x
 
 
-def attention(net: Net, weights: Weights, i: int, x: Tensor, stream: Stream) -> Tensor:
+def ngram(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None) -> Tensor:
+    """Hashed bigram (+ trigram) vectors, projected, scaled, and boosted at word starts: (B, T, D)."""
+    cfg, rest, dtype = net.cfg, weights.rest, net.compute.dtype
+    word_start = net.tables.word_start if net.tables is not None else None
+    e = F.embedding(ngram_rows(tokens, word_start, cfg.bigram_rows, cfg.bigram_split), rest["bigram"])
+    if cfg.trigram:
+        e = e + F.embedding(ngram_rows(tokens, word_start, cfg.bigram_rows, cfg.bigram_split, order=3), rest["bigram"])
+    e = e.to(dtype)
+    if "bigram_proj" in rest:
+        e = linear(e, rest["bigram_proj"], "bigram_proj", tap)
+    e = e * rest["bigram_scale"].to(dtype)
+    if "word_start_boost" in rest and word_start is not None:
+        starts = word_start[tokens].unsqueeze(-1).to(dtype)
+        e = e * (1 + starts * (rest["word_start_boost"].to(dtype) - 1))
+    return e
+
+
+def value_embedding(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None) -> Tensor | None:
+    """(B, T) ids -> (B, T, Hkv*K), shared by all of `ve_layers` (before their own scales)."""
+    rest, dtype = weights.rest, net.compute.dtype
+    if not net.cfg.ve_layers:
+        return None
+    e = F.embedding(tokens, rest["ve"]).to(dtype)
+    if "ve_proj" in rest:
+        e = linear(e, rest["ve_proj"], "ve_proj", tap)
+    return e * rest["ve_scale"].to(dtype)
+
+
+def layer(p: Pass, i: int, x: Tensor) -> Tensor:
+    """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale. (B, T, D) -> same."""
+    cfg, rest = p.net.cfg, p.weights.rest
+    c = (i + 1) ** -0.5 if cfg.ln_scale else 1.0
+    mix = rest["resid_mix"][i].to(x.dtype)
+    x = mix[0] * x + mix[1] * p.x0
+    x = x + rest["attn_scale"][i].to(x.dtype) * attention(p, i, c * rms(x))
+    x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(p, cfg.blocks[i], c * rms(x))
+    if p.tap is not None:
+        p.tap(f"layer{i}", x)
+    return x
+
+
+def attention(p: Pass, i: int, x: Tensor) -> Tensor:
     """Causal grouped-query attention with QK norm, partial RoPE, per-head gain, value embedding and XSA."""
-    cfg, (b, t, _) = net.cfg, x.shape
-    block, ve = cfg.blocks[i], stream.ve
-
-    def product(role: str, y: Tensor) -> Tensor:
-        return linear(y, matrix(weights.banks, role, block), matrix_name(role, block), stream.tap)
-
-    q = product("query", x).view(b, t, cfg.n_heads, cfg.head_dim)
-    k = product("key", x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
-    v = product("value", x)
-    if ve is not None and i in cfg.ve_layers:
-        v = v + weights.rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * ve
+    cfg, rest, (b, t, _) = p.net.cfg, p.weights.rest, x.shape
+    block = cfg.blocks[i]
+    q = p.product("query", block, x).view(b, t, cfg.n_heads, cfg.head_dim)
+    k = p.product("key", block, x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
+    v = p.product("value", block, x)
+    if p.ve is not None and i in cfg.ve_layers:
+        v = v + rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * p.ve
     v = v.view(b, t, cfg.n_kv_heads, cfg.head_dim)
-    q, k = rotate(rms(q), *stream.rope), rotate(rms(k), *stream.rope)
-    q = q * weights.rest["q_gain"][block].to(x.dtype)[:, None]
-    keys, values = stream.cache.extend(i, k, v) if stream.cache else (k, v)
-    y = net.compute.attend(q, keys, values)
+    q, k = rotate(rms(q), *p.rope), rotate(rms(k), *p.rope)
+    q = q * rest["q_gain"][block].to(x.dtype)[:, None]
+    keys, values = p.cache.extend(i, k, v) if p.cache else (k, v)
+    y = p.net.compute.attend(q, keys, values)
     if i >= cfg.n_layers - cfg.xsa_last_n:
         y = exclude_self(y, v)
-    return product("out", y.reshape(b, t, -1))
+    return p.product("out", block, y.reshape(b, t, -1))
 
 
-def mlp(cfg: ModelConfig, weights: Weights, block: int, x: Tensor, tap: Tap | None) -> Tensor:
+def mlp(p: Pass, block: int, x: Tensor) -> Tensor:
     """LeakyReLU(0.5)^2 (exp101's arithmetic), ReLU^2 (pr294, pr398), or SwiGLU (exp101's prose)."""
-    up = linear(x, matrix(weights.banks, "up", block), matrix_name("up", block), tap)
-    if cfg.mlp == "swiglu":
+    up, kind = p.product("up", block, x), p.net.cfg.mlp
+    if kind == "swiglu":
         gate, value = up.chunk(2, dim=-1)
         hidden = F.silu(gate) * value
     else:
-        hidden = (F.leaky_relu(up, 0.5) if cfg.mlp == "leaky_relu2" else F.relu(up)).square()
-    return linear(hidden, matrix(weights.banks, "down", block), matrix_name("down", block), tap)
+        hidden = (F.leaky_relu(up, 0.5) if kind == "leaky_relu2" else F.relu(up)).square()
+    return p.product("down", block, hidden)
 
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:

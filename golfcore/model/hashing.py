@@ -13,17 +13,11 @@ from torch import Tensor
 MULTIPLIERS = (36313, 27191, 51497)
 
 
-def bigram_rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool) -> Tensor:
-    """(..., T) token ids -> (..., T) int64 rows; `word_start` (V,) bool, without which `split` does nothing."""
-    return _rows(tokens, word_start, n_rows, split, order=2)
+def ngram_rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool, order: int = 2) -> Tensor:
+    """(..., T) token ids -> (..., T) int64 rows of their bigrams (`order` 2) or trigrams (3).
 
-
-def trigram_rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool) -> Tensor:
-    """As `bigram_rows`, with two predecessors (and two sentinel positions)."""
-    return _rows(tokens, word_start, n_rows, split, order=3)
-
-
-def _rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool, order: int) -> Tensor:
+    `word_start` (V,) bool: without it `split` does nothing.
+    """
     length, lead = tokens.shape[-1], order - 1
     rows = torch.full(tokens.shape, n_rows - 1, dtype=torch.int64, device=tokens.device)
     if length <= lead:
@@ -34,8 +28,7 @@ def _rows(tokens: Tensor, word_start: Tensor | None, n_rows: int, split: bool, o
         mixed = mixed ^ (MULTIPLIERS[back] * ids[..., lead - back : length - back])
     if split and word_start is not None:
         half = (n_rows - 1) // 2
-        offset = torch.where(word_start[tokens[..., lead:]], 0, half)
-        rows[..., lead:] = mixed % half + offset
+        rows[..., lead:] = mixed % half + torch.where(word_start[tokens[..., lead:]], 0, half)
     else:
-        rows[..., lead:] = (mixed % (n_rows - 1)).to(torch.int64)
+        rows[..., lead:] = mixed % (n_rows - 1)
     return rows

@@ -24,7 +24,7 @@ class Weights(NamedTuple):
     rest: dict[str, Tensor]  # names and shapes: golfcore.model.params.table
 
 
-ROLES: dict[str, tuple[str, int, int]] = {  # role -> bank, slots a block, slot within the block
+ROLES = {  # role -> bank, slots a block, slot within the block
     "query": ("qo", 2, 0),
     "out": ("qo", 2, 1),
     "key": ("kv", 2, 0),
@@ -76,13 +76,10 @@ def unbound(weights: Weights) -> Weights:
     One `unbind` has one backward; indexing a stack instead makes a stack of zeros for the gradient of every slice.
     What is a tuple already stays as it is: meta-learning differentiates some slices of a stack and not others.
     """
-    stacks = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "ve_layer_scale")
-    rest = {name: _slices(t) if name in stacks else t for name, t in weights.rest.items()}
-    return Weights(Banks(*(_slices(bank) for bank in weights.banks)), rest)  # type: ignore[arg-type]
-
-
-def _slices(stack: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return stack if isinstance(stack, tuple) else stack.unbind()
+    stacks = (*Banks._fields, "attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip", "ve_layer_scale")
+    tensors = flat(weights).items()
+    cut = {name: t.unbind() if name in stacks and isinstance(t, Tensor) else t for name, t in tensors}
+    return unflat(cut)  # type: ignore[arg-type]
 
 
 def matrix_name(role: str, block: int) -> str:
@@ -104,10 +101,11 @@ def map_matrices(fn: Callable[[str, Tensor], Tensor], weights: Weights) -> Weigh
 
 def stacked(named: Mapping[str, Tensor], n_blocks: int) -> Banks:
     """The banks of matrices by name."""
-    slots = {
-        b: [(block, role) for block in range(n_blocks) for role in ROLES if ROLES[role][0] == b] for b in Banks._fields
-    }
-    return Banks(*(torch.stack([named[matrix_name(role, block)] for block, role in s]) for s in slots.values()))
+    slots: dict[str, list[Tensor]] = {bank: [] for bank in Banks._fields}
+    for block in range(n_blocks):
+        for role, (bank, _, _) in ROLES.items():
+            slots[bank].append(named[matrix_name(role, block)])
+    return Banks(*map(torch.stack, slots.values()))
 
 
 def detach(weights: Weights) -> Weights:

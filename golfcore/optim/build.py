@@ -1,28 +1,22 @@
 """From the parameter table to optimizers: leaf tensors, groups, clipping, and a state that can be saved."""
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from golfcore.config import ModelConfig, OptimConfig
-from golfcore.model.params import Group, table
+from golfcore.model.params import table
 from golfcore.model.weights import Weights, flat, unflat
 from golfcore.optim.muon import Muon
 
 
-class Part(NamedTuple):
-    kind: str  # "adam" or "muon"
-    optimizer: torch.optim.Optimizer
-    base_lr: float
-    params: dict[str, Tensor]  # by name
-
-
-class Optimizers:
+class Optimizers(NamedTuple):
     """The optimizers of all parameters; they are stepped in the order tables, scalars, matrices (exp101)."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
+    adam: torch.optim.AdamW  # of tables and scalars
+    muon: Muon  # of matrices
+    params: dict[str, Tensor]  # by name
 
     def step(self, lr_multiplier: float, momentum: float) -> None:
         """One update with every learning rate times `lr_multiplier`; `momentum` is Muon's.
@@ -30,25 +24,25 @@ class Optimizers:
         A parameter whose gradient is None is left alone: no update, no decay, no step counted (torch's AdamW, and what
         exp106 relied on).
         """
-        for part in self.parts:
-            for group in part.optimizer.param_groups:
-                group["lr"] = part.base_lr * lr_multiplier
-                if part.kind == "muon":
-                    group["momentum"] = momentum
-            part.optimizer.step()
+        for optimizer in (self.adam, self.muon):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * lr_multiplier
+        self.muon.param_groups[0]["momentum"] = momentum
+        self.adam.step()
+        self.muon.step()
 
     def zero_grad(self) -> None:
         """Set every gradient to None."""
-        for part in self.parts:
-            part.optimizer.zero_grad()
+        self.adam.zero_grad()
+        self.muon.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state by optimizer, parameter and slot ("adam/tok_emb/exp_avg", "muon/qo/momentum"), itself."""
         return {
-            f"{part.kind}/{name}/{slot}": value
-            for part in self.parts
-            for name, p in part.params.items()
-            for slot, value in part.optimizer.state[p].items()
+            f"{kind}/{name}/{slot}": value
+            for name, p in self.params.items()
+            for kind, optimizer in (("adam", self.adam), ("muon", self.muon))
+            for slot, value in optimizer.state.get(p, {}).items()
         }
 
 
@@ -64,12 +58,11 @@ def leaves(
     What is in no optimizer takes no gradient either: it would be clipped with the others and never cleared.
     """
     low, tensors = compute_dtype if optim_cfg.table_dtype == "compute" else torch.float32, flat(weights)
-
-    def leaf(name: str, group: Group) -> Tensor:
-        copy = tensors[name].detach().to(device, low if group == "table" else torch.float32, copy=True)
-        return copy.requires_grad_(group != "none")
-
-    return unflat({p.name: leaf(p.name, p.group) for p in table(model_cfg)})
+    copies = {}
+    for p in table(model_cfg):
+        copy = tensors[p.name].detach().to(device, low if p.group == "table" else torch.float32, copy=True)
+        copies[p.name] = copy.requires_grad_(p.group != "none")
+    return unflat(copies)
 
 
 def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, compute_dtype: torch.dtype) -> Optimizers:
@@ -82,26 +75,23 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
     c, tensors, rows = optim_cfg, flat(weights), table(model_cfg)
     if wrong := tensors.keys() ^ {p.name for p in rows}:
         raise ValueError(f"expected the tensors of the parameter table, found {sorted(wrong)} unpaired")
-    groups = {group: {p.name: tensors[p.name] for p in rows if p.group == group} for group in get_args(Group)}
-
-    def adam(name: str, lr: float) -> Part:
-        params = groups[name]
-        fused, betas = all(t.is_cuda for t in params.values()), (c.beta1, c.beta2)
-        optimizer = torch.optim.AdamW(params.values(), lr, betas, c.eps, c.adam_wd, fused=fused)
-        for p in params.values():  # as torch begins at the first step, but there from the start
-            count = torch.zeros((), device=p.device if fused else "cpu")
-            optimizer.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        return Part("adam", optimizer, lr, params)
-
-    matrices = groups["matrix"]
-    group = {
-        "params": list(matrices.values()),
+    named = {
+        group: {p.name: tensors[p.name] for p in rows if p.group == group} for group in ("table", "scalar", "matrix")
+    }
+    rates = {"table": c.table_lr, "scalar": c.scalar_lr, "matrix": c.matrix_lr}
+    groups = {g: {"params": list(named[g].values()), "lr": lr, "base_lr": lr} for g, lr in rates.items()}
+    by_adam = [groups["table"], groups["scalar"]]
+    fused = weights.banks.qo.is_cuda
+    adam = torch.optim.AdamW(by_adam, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.adam_wd, fused=fused)
+    for p in (*named["table"].values(), *named["scalar"].values()):  # as torch begins at the first step
+        count = torch.zeros((), device=p.device if fused else "cpu")
+        adam.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    group = groups["matrix"] | {
         "momentum_dtype": torch.float32 if c.momentum_dtype == "float32" else compute_dtype,
         "decay_after": c.matrix_decay == "after",
     }
     muon = Muon([group], c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, compute_dtype, c.nesterov)
-    tables, scalars = adam("table", c.table_lr), adam("scalar", c.scalar_lr)
-    return Optimizers([tables, scalars, Part("muon", muon, c.matrix_lr, matrices)])
+    return Optimizers(adam, muon, named["table"] | named["scalar"] | named["matrix"])
 
 
 def mask_frozen_skips(model_cfg: ModelConfig, weights: Weights) -> None:

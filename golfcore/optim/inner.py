@@ -67,20 +67,18 @@ def open_gradient(
     Not differentiating them lets the backward pass end above the frozen blocks.
     """
     tensors = flat(weights)
-    pieces = {n: list(tensors[n].unbind() if n in masks else (tensors[n],)) for n in names}
+    held = {n: masks[n].tolist() if n in masks else [False] for n in names}
+    pieces = {n: tensors[n].unbind() if n in masks else (tensors[n],) for n in names}
     if not create_graph:
-        pieces = {n: [p.detach() for p in ps] for n, ps in pieces.items()}
-    frozen = {n: masks[n].tolist() if n in masks else [False] for n in names}
-    wanted = [p for n in names for p, f in zip(pieces[n], frozen[n], strict=True) if not f]
-    for p in wanted if not create_graph else ():
-        p.requires_grad_()
-    cut = {n: tuple(ps) if n in masks else ps[0] for n, ps in pieces.items()}
+        both = {n: zip(pieces[n], held[n], strict=True) for n in names}
+        pieces = {n: tuple(p.detach().requires_grad_(not h) for p, h in pairs) for n, pairs in both.items()}
+    wanted = [p for n in names for p, h in zip(pieces[n], held[n], strict=True) if not h]
+    cut = {n: ps if n in masks else ps[0] for n, ps in pieces.items()}
     value = loss(unflat({**tensors, **cut}), *data)  # type: ignore[dict-item]
     found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True) if wanted else ())
-
-    def gradient(piece: Tensor, is_frozen: bool) -> Tensor:
-        g = None if is_frozen else next(found)
-        return torch.zeros_like(piece, requires_grad=False) if g is None else g
-
-    rows = {n: [gradient(p, f) for p, f in zip(pieces[n], frozen[n], strict=True)] for n in names}
-    return {n: torch.stack(gs) if n in masks else gs[0] for n, gs in rows.items()}
+    out = {}
+    for n in names:
+        taken = [(p, None if h else next(found)) for p, h in zip(pieces[n], held[n], strict=True)]
+        rows = [torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in taken]
+        out[n] = torch.stack(rows) if n in masks else rows[0]
+    return out

@@ -66,9 +66,14 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            pending = [shared(self._direction(p, group), group["ns_steps"]) for p in params]
-            for p, update in zip(params, pending, strict=True):
+            pending = []
+            for p in [p for p in group["params"] if p.grad is not None]:
+                g, momentum = p.grad.to(group["momentum_dtype"]), group["momentum"]
+                m = self.state[p]["momentum"].mul_(momentum).add_(g)
+                # torch.add rounds once, as the original's fused multiply-add
+                u = torch.add(g, m, alpha=momentum) if group["nesterov"] else m
+                pending.append((p, shared(u.to(group["dtype"]), group["ns_steps"])))
+            for p, update in pending:
                 rows, cols = p.shape[-2:]
                 kept = 1 - group["lr"] * group["weight_decay"]
                 if not group["decay_after"]:
@@ -76,14 +81,6 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update().to(p.dtype), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
                 if group["decay_after"]:
                     p.mul_(kept)
-
-    def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        assert p.grad is not None
-        g = p.grad.to(group["momentum_dtype"])
-        m = self.state[p]["momentum"].mul_(group["momentum"]).add_(g)
-        # torch.add rounds once, as the original's fused multiply-add
-        u = torch.add(g, m, alpha=group["momentum"]) if group["nesterov"] else m
-        return u.to(group["dtype"])
 
 
 def shared(u: Tensor, steps: int) -> Callable[[], Tensor]:

@@ -3,10 +3,10 @@
     magic "GOLFCORE" | version u16 | header length u32 | file length u32 | header | payload | sha256 of all before
 
 Little-endian. The header is JSON under zlib: the configuration, the caller's `extra`, and for each stream of the
-payload, as its `quant.codec` needs, its least symbol, its counts and its length in 32-bit words ("ans"), or the numbers
-of its symbols and of its bytes (the compressors). Streams lie in the order of their names. A stream
-named like a matrix or table holds its codes; "scales" and "halves" hold all scales, and all tensors without codes, in
-the order of the parameter table, as the high and the low bytes of float16.
+payload its least symbol, its counts and its length in 32-bit words (`quant.codec` "ans"), or the numbers of its symbols
+and of its bytes (the compressors). Streams lie in the order of their names. One named like a matrix or table holds its
+codes; "scales" and "halves" hold all scales, and all tensors without codes, in the order of the parameter table, as the
+high and the low bytes of float16.
 
 Nothing of a file is trusted: sizes come from the parameter table, at most MAX_SCALARS are unpacked, nothing is run.
 """
@@ -32,7 +32,7 @@ from golfcore.base.files import canonical_json, write_bytes
 from golfcore.config import Config
 from golfcore.model import params
 from golfcore.model.weights import Weights
-from golfcore.quant.codec import Blob, IntArray, Stream, compress, decode, decompress, encode, join_halves, split_halves
+from golfcore.quant.codec import Codec, IntArray, Stream, decode, encode
 from golfcore.quant.stored import Coded, Entry, Quantized, dequantize_weights, entries
 
 MAGIC, VERSION = b"GOLFCORE", 1
@@ -40,7 +40,8 @@ PREFIX = struct.Struct("<8sHII")
 DIGEST = hashlib.sha256().digest_size
 MAX_HEADER = 1 << 20  # bytes of JSON; exp101's has 23 thousand
 MAX_SCALARS = 1 << 28  # of a model; ten times exp101's
-PLANES = ("scales.high", "scales.low", "halves.high", "halves.low")
+PLANES = {"scales.high", "scales.low", "halves.high", "halves.low"}
+WORD = 4  # bytes
 READERS = ("golfcore.quant.artifact", "golfcore.evals.protocols")  # they read and score an artifact
 
 
@@ -63,15 +64,14 @@ def _require(holds: bool, found: str) -> None:
         raise Malformed(found)
 
 
-# -- writing
-
-
 def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[str, Any] | None = None) -> int:
     """Pack a quantized model with any JSON object; the size in bytes. Equal input gives equal bytes."""
     codec = cfg.quant.codec
-    symbols = sorted(_symbols(cfg, quantized).items())
-    streams = {name: encode(s) if codec == "ans" else compress(s, codec) for name, s in symbols}
-    described = {name: stream.described for name, stream in streams.items()}
+    streams = {name: encode(symbols, codec) for name, symbols in sorted(_symbols(cfg, quantized).items())}
+    described: dict[str, list] = {}
+    for name, s in streams.items():
+        ans = [s.least, s.counts, len(s.payload) // WORD]
+        described[name] = ans if codec == "ans" else [*s.counts, len(s.payload)]
     header = canonical_json({"config": config.to_dict(cfg), "extra": extra or {}, "streams": described}).encode()
     if len(header) > MAX_HEADER:
         raise UserError(f"{path}: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
@@ -85,21 +85,14 @@ def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[s
 
 def _symbols(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, IntArray]:
     """The integers of each stream by its name."""
-    out: dict[str, IntArray] = {}
-    scales: list[Tensor] = [torch.empty(0, dtype=torch.float16)]
-    halves = list(scales)
-    for name in entries(cfg.model):
-        entry = quantized[name]
-        if isinstance(entry, Coded):
-            out[name] = entry.codes.numpy()
-            scales.append(entry.scale)
-        else:
-            halves.append(entry.flatten())
-    planes = (*split_halves(torch.cat(scales).numpy()), *split_halves(torch.cat(halves).numpy()))
-    return out | dict(zip(PLANES, planes, strict=True))
-
-
-# -- reading
+    kept = {name: quantized[name] for name in entries(cfg.model)}
+    out: dict[str, IntArray] = {name: e.codes.numpy() for name, e in kept.items() if isinstance(e, Coded)}
+    scales = [e.scale for e in kept.values() if isinstance(e, Coded)]
+    halves = [e.flatten() for e in kept.values() if isinstance(e, Tensor)]
+    for kind, parts in (("scales", scales), ("halves", halves)):
+        values = torch.cat([torch.empty(0, dtype=torch.float16), *parts]).numpy().astype("<f2")
+        out[f"{kind}.low"], out[f"{kind}.high"] = values.view(np.uint8).reshape(-1, 2).T
+    return out
 
 
 def read(path: Path) -> tuple[Config, Weights]:
@@ -120,17 +113,19 @@ def info(path: Path) -> dict[str, Any]:
     with _naming(path):
         contents = _open(path)
     specs = entries(contents.cfg.model)
+    sizes = {name: len(stream.payload) for name, stream in contents.streams.items()}
     parts = {"header": contents.header_bytes, "matrix": 0, "table": 0, "scales": 0, "halves": 0}
-    for name, stream in contents.streams.items():
-        parts[specs[name].kind if name in specs else name.partition(".")[0]] += len(stream.payload)
+    for name, size in sizes.items():
+        parts[specs[name].kind if name in specs else name.partition(".")[0]] += size
+    frame = PREFIX.size + DIGEST
     return {
-        "bytes": contents.size,
+        "bytes": sum(parts.values()) + frame,
         "version": VERSION,
         "config": config.to_dict(contents.cfg),
         "hash": contents.cfg.hash,
         "extra": contents.extra,
-        "components": {**parts, "frame": PREFIX.size + DIGEST},
-        "streams": {name: len(stream.payload) for name, stream in contents.streams.items()},
+        "components": {**parts, "frame": frame},
+        "streams": sizes,
     }
 
 
@@ -142,34 +137,32 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 class Contents(NamedTuple):
-    """A file whose frame and header are in order; the streams are not unpacked yet."""
+    """A file whose frame and header are in order; the streams are not decoded yet."""
 
     cfg: Config
     extra: dict[str, Any]
-    streams: dict[str, Stream | Blob]
+    streams: dict[str, Stream]
     header_bytes: int
-    size: int
 
 
 def _open(path: Path) -> Contents:
-    data, header_bytes = _frame(path)
-    header = _header(data[PREFIX.size : PREFIX.size + header_bytes])
+    packed, payload = _frame(path)
+    header = _header(packed)
     cfg = config.from_dict(header["config"], str(path))
     shapes = [p.shape for p in params.table(cfg.model)]
     _require(sum(map(math.prod, shapes)) <= MAX_SCALARS, f"a model of more than {MAX_SCALARS} weights")
-    payload = data[PREFIX.size + header_bytes : len(data) - DIGEST]
-    streams: dict[str, Stream | Blob] = {}
+    streams: dict[str, Stream] = {}
     for name, description in sorted(header["streams"].items()):  # each is cut off the front of what is left
         streams[name] = _stream(name, description, payload, cfg.quant.codec)
         payload = payload[len(streams[name].payload) :]
     _require(not payload, f"{len(payload)} bytes that no stream describes")
     codable = {name for name, spec in entries(cfg.model).items() if spec.kind in ("matrix", "table")}
-    _require(set(PLANES) <= streams.keys() <= codable | set(PLANES), "streams of another model")
-    return Contents(cfg, header["extra"], streams, header_bytes, len(data))
+    _require(PLANES <= streams.keys() <= codable | PLANES, "streams of another model")
+    return Contents(cfg, header["extra"], streams, len(packed))
 
 
-def _frame(path: Path) -> tuple[bytes, int]:
-    """All bytes of the file and the length of its header, after the checks that need no more than the frame."""
+def _frame(path: Path) -> tuple[bytes, bytes]:
+    """The packed header and the payload of a whole file."""
     with path.open("rb") as f:
         start = f.read(PREFIX.size)
         _require(start[: len(MAGIC)] == MAGIC[: len(start)], "a file of another kind")
@@ -179,18 +172,18 @@ def _frame(path: Path) -> tuple[bytes, int]:
         actual = path.stat().st_size
         _require(actual >= size, f"no more than {actual} of its {size} bytes")
         _require(actual == size, f"{actual - size} bytes after its end")
-        data = start + f.read(size)
-    corrupt = hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]
-    _require(not corrupt, "one whose checksum does not match its contents")
-    _require(PREFIX.size + header_bytes + DIGEST <= size, "a header longer than the file")
-    return data, header_bytes
+        body = start + f.read(size)
+    body, digest = body[:-DIGEST], body[-DIGEST:]
+    _require(hashlib.sha256(body).digest() == digest, "one whose checksum does not match its contents")
+    end = PREFIX.size + header_bytes
+    _require(end <= len(body), "a header longer than the file")
+    return body[PREFIX.size : end], body[end:]
 
 
 def _header(packed: bytes) -> dict[str, Any]:
     unpacker = zlib.decompressobj()
     try:
-        text = unpacker.decompress(packed, MAX_HEADER)
-        header = json.loads(text)
+        header = json.loads(unpacker.decompress(packed, MAX_HEADER))
     except (zlib.error, ValueError, RecursionError):
         raise Malformed("a header that does not parse") from None
     whole = unpacker.eof and isinstance(header, dict) and header.keys() == {"config", "extra", "streams"}
@@ -198,79 +191,67 @@ def _header(packed: bytes) -> dict[str, Any]:
     return header
 
 
-def _stream(name: str, description: Any, payload: bytes, codec: str) -> Stream | Blob:
+def _stream(name: str, description: Any, payload: bytes, codec: Codec) -> Stream:
     """The stream at the front of `payload`."""
     try:
-        *least, counts, length = description
-        numbers = [*least, length, *counts] if codec == "ans" else [length, counts]
-        _require(len(least) == (codec == "ans"), f"no description of the stream {name}")
+        if codec == "ans":
+            least, counts, length = description
+        else:
+            (size, length), least = description, 0
+            counts = [size]
+        whole = all(type(n) is int for n in (least, *counts, length)) and min([*counts, length]) >= 0
     except (TypeError, ValueError):
         raise Malformed(f"no description of the stream {name}") from None
-    positive = numbers[len(least) :]
-    _require(all(type(n) is int for n in numbers) and min(positive) >= 0, f"no counts of {name}")
-    n_bytes = 4 * length if codec == "ans" else length
+    _require(whole, f"no counts of {name}")
+    n_bytes = length * WORD if codec == "ans" else length
     _require(n_bytes <= len(payload), f"a stream {name} longer than the file")
-    if codec != "ans":
-        return Blob(counts, payload[:n_bytes])
-    return Stream(least[0], tuple(counts), np.frombuffer(payload[:n_bytes], "<u4").astype(np.uint32))
+    return Stream(least, tuple(counts), payload[:n_bytes])
 
 
 def _unpack(contents: Contents) -> Quantized:
-    specs, streams = entries(contents.cfg.model), contents.streams
-    sizes = {name: math.prod(spec.shape) for name, spec in specs.items()}
-    n_scales = sum(spec.shape[0] for name, spec in specs.items() if name in streams)
-    n_halves = sum(size for name, size in sizes.items() if name not in streams)
-    scales, halves = _halves(contents, "scales", n_scales), _halves(contents, "halves", n_halves)
+    specs, streams, codec = entries(contents.cfg.model), contents.streams, contents.cfg.quant.codec
+
+    def decoded(name: str, size: int, dtype: type[np.int8] | type[np.uint8]) -> IntArray:
+        """The `size` symbols of a stream, all within `dtype`."""
+        stream, lowest = streams[name], np.iinfo(dtype).min
+        n = sum(stream.counts)
+        _require(n == size, f"{n} values of {name} where the model has {size}")
+        within = lowest <= stream.least and stream.least + len(stream.counts) <= lowest + 256
+        _require(within, f"values of {name} that do not fit a byte")
+        try:
+            return decode(stream, codec).astype(dtype)
+        except ValueError:
+            raise Malformed(f"a stream {name} that does not decode") from None
+
+    def floats(kind: str, sizes: list[int]) -> Iterator[Tensor]:
+        """float16 vectors of these sizes, from their two planes."""
+        low, high = (decoded(f"{kind}.{plane}", sum(sizes), np.uint8) for plane in ("low", "high"))
+        values = np.stack((low, high), axis=-1).view("<f2").ravel().astype(np.float16)
+        return iter(torch.from_numpy(values).split(sizes))
+
+    scales = floats("scales", [spec.shape[0] for name, spec in specs.items() if name in streams])
+    halves = floats("halves", [math.prod(spec.shape) for name, spec in specs.items() if name not in streams])
     out: Quantized = {}
     for name, spec in specs.items():
         if name in streams:
-            codes = torch.from_numpy(_decode(contents, name, sizes[name], np.int8))
-            out[name] = Coded(codes.view(spec.shape), scales[: spec.shape[0]])
-            scales = scales[spec.shape[0] :]
+            codes = torch.from_numpy(decoded(name, math.prod(spec.shape), np.int8))
+            out[name] = Coded(codes.view(spec.shape), next(scales))
         else:
-            out[name] = halves[: sizes[name]].view(spec.shape)
-            halves = halves[sizes[name] :]
+            out[name] = next(halves).view(spec.shape)
     return out
-
-
-def _halves(contents: Contents, kind: str, size: int) -> Tensor:
-    """(size,) float16 from its two planes."""
-    high, low = (_decode(contents, f"{kind}.{plane}", size, np.uint8) for plane in ("high", "low"))
-    return torch.from_numpy(join_halves(high, low))
-
-
-def _decode(contents: Contents, name: str, size: int, dtype: type[np.int8] | type[np.uint8]) -> IntArray:
-    """The `size` symbols of a stream, all within `dtype`."""
-    stream, codec = contents.streams[name], contents.cfg.quant.codec
-    _require(stream.size == size, f"{stream.size} values of {name} where the model has {size}")
-    try:
-        if isinstance(stream, Blob):
-            assert codec != "ans"  # which has no blobs
-            return np.frombuffer(bytearray(decompress(stream, codec)), dtype)
-        lowest = np.iinfo(dtype).min
-        within = lowest <= stream.least and stream.least + len(stream.counts) <= lowest + 256
-        _require(within, f"values of {name} that do not fit a byte")
-        return decode(stream).astype(dtype)
-    except ValueError:
-        raise Malformed(f"a stream {name} that does not decode") from None
-
-
-# -- what counts against the limit
 
 
 def code_bytes() -> int:
     """UTF-8 bytes of the package's modules that reading and scoring an artifact takes, uncompressed."""
-    root = Path(__file__).parents[2]
-    return sum((root / file).stat().st_size for file in reader_files())
+    return sum(file.stat().st_size for file in reader_files())
 
 
 def reader_files() -> list[Path]:
-    """The modules that READERS import from this package, directly or not, relative to the package's parent."""
-    root = Path(__file__).parents[2]
-    finder = _Own([str(root)])
+    """The modules of this package that READERS import, directly or not."""
+    finder = _Own([str(Path(__file__).parents[2])])
     for reader in READERS:
         finder.import_hook(reader)
-    return sorted(Path(str(vars(module)["__file__"])).relative_to(root) for module in finder.modules.values())
+    return sorted(Path(str(vars(module)["__file__"])) for module in finder.modules.values())
 
 
 class _Own(ModuleFinder):

@@ -3,8 +3,6 @@
 No training data enters the artifact's rounding. Shapes: N sequences, T tokens, C columns of a matrix.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -13,42 +11,8 @@ from golfcore.base.runtime import full_float32
 from golfcore.config import QuantConfig
 from golfcore.model.forward import Net, forward
 from golfcore.model.generate import Progress, generate
-from golfcore.model.weights import Weights, matrices
-
-PROJECTIONS = ("bigram_proj", "ve_proj")
-
-
-class HessianTap:
-    """A tap that sums X^T X (C, C) of the inputs X (..., C) of the named matrices, in float32 on their device."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.sums: dict[str, Tensor | None] = dict.fromkeys(names)
-        self._input: Tensor | None = None
-        self._gram: Tensor | None = None
-
-    def __call__(self, name: str, x: Tensor) -> None:
-        if name not in self.sums:
-            return
-        if self._gram is None or x is not self._input:  # query, key and value read one tensor: one product for three
-            rows = x.detach().flatten(0, -2).float()
-            with full_float32():
-                self._input, self._gram = x, rows.T @ rows
-        total = self.sums[name]
-        self.sums[name] = self._gram.clone() if total is None else total.add_(self._gram)
-
-    def hessians(self, n_sequences: int, damping: float) -> dict[str, Tensor]:
-        """H = sum / n_sequences + damping * max(mean diagonal, 1e-6) * I of each matrix (exp101).
-
-        Raises RuntimeError if a matrix was never used.
-        """
-        out = {}
-        for name, total in self.sums.items():
-            if total is None:
-                raise RuntimeError(f"no input of {name} was seen in calibration")
-            h = total / n_sequences
-            h.diagonal().add_(damping * h.diagonal().mean().clamp(min=1e-6))
-            out[name] = h
-        return out
+from golfcore.model.weights import Weights
+from golfcore.quant.stored import entries
 
 
 def self_generated(q: QuantConfig, net: Net, weights: Weights, seed: int, progress: Progress | None = None) -> Tensor:
@@ -68,28 +32,37 @@ def self_generated(q: QuantConfig, net: Net, weights: Weights, seed: int, progre
 
 @torch.no_grad()
 def collect(
-    net: Net,
-    weights: Weights,
-    sequences: Tensor,
-    damping: float,
-    *,
-    projections: bool = False,
-    batch: int = 8,
-    progress: Progress | None = None,
+    net: Net, weights: Weights, sequences: Tensor, damping: float, batch: int = 8, progress: Progress | None = None
 ) -> dict[str, Tensor]:
-    """Hessian (C, C) of every bank matrix, and if asked of the small projections, over `sequences` (N, T) of ids.
+    """H = sum X^T X / N + damping * max(mean diagonal, 1e-6) * I, (C, C), of each matrix's inputs X (..., C) (exp101).
 
-    The last token of each is no input. `progress` is called with the sequences done in each batch. UserError:
-    sequences of fewer than 2 tokens, which have no input.
+    Over `sequences` (N, T) of ids, the last token of each left out; in float32, on the weights' device; of the block
+    matrices and the small projections. `progress` is called with the sequences done in each batch. UserError:
+    sequences of fewer than 2 tokens, which have no input. RuntimeError: a matrix was never used.
     """
     if sequences.shape[1] < 2:
         raise UserError(f"quant.calib_len: expected sequences of at least 2 tokens, found {sequences.shape[1]}")
-    names = [name for name, _ in matrices(weights)]
-    if projections:
-        names += [name for name in PROJECTIONS if name in weights.rest]
-    tap = HessianTap(names)
+    names = [name for name, spec in entries(net.cfg).items() if spec.kind in ("matrix", "projection")]
+    sums: dict[str, Tensor] = {}
+    last: tuple[Tensor, Tensor] | None = None  # an input and its product: query, key and value read one tensor
+
+    def tap(name: str, x: Tensor) -> None:
+        nonlocal last
+        if name not in names:
+            return
+        if last is None or x is not last[0]:
+            rows = x.flatten(0, -2).float()
+            with full_float32():
+                last = x, rows.T @ rows
+        sums[name] = sums[name].add_(last[1]) if name in sums else last[1].clone()
+
     for part in sequences[:, :-1].split(batch):
         forward(net, weights, part, tap=tap)
         if progress:
             progress(len(part))
-    return tap.hessians(len(sequences), damping)
+    if unused := [name for name in names if name not in sums]:
+        raise RuntimeError(f"no input of {unused[0]} was seen in calibration")
+    hessians = {name: total / len(sequences) for name, total in sums.items()}
+    for h in hessians.values():
+        h.diagonal().add_(damping * h.diagonal().mean().clamp(min=1e-6))
+    return hessians

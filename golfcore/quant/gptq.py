@@ -11,7 +11,7 @@ Rows do not interact. A row therefore runs once for each different scale that th
 side by side; where they propose one scale, as they do under the published floor, the search costs nothing.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,16 +21,11 @@ from golfcore.base.runtime import full_float32
 from golfcore.quant.grid import Grid, candidate_scales, dequantize, round_to_grid, stored
 
 
-class Factor(NamedTuple):
-    order: Tensor  # (C,) columns by falling diagonal of the Hessian
-    upper: Tensor  # (C, C) U of the permuted Hessian
-    dead: Tensor  # (C,) bool: inputs that were always 0
-
-
-def factor(hessian: Tensor, damping: float) -> Factor:
+def factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     """Column order, U and dead inputs of a Hessian (C, C), after `damping` times its mean diagonal was added to it.
 
-    UserError: values that are not finite, or a matrix that is not positive definite even so.
+    Shape: order (C,), columns by falling diagonal; upper (C, C), of the permuted Hessian; dead (C,) bool, inputs that
+    were always 0. UserError: values that are not finite, or a matrix that is not positive definite even so.
     """
     h = hessian.detach().to(torch.float32, copy=True)
     diagonal = h.diagonal()
@@ -49,7 +44,7 @@ def factor(hessian: Tensor, damping: float) -> Factor:
             "calibrate on more text or raise quant.damping"
         )
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(h), device=h.device), upper=False)
-    return Factor(order, inverse.flip(0, 1).contiguous(), dead)
+    return order, inverse.flip(0, 1).contiguous(), dead
 
 
 def solve(

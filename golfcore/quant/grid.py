@@ -3,12 +3,11 @@
 A weight w becomes code = clamp(round(w / s), lo, qmax), half to even, and comes back as code * s. The scale of a row is
 s = clip / qmax, where clip is a quantile of the row's magnitudes. Shapes: R rows, C columns, Q candidate quantiles.
 
-The published systems as grids (the floor s >= 1/qmax is theirs):
-exp101 int6 (31, -31, its five quantiles); pr398 int6 (31, -32, maximum); pr294 int5 (15, -16, maximum);
-int8 tables, and pr294's int8 matrices (127, -127, quantile 0.9999984), whose codes came from the scale before it was
-rounded to float16.
-Their int8 rule also clipped the weights at the quantile before rounding: under the floor that moves only a row's
-largest weight, by far less than a code, and is left out.
+The published systems as grids (the floor s >= 1/qmax is theirs): exp101 int6 (31, -31, its five quantiles); pr398 int6
+(31, -32, maximum); pr294 int5 (15, -16, maximum); int8 tables, and pr294's int8 matrices (127, -127, quantile
+0.9999984), whose codes came from the scale before it was rounded to float16. Their int8 rule also clipped the weights
+at the quantile before rounding: under the floor that moves only a row's largest weight, by far less than a code, and is
+left out.
 """
 
 from collections.abc import Sequence
@@ -34,8 +33,7 @@ def matrix_grid(cfg: QuantConfig, bits: int | None = None) -> Grid:
     """The grid of a matrix that gets `bits` bits, else `cfg.matrix_bits`; below 8 codes come from the stored scale."""
     bits = bits or cfg.matrix_bits
     qmax = 2 ** (bits - 1) - 1
-    lo = -qmax - 1 if cfg.lowest == "full" else -qmax
-    return Grid(qmax, lo, cfg.clip_quantiles, cfg.floor, cfg.stored_scale_codes or bits < 8)
+    return Grid(qmax, -qmax - (cfg.lowest == "full"), cfg.clip_quantiles, cfg.floor, cfg.stored_scale_codes or bits < 8)
 
 
 def table_grid(cfg: QuantConfig) -> Grid:
@@ -57,10 +55,10 @@ def candidate_scales(weight: Tensor, grid: Grid) -> Tensor:
     """float32 scales (Q, R) of the rows of (R, C), one line a quantile of the grid; SCALE_MIN for a row of zeros."""
     if grid.floor and bool(weight.abs().max() <= 1):  # every clip value is below the floor: nothing to search
         return torch.full((len(grid.quantiles), len(weight)), 1 / grid.qmax, device=weight.device)
-    return _row_scales(_clips(weight, grid.quantiles), grid)
+    return _scales(_clips(weight, grid.quantiles), grid)
 
 
-def _row_scales(clips: Tensor, grid: Grid) -> Tensor:
+def _scales(clips: Tensor, grid: Grid) -> Tensor:
     return (clips / grid.qmax).clamp(1 / grid.qmax if grid.floor else SCALE_MIN, SCALE_MAX)
 
 
@@ -68,8 +66,7 @@ def _clips(weight: Tensor, quantiles: Sequence[float]) -> Tensor:
     """torch.quantile(|w|, q, dim=1), (R, C) -> (Q, R), without its limit on size: only each row's top is sorted."""
     magnitude = weight.float().abs()
     rank = torch.tensor(quantiles, device=weight.device) * (weight.shape[1] - 1)  # in float32, as torch does
-    below = rank.floor().long()
-    above = rank.ceil().long()
+    below, above = rank.floor().long(), rank.ceil().long()
     first = int(below.min())
     top = magnitude.topk(weight.shape[1] - first, dim=1).values.flip(1)
     return torch.lerp(top[:, below - first], top[:, above - first], rank - below).T
@@ -87,14 +84,12 @@ def round_to_grid(ratio: Tensor, grid: Grid) -> Tensor:
 
 def quantize(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """int8 codes of (..., R, C) with scales (..., R), or of a vector or scalar with a scale ()."""
-    steps = scale.float()
-    return round_to_grid(weight.float() / (steps[..., None] if weight.ndim > 1 else steps), grid).to(torch.int8)
+    return round_to_grid(weight.float() / scale.float()[..., None], grid).to(torch.int8).view(weight.shape)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """codes * scale in float32; shapes as in `quantize`."""
-    steps = scale.float()
-    return codes.float() * (steps[..., None] if codes.ndim > 1 else steps)
+    return (codes.float() * scale.float()[..., None]).view(codes.shape)
 
 
 def round_to_nearest(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -119,7 +114,7 @@ def round_to_nearest(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def fake_quant(weight: Tensor, grid: Grid) -> Tensor:
     """(..., R, C) rounded to the grid by each row's maximum, in its own dtype; the gradient passes straight through."""
     w = weight.detach().float()
-    scale = _row_scales(w.abs().amax(-1), grid)
+    scale = _scales(w.abs().amax(-1), grid)
     if grid.stored_scale_codes:
         scale = stored(scale).float()
     rounded = round_to_grid(w / scale[..., None], grid) * scale[..., None]

@@ -1,6 +1,7 @@
 """Quantized tensors from weights, by kinds of the parameter table: low-bit matrices, int8 tables, else float16."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -9,10 +10,13 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 from golfcore.config import Config, QuantConfig
 from golfcore.model.generate import Progress
+from golfcore.model.params import Param
 from golfcore.model.weights import Weights, matrices
-from golfcore.quant import gptq
-from golfcore.quant.grid import SCALE_MAX, Grid, matrix_grid, round_to_nearest, stored, table_grid
-from golfcore.quant.stored import Coded, Entry, Quantized, Spec, entries
+from golfcore.quant.gptq import solve
+from golfcore.quant.grid import SCALE_MAX, matrix_grid, round_to_nearest, stored, table_grid
+from golfcore.quant.stored import Coded, Entry, Quantized, entries
+
+NO_BITS: Mapping[str, int] = MappingProxyType({})
 
 
 def quantize_weights(
@@ -20,7 +24,7 @@ def quantize_weights(
     weights: Weights,
     hessians: Mapping[str, Tensor] | None,
     progress: Progress | None = None,
-    bits: Mapping[str, int] = MappingProxyType({}),
+    bits: Mapping[str, int] = NO_BITS,
 ) -> Quantized:
     """Every exported tensor as the artifact stores it, on the CPU.
 
@@ -32,6 +36,7 @@ def quantize_weights(
     """
     q, tensors = cfg.quant, {**dict(matrices(weights)), **weights.rest}
     used = hessians if hessians and q.rounding == "gptq" else {}
+    damping = q.damping if q.damp_twice else 0.0
     out: Quantized = {}
     for name, spec in check_names(cfg).items():
         tensor = tensors[name].detach()
@@ -39,18 +44,23 @@ def quantize_weights(
         if not largest <= SCALE_MAX:  # NaN compares as false
             raise UserError(f"{name}: expected finite weights within float16, found {largest}")
         grid = table_grid(q) if spec.kind == "table" else matrix_grid(q, bits.get(name))
-        try:
-            hessian = used[name] if used and spec.kind == "matrix" else None
-            coded = is_coded(q, name, spec)
-            out[name] = _coded(q, tensor, hessian, grid) if coded else stored(tensor).cpu()
-        except UserError as e:
-            raise UserError(f"{name}: {e}") from None
+        if not is_coded(q, spec):
+            out[name] = stored(tensor).cpu()
+        elif used and spec.kind == "matrix":
+            try:
+                codes, scale = solve(tensor, used[name], grid, block=q.block, damping=damping, score=q.clip_score)
+            except UserError as e:
+                raise UserError(f"{name}: {e}") from None
+            out[name] = Coded(codes.cpu(), scale.cpu())
+        else:
+            codes, scale = round_to_nearest(tensor, grid)
+            out[name] = Coded(codes.cpu(), scale.cpu())
         if progress:
             progress(tensor.numel())
     return out
 
 
-def check_names(cfg: Config) -> dict[str, Spec]:
+def check_names(cfg: Config) -> dict[str, Param]:
     """What is stored, by name. UserError: a name in `quant.float16` that the model does not have."""
     known = entries(cfg.model)
     if strange := sorted(set(cfg.quant.float16) - known.keys()):
@@ -58,31 +68,19 @@ def check_names(cfg: Config) -> dict[str, Spec]:
     return known
 
 
-def _coded(q: QuantConfig, tensor: Tensor, hessian: Tensor | None, grid: Grid) -> Coded:
-    if hessian is None:
-        codes, scale = round_to_nearest(tensor, grid)
-    else:
-        damping = q.damping if q.damp_twice else 0.0
-        codes, scale = gptq.solve(tensor, hessian, grid, block=q.block, damping=damping, score=q.clip_score)
-    return Coded(codes.cpu(), scale.cpu())
-
-
-def is_coded(cfg: QuantConfig, name: str, spec: Spec) -> bool:
+def is_coded(cfg: QuantConfig, spec: Param) -> bool:
     """Whether a tensor is stored as integers: a matrix or table above `fp16_max_numel` that `float16` does not name."""
     large = math.prod(spec.shape) > cfg.fp16_max_numel
-    return spec.kind in ("matrix", "table") and large and name not in cfg.float16
+    return spec.kind in ("matrix", "table") and large and spec.name not in cfg.float16
 
 
-def coverage(
-    cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, int]:
+def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int] = NO_BITS) -> dict[str, int]:
     """Number of scalars stored at each precision, {"int6": ..., "fp16": ...}; `bits` as for `quantize_weights`."""
-    q, out = cfg.quant, dict[str, int]()
+    q, out = cfg.quant, Counter[str]()
     for name, spec in entries(cfg.model).items():
         width = q.table_bits if spec.kind == "table" else bits.get(name, q.matrix_bits)
-        label = f"int{width}" if isinstance(quantized[name], Coded) else "fp16"
-        out[label] = out.get(label, 0) + math.prod(spec.shape)
-    return out
+        out[f"int{width}" if isinstance(quantized[name], Coded) else "fp16"] += math.prod(spec.shape)
+    return dict(out)
 
 
 def guided_bits(cfg: QuantConfig, sensitivity: Mapping[str, float]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from golfcore.config import ModelConfig
 from golfcore.model import params
-from golfcore.model.params import Kind
+from golfcore.model.params import Param
 from golfcore.model.weights import ROLES, Banks, Weights, matrix_name, stacked
 from golfcore.quant.grid import dequantize
 
@@ -24,31 +24,21 @@ Entry = Coded | Tensor  # a tensor is float16
 Quantized = dict[str, Entry]  # by the names of `entries`
 
 
-class Spec(NamedTuple):
-    shape: tuple[int, ...]
-    kind: Kind
-
-
-def entries(cfg: ModelConfig) -> dict[str, Spec]:
-    """Name, shape and kind of everything that is exported; the banks as the matrices they are stacks of."""
+def entries(cfg: ModelConfig) -> dict[str, Param]:
+    """Everything that is exported, by name: the parameter table, with the banks as the matrices they are stacks of."""
     out = {}
     for p in params.table(cfg):
         if p.name in Banks._fields:
             roles = [role for role, (bank, _, _) in ROLES.items() if bank == p.name]
-            for block in range(cfg.n_blocks):
-                out.update({matrix_name(role, block): Spec(p.shape[1:], p.kind) for role in roles})
+            names = [matrix_name(role, block) for block in range(cfg.n_blocks) for role in roles]
+            out.update({name: p._replace(name=name, shape=p.shape[1:]) for name in names})
         elif p.exported:
-            out[p.name] = Spec(p.shape, p.kind)
+            out[p.name] = p
     return out
-
-
-def restore(entry: Entry) -> Tensor:
-    """float32 values of one stored tensor, in its shape."""
-    return dequantize(*entry) if isinstance(entry, Coded) else entry.float()
 
 
 def dequantize_weights(cfg: ModelConfig, quantized: Mapping[str, Entry]) -> Weights:
     """float32 weights in the shapes of the parameter table, train-only tensors left out."""
-    tensors = {name: restore(entry) for name, entry in quantized.items()}
+    tensors = {name: dequantize(*e) if isinstance(e, Coded) else e.float() for name, e in quantized.items()}
     rest = {p.name: tensors[p.name] for p in params.table(cfg) if p.name in tensors}
     return Weights(stacked(tensors, cfg.n_blocks), rest)
