@@ -137,26 +137,18 @@ def test_a_shuffled_text_has_the_same_targets_in_whole_chunks(n: int, chunk: int
     assert np.array_equal(mixed, study.shuffled(tokens, chunk, seed))
 
 
-def test_results_of_a_shuffled_text_come_back_to_their_place(measured: list[Measured]) -> None:
-    """Scores that are the token's own number must be those of the text as it was."""
-    found = study.by_label(measured)["b"]
-    tokens = np.arange(found.chunks[-1]["stop"] + 1)
-    own = replace(found, per_target=study.shuffled(tokens, 64)[1:].astype(np.float32))
-    sums = [own.per_target[c["start"] : c["stop"]].sum() for c in own.chunks]
-    own = replace(own, chunks=[c | {"nats": float(s)} for c, s in zip(own.chunks, sums, strict=True)])
-    back = study.in_text_order(own, 64)
-    assert np.array_equal(back.per_target, tokens[1:])
-    for chunk in back.chunks:
-        assert chunk["nats"] == back.per_target[chunk["start"] : chunk["stop"]].sum()
-    assert [c["start"] for c in back.chunks] == [c["start"] for c in found.chunks]
-
-
-def test_the_shuffled_text_has_the_same_targets_to_score(measured: list[Measured]) -> None:
+def test_the_shuffled_text_has_the_same_targets_and_its_sums_come_back_to_their_place(measured: list[Measured]) -> None:
+    """Sums of scores that are the token's own number must be those of the text as it was."""
     found = study.by_label(measured)
     plain, mixed = found["b"], found["b shuffled"]
-    assert plain.tokens == mixed.tokens and mixed.per_target is None
+    assert plain.tokens == mixed.tokens and mixed.per_target is None and mixed.bpb != plain.bpb
     assert abs(plain.bytes - mixed.bytes) <= len(plain.chunks)
-    assert mixed.bpb != plain.bpb
+    tokens = np.arange(plain.chunks[-1]["stop"] + 1)
+    moved = study.shuffled(tokens, 64)[1:]
+    sums = [c | {"nats": float(moved[c["start"] : c["stop"]].sum())} for c in plain.chunks]
+    for chunk, before in zip(study.in_text_order(sums, 64), plain.chunks, strict=True):
+        assert (chunk["start"], chunk["stop"]) == (before["start"], before["stop"])
+        assert chunk["nats"] == tokens[1:][chunk["start"] : chunk["stop"]].sum()
 
 
 # -- measuring
@@ -270,6 +262,14 @@ def test_no_document_boundary_means_no_reset_at_one(run: Path, monkeypatch: pyte
     monkeypatch.setattr(study, "open_packed", without)
     cells = [c for c in study.standard(config.of_run(RunFolder(run))) if c.label == "reset per document"]
     assert "expected document boundaries" in study.measure(run, cells, say=lambda text: None)[0].note
+
+
+def test_a_cell_that_adapts_nothing_says_why_beside_its_score(run: Path) -> None:
+    cells = [c for c in study.standard(config.of_run(RunFolder(run))) if c.group == "reset"]
+    table = analysis.table(study.measure(run, cells, changes={"ttt.chunk_tokens": 2048}, say=lambda text: None))
+    chunk, document = table["note"]
+    assert "the text is too short" in chunk and "no document is longer than a chunk of 2048 tokens" in document
+    assert table["bpb"].notna().all() and not table["steps"].any() and "note" in analysis.SHOWN
 
 
 # -- frames

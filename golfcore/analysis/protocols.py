@@ -78,7 +78,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     """COLUMNS of every cell: its score, its difference to its reference, what the ledger saw, and its source.
 
     `steps`: optimizer steps of adaptation, `adapted`: the values that they moved, `repeats`: scores of a published tail
-    beyond the first, which `bpb` counts. A cell without a result says why in `note`.
+    beyond the first, which `bpb` counts. A cell without a result says why in `note`, one that adapted nothing too.
     """
     results = by_label(measured)
     return frame(_row(m, results.get(m.cell.reference)) for m in measured).reindex(columns=COLUMNS)
@@ -97,7 +97,7 @@ def _row(m: Measured, reference: EvalResult | None) -> dict[str, Any]:
     row |= {"steps": touched.get("ttt_steps", 0), "adapted": touched.get("ttt_adapted", 0)}
     changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
     sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}
-    return row | {"changes": changes or None, **sources}
+    return row | {"changes": changes or None, **sources, "note": m.note or None}
 
 
 def gains(measured: Sequence[Measured]) -> pd.DataFrame:
