@@ -228,6 +228,9 @@ def test_every_sweep_that_comes_along_loads_at_every_size() -> None:
 
 def test_an_arm_adds_to_the_one_it_is_on(file: Path, data: Path) -> None:
     plan = sweep.load(file)
+    said = plan.changes().set_index("arm")
+    assert list(said["on"]) == ["", "base", "base", "ttt"] and said["changes"]["ttt"] == "ttt.epochs 1 -> 2"
+    assert "epochs" not in said["changes"]["lr"]
     assert plan.reference.name == "base" and [arm.on for arm in plan.arms.values()] == ["", "base", "base", "ttt"]
     assert plan.arms["lr"].config.hash == small(data, ttt__epochs=2, optim__matrix_lr=0.01).hash
     assert list(plan.only(["lr"]).arms) == ["base", "ttt", "lr"] and list(plan.only(["bits"]).arms) == ["base", "bits"]
@@ -292,12 +295,6 @@ def test_seeds_and_arms_that_are_none_are_one_sentence(text: str) -> None:
     assert sweep.names_in("", ["a"]) == ("a",) and sweep.names_in("a, b") == ("a", "b")
 
 
-def test_what_arms_change_is_said_of_the_arm_they_are_on(file: Path) -> None:
-    said = sweep.load(file).changes().set_index("arm")
-    assert list(said["on"]) == ["", "base", "base", "ttt"] and said["changes"]["ttt"] == "ttt.epochs 1 -> 2"
-    assert "epochs" not in said["changes"]["lr"]
-
-
 META = {  # arm -> what it is with exp101's objective
     "meta-placebo": "meta.inner_steps 1 -> 0",
     "meta-exp106": "model.meta_sgd False -> True, meta.split time -> batch, meta.delta_weight 0.0 -> 0.3",
@@ -358,40 +355,21 @@ def test_the_legal_score_is_of_one_protocol_named_beforehand() -> None:
 @pytest.mark.parametrize(
     ("claimed", "low", "high", "here", "decided"),
     [
-        (-0.1, -0.3, -0.2, SAME, CONFIRMED),
-        (-0.1, 0.2, 0.3, OPPOSITE, REFUTED),
-        (0.1, 0.2, 0.3, SAME, CONFIRMED),
-        (0.1, -0.3, -0.2, OPPOSITE, REFUTED),
-        (0.1, -0.1, 0.3, OPEN, OPEN),
-        (0.1, 0.0, 0.3, OPEN, OPEN),
+        (-0.1, -0.3, -0.2, SAME, CONFIRMED), (-0.1, 0.2, 0.3, OPPOSITE, REFUTED), (0.1, 0.2, 0.3, SAME, CONFIRMED),
+        (0.1, -0.3, -0.2, OPPOSITE, REFUTED), (0.1, -0.1, 0.3, OPEN, OPEN), (0.1, 0.0, 0.3, OPEN, OPEN),
         (0.1, -0.05, 0.05, OPEN, REFUTED),  # nothing as large as what was claimed
-        (0.0, 0.2, 0.3, OPEN, OPEN),
-        (0.1, None, None, OPEN, OPEN),
+        (0.0, 0.2, 0.3, OPEN, OPEN), (0.1, None, None, OPEN, OPEN),
+        ((-1, 1), -0.5, 0.5, SAME, CONFIRMED), ((-1, 1), 0.5, 1.5, OPEN, OPEN), ((-1, 1), 1.5, 2.0, OPPOSITE, REFUTED),
+        ((-1, 1), -3.0, 3.0, OPEN, OPEN), ((-1, 1), -3.0, -2.0, OPPOSITE, REFUTED), ((-1, 1), None, None, OPEN, OPEN),
     ],
-)
+)  # fmt: skip
 def test_only_the_published_scale_confirms_or_refutes(
-    claimed: float, low: float | None, high: float | None, here: str, decided: str
+    claimed: Any, low: float | None, high: float | None, here: str, decided: str
 ) -> None:
+    """A claimed difference by its sign, a claimed band by whether it holds the interval."""
+    verdict = claims.by_band if isinstance(claimed, tuple) else claims.by_sign
     found = {"low": low, "high": high}
-    assert (claims.by_sign(found, claimed, False), claims.by_sign(found, claimed, True)) == (here, decided)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "here", "decided"),
-    [
-        (-0.5, 0.5, SAME, CONFIRMED),
-        (0.5, 1.5, OPEN, OPEN),
-        (1.5, 2.0, OPPOSITE, REFUTED),
-        (-3.0, 3.0, OPEN, OPEN),
-        (-3.0, -2.0, OPPOSITE, REFUTED),
-        (None, None, OPEN, OPEN),
-    ],
-)
-def test_a_claimed_band_holds_the_interval_or_does_not(
-    low: float | None, high: float | None, here: str, decided: str
-) -> None:
-    found = {"low": low, "high": high}
-    assert (claims.by_band(found, (-1, 1), False), claims.by_band(found, (-1, 1), True)) == (here, decided)
+    assert (verdict(found, claimed, False), verdict(found, claimed, True)) == (here, decided)
 
 
 def test_a_small_model_is_never_at_the_published_scale(done: Done) -> None:

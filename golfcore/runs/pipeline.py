@@ -20,7 +20,7 @@ from golfcore.base.runtime import Runtime
 from golfcore.config import Config
 from golfcore.data.datasets import Dataset, prepare_data, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
-from golfcore.evals import result as results
+from golfcore.evals import result
 from golfcore.evals.adapt import Diverged
 from golfcore.evals.bigram import fit_bigram
 from golfcore.evals.evaluation import Subject
@@ -34,21 +34,10 @@ from golfcore.model.weights import Weights, flat
 from golfcore.quant import artifact
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
+from golfcore.runs import results
 from golfcore.runs.folder import default_out as default_out
 from golfcore.runs.folder import open_run
-from golfcore.runs.results import (
-    ARTIFACT,
-    CHOICE,
-    FLOAT,
-    MEASURES,
-    QUANTIZED,
-    build,
-    eval_inputs,
-    load_weights,
-    measures,
-    packed_facts,
-    table,
-)
+from golfcore.runs.results import ARTIFACT, MEASURES, table
 from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import check, train
 from golfcore.train.state import TrainingData
@@ -87,7 +76,7 @@ class _Stages:
         self.val = val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens)
         if len(self.val) < 2:
             raise UserError(f"{dataset.path}: expected validation tokens, found {len(self.val)}")
-        for _, protocol in measures(cfg).values():
+        for _, protocol in results.measures(cfg).values():
             configure(protocol, cfg)  # what cannot be is said now, not after training
         check_names(cfg)
         # by which code and where: recorded with every stage and every number
@@ -103,25 +92,30 @@ class _Stages:
             self.say(f"train: from {donor}")
         runtime.barrier()
         sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
-        self.stage("train", training, [FLOAT, *sensed], partial(self.train, training))
-        trained = base | {"weights": self.sha(FLOAT)} | {name: self.sha(name) for name in sensed}
-        self.stage("quantize", trained, [QUANTIZED], self.quantize)
-        quantized = base | {"quantized": self.sha(QUANTIZED), "tokenizer": self.dataset.tokenizer_hash}
-        self.stage("choose_ttt", quantized, [CHOICE], self.choose_ttt)
-        self.stage("pack", quantized | {"choice": self.sha(CHOICE)}, [ARTIFACT], self.pack)
-        for name, (weights, _) in measures(self.cfg).items():
-            inputs, outputs = eval_inputs(self.run, self.cfg, weights), [f"eval/{name}.json", f"eval/{name}.npy"]
+        self.stage("train", training, [results.FLOAT, *sensed], partial(self.train, training))
+        trained = base | {"weights": self.sha(results.FLOAT)} | {name: self.sha(name) for name in sensed}
+        self.stage("quantize", trained, [results.QUANTIZED], self.quantize, alone=True)
+        quantized = base | {"quantized": self.sha(results.QUANTIZED), "tokenizer": self.dataset.tokenizer_hash}
+        self.stage("choose_ttt", quantized, [results.CHOICE], self.choose_ttt)
+        self.stage("pack", quantized | {"choice": self.sha(results.CHOICE)}, [ARTIFACT], self.pack, alone=True)
+        for name, (weights, _) in results.measures(self.cfg).items():
+            inputs, outputs = (
+                results.eval_inputs(self.run, self.cfg, weights),
+                [f"eval/{name}.json", f"eval/{name}.npy"],
+            )
             self.stage(f"eval-{name}", inputs, outputs, partial(self.measure, name))
-        self.stage("baseline", base, ["baseline.json"], self.baseline)
+        self.stage("baseline", base, ["baseline.json"], self.baseline, alone=True)
         if self.rt.is_main:
             check_coverage(self.run, f"eval-{name}")
-            report = build(self.cfg, self.run, self.source, len(self.val) - 1)
+            report = results.build(self.cfg, self.run, self.source, len(self.val) - 1)
             files.write_json(self.run.file(RESULTS), report)
             self.say(table(report))
         runtime.barrier()
 
-    def stage(self, name: str, inputs: dict, outputs: list[str], work: Callable[[], object]) -> None:
-        """Do `work` on all ranks unless it is done; what it writes, it writes on the first."""
+    def stage(
+        self, name: str, inputs: dict, outputs: list[str], work: Callable[[], object], alone: bool = False
+    ) -> None:
+        """Do `work`, on all ranks or the first alone, unless it is done; what it writes, it writes on the first."""
         done = self.run.finished(name, inputs)
         runtime.barrier()
         if done:
@@ -130,7 +124,8 @@ class _Stages:
             self.say(f"{name}: reused{other}")
             return
         began = time.perf_counter()
-        work()
+        if self.rt.is_main or not alone:
+            work()
         seconds = time.perf_counter() - began
         if self.rt.is_main:
             self.run.finish(name, inputs, outputs, seconds, self.made)
@@ -141,7 +136,7 @@ class _Stages:
         return files.sha256_file(self.run.file(name))
 
     def load(self, name: str) -> Weights:
-        return load_weights(self.run.file(name), self.rt.device)
+        return results.load_weights(self.run.file(name), self.rt.device)
 
     # -- the stages
     def train(self, belongs: dict[str, str]) -> None:
@@ -150,15 +145,13 @@ class _Stages:
             self.cfg, self.run, TrainingData(self.stream, self.val, self.tables, per_token, belongs), self.rt
         )
         if self.rt.is_main:
-            tensors.save(self.run.file(FLOAT), flat(weights), self.source)
+            tensors.save(self.run.file(results.FLOAT), flat(weights), self.source)
             for path in (self.run.file(reptile.CHECKPOINT), tensors.previous(self.run.file(reptile.CHECKPOINT))):
                 path.unlink(missing_ok=True)
 
     def quantize(self) -> None:
-        """Round, with GPTQ after a calibration. One rank does it; the result is the same on any."""
-        if not self.rt.is_main:
-            return
-        c, weights, bits = self.cfg, self.load(FLOAT), dict[str, int]()
+        """Round, with GPTQ after a calibration; the result is the same on any rank."""
+        c, weights, bits = self.cfg, self.load(results.FLOAT), dict[str, int]()
         hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
         if sensitivity.wanted(c.quant):
             what, schema = "the gradients that guide bit widths", {"mean_square": {"*": float}}
@@ -171,7 +164,7 @@ class _Stages:
         self.run.cover("quantized", total - halves, total, "values")  # fails where all is too small to be quantized
         for kind, done in stored.items():
             self.run.cover(f"stored as {kind}", done, total, "values")
-        artifact.write(self.run.file(QUANTIZED), c, quantized)
+        artifact.write(self.run.file(results.QUANTIZED), c, quantized)
 
     def calibrate(self, weights: Weights) -> dict[str, Tensor]:
         """Damped Hessians of the matrices on self-generated text."""
@@ -190,7 +183,7 @@ class _Stages:
         t, rows, scores = self.cfg.ttt, list[dict](), dict[float, float]()
         candidates = t.lr_candidates if adapts(self.cfg) else ()
         if candidates:
-            subject = Subject(self.load(QUANTIZED), self.stream.tail(), self.tables, self.rt)
+            subject = Subject(self.load(results.QUANTIZED), self.stream.tail(), self.tables, self.rt)
         for lr in candidates:
             trial, part = replace(self.cfg, ttt=replace(t, lr=lr)), self.run.file(f"ttt-{lr:g}.part")
             try:
@@ -206,39 +199,39 @@ class _Stages:
             raise UserError(f"ttt.lr_candidates {list(candidates)}: expected a rate that adapts, found all to diverge")
         if self.rt.is_main:
             chosen = min(scores, key=scores.__getitem__, default=t.lr)
-            files.write_json(self.run.file(CHOICE), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows})
+            files.write_json(
+                self.run.file(results.CHOICE), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows}
+            )
 
     def pack(self) -> None:
         """One file that needs nothing beside it: weights, configuration, the chosen rate, and which data it is for."""
-        if self.rt.is_main:
-            _, quantized = artifact.read_quantized(self.run.file(QUANTIZED))
-            lr = files.read_json(self.run.file(CHOICE), "the chosen TTT settings", {"lr": float})["lr"]
-            facts = {"ttt_lr": lr, "data": self.dataset.data_hash, "tokenizer": self.dataset.tokenizer_hash}
-            artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts)
+        _, quantized = artifact.read_quantized(self.run.file(results.QUANTIZED))
+        lr = files.read_json(self.run.file(results.CHOICE), "the chosen TTT settings", {"lr": float})["lr"]
+        facts = {"ttt_lr": lr, "data": self.dataset.data_hash, "tokenizer": self.dataset.tokenizer_hash}
+        artifact.write(self.run.file(ARTIFACT), self.cfg, quantized, facts)
 
     def measure(self, name: str) -> None:
-        file, protocol = measures(self.cfg)[name]
+        file, protocol = results.measures(self.cfg)[name]
         weights = self.load(file)
         found = evaluate(
             protocol,
-            packed_facts(self.run.file(ARTIFACT)).chosen(self.cfg),
+            results.packed_facts(self.run.file(ARTIFACT)).chosen(self.cfg),
             Subject(weights, self.val, self.tables, self.rt),
             resume=self.run.file(f"eval/{name}.part"),
             source=self.source | {"weights": tensors.digest(flat(weights)), "weights_file": file},
             label=name,
         )
         if self.rt.is_main:
-            results.save(found, self.run.file(f"eval/{name}.json"))
+            result.save(found, self.run.file(f"eval/{name}.json"))
             for feature, row in found.coverage.items():
                 self.run.cover(feature if name in MEASURES else f"{name}: {feature}", **row)
 
     def baseline(self) -> None:
         """An interpolated bigram model of the training text that the run could see, on the same validation targets."""
-        if self.rt.is_main:
-            nats = fit_bigram(self.stream.pieces(), self.cfg.model.vocab_size).nats(self.val)
-            n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
-            found = {"bpb": bits_per_byte(float(nats.sum()), n_bytes), "fitted_on_tokens": self.stream.length}
-            files.write_json(self.run.file("baseline.json"), found | {"model": "bigram, Witten-Bell"})
+        nats = fit_bigram(self.stream.pieces(), self.cfg.model.vocab_size).nats(self.val)
+        n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
+        found = {"bpb": bits_per_byte(float(nats.sum()), n_bytes), "fitted_on_tokens": self.stream.length}
+        files.write_json(self.run.file("baseline.json"), found | {"model": "bigram, Witten-Bell"})
 
 
 def check_coverage(run: RunFolder, last: str) -> None:

@@ -24,7 +24,7 @@ from golfcore.optim.schedule import Clock, lr_multiplier, ordinary
 from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
 from golfcore.train.meta import add_gradient, due, freeze_masks, split
-from golfcore.train.state import TrainingData, TrainState
+from golfcore.train.state import TrainingData
 from golfcore.train.step import Diverged, Report, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -66,28 +66,27 @@ def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> 
     once the result is safe; with guided bits the run gets `sensitivity.FILE`. Diverged on NaN or Inf, UserError if a
     switch did nothing; the last good state stays in the checkpoint.
     """
-    plan(cfg, runtime.world)  # may refuse the number of ranks
-    state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
-    checkpoint = run.file(CHECKPOINT)
-    if checkpoint.exists():
-        say = tqdm.write if runtime.is_main else lambda text: None
-        state = states.load(state, cfg, checkpoint, data.belongs, say)
-    barrier()
-    if runtime.is_main:
-        run.rewind(state.step)
-    data.stream.position = state.position
-    _Loop(cfg, run, state, data, runtime).go()
-    weights = average.result(cfg.average, state.averaged, state.weights)
-    return reptile.phase(cfg, run, weights, state.step, data, runtime) if cfg.reptile.share else weights
+    loop = _Loop(cfg, run, data, runtime)
+    loop.go()
+    weights = average.result(cfg.average, loop.state.averaged, loop.state.weights)
+    return reptile.phase(cfg, run, weights, loop.state.step, data, runtime) if cfg.reptile.share else weights
 
 
 class _Loop:
-    def __init__(self, cfg: Config, run: RunFolder, state: TrainState, data: TrainingData, runtime: Runtime) -> None:
-        self.cfg, self.run, self.state, self.data, self.runtime = cfg, run, state, data, runtime
-        self.schedule, self.plan, self.saved = ordinary(cfg), plan(cfg, runtime.world), state.step
+    def __init__(self, cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> None:
+        self.cfg, self.run, self.data, self.runtime = cfg, run, data, runtime
+        self.schedule, self.plan = ordinary(cfg), plan(cfg, runtime.world)  # may refuse the number of ranks
         self.net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime.device, runtime.dtype))
-        self.bits = 1 / (np.log(2) * data.bytes_per_token)
         self.loss_fn = loss_function(self.net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
+        self.bits = 1 / (np.log(2) * data.bytes_per_token)
+        self.state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
+        if run.file(CHECKPOINT).exists():
+            say = tqdm.write if runtime.is_main else lambda text: None
+            self.state = states.load(self.state, cfg, run.file(CHECKPOINT), data.belongs, say)
+        barrier()
+        if runtime.is_main:
+            run.rewind(self.state.step)
+        data.stream.position, self.saved = self.state.position, self.state.step
 
     def go(self) -> None:
         c, s, per_step = self.cfg, self.state, self.cfg.optim.batch_tokens
