@@ -108,14 +108,12 @@ def by_hand(cfg: Config, weights: Weights, inner: meta.Batch, outer: meta.Batch)
 
 OBJECTIVES = {
     "exp101": {},
-    "exp106 without delta and rates": {"meta": {"split": "batch"}},
     "delta": {"meta": {"delta_weight": 0.3}},
     "rates": {"model": {"meta_sgd": True}},
     "exp106": {"model": {"meta_sgd": True}, "meta": {"split": "batch", "delta_weight": 0.3}},
     "exp107": {"meta": {"split": "batch", "delta_weight": 0.3, "sam_rho": 0.05}},
     "next-chunk": {"meta": {"split": "next-chunk"}},
-    "four steps": {"meta": {"inner_steps": 4, "inner_momentum": 0.9, "inner_clip": 0.05}},
-    "four steps with rates": {"model": {"meta_sgd": True}, "meta": {"inner_steps": 4, "inner_momentum": 0.9}},
+    "four steps": {"meta": {"inner_steps": 4, "inner_momentum": 0.9, "inner_clip": 0.05}, "model": {"meta_sgd": True}},
     "nothing frozen": {"meta": {"freeze_blocks": 0}},
     "no inner rate": {"meta": {"inner_lr": 0.0}},
 }
@@ -156,6 +154,8 @@ def test_the_placebo_is_the_plain_outer_gradient() -> None:
     outer = 0.5 * nll(forward(Net(cfg.model, tables()), weights, x[:, 8:]), y[:, 8:]).mean()
     want = torch.autograd.grad(outer, list(flat(weights).values()))
     assert_close(gradients(cfg, weights, x, y), dict(zip(flat(weights), want, strict=True)), 0)
+    frozen = with_(SMOKE, meta={"freeze_blocks": 2})  # freezing everything leaves it, too
+    assert_close(gradients(frozen, weights, x, y), gradients(cfg, weights, x, y), 0)
 
 
 def test_inner_steps_on_everything_are_those_of_test_time_training() -> None:
@@ -206,17 +206,6 @@ def test_two_parameters_worked_out_by_hand(order: str, da: float, db: float) -> 
     assert float(found.gradients.rest["b"]) == pytest.approx(db, rel=1e-5)
 
 
-def test_orders_agree_when_the_inner_rate_is_0_and_not_otherwise() -> None:
-    weights, (x, y) = lively(RATES), batch(4)
-
-    def found(order: str, rate: float) -> dict[str, Tensor]:
-        return gradients(with_(RATES, meta={"order": order, "inner_lr": rate, "inner_steps": 2}), weights, x, y)
-
-    assert_close(found("second", 0.0), found("first", 0.0))
-    with pytest.raises(AssertionError):
-        assert_close(found("second", 0.1), found("first", 0.1), 1e-3)
-
-
 def test_second_order_is_the_slope_of_the_whole_objective() -> None:
     """Along a random direction, against differences of the objective's value; first order misses it."""
     cfg = with_(RATES, meta={"order": "second", "inner_lr": 2.0, "inner_steps": 2, "inner_momentum": 0.9})
@@ -251,8 +240,7 @@ def peak_bytes(work) -> int:
     alive, sizes = weakref.WeakSet[Kept](), [0]
 
     def pack(tensor: Tensor) -> Kept:
-        kept = Kept(tensor)
-        alive.add(kept)
+        alive.add(kept := Kept(tensor))
         sizes.append(sum(k.tensor.nbytes for k in alive))
         return kept
 
@@ -306,13 +294,12 @@ def test_a_small_step_survives_in_float32_and_not_in_the_compute_dtype(dtype: st
     weights, (x, y) = lively(cfg), batch(4)
     data, net = meta.split(cfg.meta, x, y), Net(cfg.model, tables(), Compute(torch.bfloat16, attend_reference))
     report = add_gradient(cfg, net, weights, 0, data, loss_function(net, cfg.optim.z_loss))
-    assert report.realised is not None and report.displacement > 0
+    assert report["displacement"] > 0
     if dtype == "float32":
-        assert report.realised == pytest.approx(1, abs=0.05) and report.realised_cosine > 0.99
-        exact = outcome(cfg, weights, data).loss_post
-        assert report.loss_post == pytest.approx(float(exact), abs=1e-6)
+        assert report["realised"] == pytest.approx(1, abs=0.05) and report["realised_cosine"] > 0.99
+        assert report["loss_post"] == pytest.approx(float(outcome(cfg, weights, data).loss_post), abs=1e-6)
     else:
-        assert report.realised > 3 and report.realised_cosine < 0.5
+        assert report["realised"] > 3 and report["realised_cosine"] < 0.5
 
 
 # -- within training
@@ -368,15 +355,9 @@ def test_the_placebo_is_logged_as_one_and_adds_no_row_of_training(stream: TokenS
     assert "placebo" in run.coverage()["meta_adapted"]["note"]
 
 
-def test_freezing_everything_leaves_the_placebo() -> None:
-    x, y = batch(2)
-    frozen, nothing = (with_(SMOKE, meta=changes) for changes in ({"freeze_blocks": 2}, {"inner_steps": 0}))
-    assert_close(gradients(frozen, lively(frozen), x, y), gradients(nothing, lively(frozen), x, y), 0)
-
-
 def test_without_a_delta_the_loss_before_is_looked_at_now_and_then(stream: TokenStream) -> None:
     _, reports = steps(with_(SMOKE, meta={"every": 1, "log_pre_every": 2}), stream, 4)
-    assert [r.meta.loss_pre is not None for r in reports] == [True, False, True, False]
+    assert [r.meta["loss_pre"] is not None for r in reports] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -456,15 +437,10 @@ def test_switches_that_would_do_nothing_are_refused(overrides: dict, sentence: s
     assert sentence in str(e.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("exp106", {"model.meta_sgd": True, "meta.split": "batch", "meta.delta_weight": 0.3}),
-        ("exp107", {"meta.split": "batch", "meta.delta_weight": 0.3, "meta.sam_rho": 0.05}),
-    ],
-)
-def test_an_arm_differs_from_exp101_in_what_it_says(name: str, changes: dict) -> None:
-    assert load(name).hash == load("exp101", changes).hash
+def test_an_arm_differs_from_exp101_in_what_it_says() -> None:
+    common = {"meta.split": "batch", "meta.delta_weight": 0.3}
+    for name, own in (("exp106", {"model.meta_sgd": True}), ("exp107", {"meta.sam_rho": 0.05})):
+        assert load(name).hash == load("exp101", common | own).hash
 
 
 def test_exp106_trains_packs_and_adapts_from_its_artifact_alone(small_run: Path, tmp_path: Path) -> None:

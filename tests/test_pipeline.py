@@ -16,19 +16,19 @@ from small_text import dataset
 from golfcore import cli, config
 from golfcore.analysis import runs, scores
 from golfcore.analysis.frames import one
-from golfcore.base import runtime
+from golfcore.base import runtime, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import load
 from golfcore.data.datasets import open_dataset
-from golfcore.plots import run as plots
-from golfcore.plots import style
+from golfcore.model.weights import flat
 from golfcore.quant import artifact
 from golfcore.runs import pipeline
 from golfcore.runs import results as report
 
 GOLF = [sys.executable, "-m", "golfcore"]
-SETTINGS = ["--set", "run.val_every=0"]
+CHANGES = {"run.val_every": 0, "reptile.share": 0.25}
+SETTINGS = [part for key, value in CHANGES.items() for part in ("--set", f"{key}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_three_numbers_stand_side_by_side_with_their_source(whole: tuple[Run
     for words in ("(a) artifact", "(b) artifact, sliding", "(c) artifact, sliding window + TTT", "interpolated bigram",
                   "context gain b - a", "of 16,000,000 (fits)"):  # fmt: skip
         assert words in printed
-    config = load("smoke", {"run.val_every": 0})
+    config = load("smoke", CHANGES)
     made = {"code": runtime.code_version(), "world": 1, "device": runtime.describe()["device"]}
     assert report["source"] | {"run": ""} == {
         "run": "", "config": config.hash, "preset": "smoke", "seed": 42, "data": run.data_hash(), **made
@@ -83,7 +83,7 @@ def test_the_three_numbers_stand_side_by_side_with_their_source(whole: tuple[Run
     a = report["artifact"]
     assert a["bytes"] == run.file("artifact.golf").stat().st_size and a["total"] == a["bytes"] + artifact.code_bytes()
     coverage = run.coverage()
-    assert coverage["ema"]["done"] == 12 and coverage["ttt_steps"]["done"] > 0
+    assert coverage["ema"]["done"] == 9 and coverage["reptile"]["done"] > 0 and coverage["ttt_steps"]["done"] > 0
     assert coverage["stored as int6"]["done"] > 0 and coverage["stored as int8"]["done"] > 0
 
 
@@ -118,50 +118,30 @@ def kill_when(moment: Callable[[RunFolder], bool], run: RunFolder, command: list
 
 
 def test_kill_9_and_the_same_command_end_in_the_same_numbers(environment, whole, tmp_path: Path) -> None:
-    """Killed twice: in training and, when it goes on, in TTT."""
+    """Killed in training, when it goes on in the Reptile phase, and then in TTT."""
     run, command = RunFolder(tmp_path / "run"), [*GOLF, "run", "smoke", *SETTINGS, "--out", str(tmp_path / "run")]
-    kill_when(trained_some, run, command, environment)
-    kill_when(in_ttt, run, command, environment)
+    for moment in (trained_some, lambda run: bool(run.metrics("reptile")), in_ttt):
+        kill_when(moment, run, command, environment)
     golf(environment, *command[3:])
     assert numbers(run) == numbers(whole[0])
     assert run.file("artifact.golf").read_bytes() == whole[0].file("artifact.golf").read_bytes()
+    assert not run.file("reptile.safetensors").exists()
 
 
-PHASES = ["--set", "reptile.share=0.5", "--set", "quant.guided_high=0.2", "--set", "quant.guided_low=0.2"]
-PHASES += ["--set", "quant.rounding=nearest", "--set", "ttt.epochs=0"]
-
-
-@pytest.fixture(scope="module")
-def phases(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
-    """A run with a Reptile phase and guided bits, without calibration and TTT, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "phases"
-    return RunFolder(out), golf(environment, "run", "smoke", *SETTINGS, *PHASES, "--out", out)
-
-
-def test_a_run_of_other_stages_leaves_what_they_made(phases: tuple[RunFolder, str]) -> None:
-    """And without TTT (c) is (b), which the table says."""
-    run, printed = phases
+def test_a_run_of_other_stages_leaves_what_they_made(environment, tmp_path: Path, monkeypatch) -> None:
+    """Guided bits, no calibration; and without TTT (c) is (b), which the table says."""
+    monkeypatch.setenv("GOLFCORE_CACHE", environment["GOLFCORE_CACHE"])
+    guided = {"quant.guided_high": 0.2, "quant.guided_low": 0.2, "quant.rounding": "nearest", "ttt.epochs": 0}
+    said = list[str]()
+    run = pipeline.run(load("smoke", CHANGES | guided), tmp_path / "run", said.append)
     assert set(run.stages()["train"]["outputs"]) == {"weights.safetensors", "sensitivity.json"}
-    assert not run.file("reptile.safetensors").exists() and len(run.metrics("train")) == 6
-    coverage = run.coverage()
-    assert coverage["reptile"]["done"] > 0 and coverage["guided_bits"]["done"] > 0 and "ttt_steps" not in coverage
-    assert all(coverage[f"stored as int{bits}"]["done"] > 0 for bits in (5, 6, 7))
-    sensitivity = json.loads(run.file("sensitivity.json").read_text())
-    assert sensitivity["steps"] == coverage["guided_bits"]["done"] and len(sensitivity["mean_square"]) == 12
+    coverage, found = run.coverage(), json.loads(run.file("sensitivity.json").read_text())
+    assert found["steps"] == coverage["guided_bits"]["done"] > 0 and len(found["mean_square"]) == 12
+    assert all(coverage[f"stored as int{bits}"]["done"] > 0 for bits in (5, 6, 7)) and "ttt_steps" not in coverage
     measures = numbers(run)["measures"]
     assert measures["ttt"]["legality"] == "static" and measures["ttt"]["bpb"] == measures["sliding"]["bpb"]
-    assert "(c) as (b): nothing was adapted" in printed
-    assert "adaptation gain c - b: +0.0000    (nothing was adapted)" in printed
-
-
-def test_kill_9_in_the_reptile_phase_and_the_same_numbers(environment, phases, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    command = [*GOLF, "run", "smoke", *SETTINGS, *PHASES, "--out", str(run.path)]
-    kill_when(lambda run: bool(run.metrics("reptile")), run, command, environment)
-    golf(environment, *command[3:])
-    assert numbers(run) == numbers(phases[0])
-    for name in ("artifact.golf", "sensitivity.json"):
-        assert run.file(name).read_bytes() == phases[0].file(name).read_bytes()
+    assert "(c) as (b): nothing was adapted" in said[-1]
+    assert "adaptation gain c - b: +0.0000    (nothing was adapted)" in said[-1]
 
 
 def test_a_score_that_trained_first_is_called_no_valid_score(whole: tuple[RunFolder, str]) -> None:
@@ -197,8 +177,6 @@ def test_protocols_beside_the_three_stand_in_every_table(environment, tmp_path: 
     assert list(table["measure"]) == [*report.measures(cfg), "bigram"]
     for row, name, still in ((4, "ppm", "sliding"), (5, "window-ttt", "static")):  # the same windows
         assert table["difference"][row] == pytest.approx(measures[name]["bpb"] - measures[still]["bpb"])
-    with style.drawing():
-        assert plots.waterfall(table).axes
 
 
 def test_the_artifact_alone_scores_the_same_in_a_fresh_process(environment, whole, tmp_path: Path) -> None:
@@ -254,13 +232,29 @@ def test_text_of_another_kind_is_refused_and_other_text_must_be_named(small_run:
         moved.rename(data)
 
 
-def test_work_of_another_version_is_reused_and_named(small_run: Path, monkeypatch) -> None:
+def test_work_of_another_version_is_reused_and_named(small_run: Path, tmp_path: Path, monkeypatch) -> None:
+    """And the same weights have one name, whatever version the file that holds them says."""
     cfg, said = config.of_run(RunFolder(small_run)), list[str]()
-    version = runtime.code_version()
-    monkeypatch.setattr(runtime, "code_version", lambda: "9.9.9")
+    version, values = runtime.code_version(), tensors.load(small_run / report.FLOAT, "weights")[0]
+    for module in (runtime, tensors):
+        monkeypatch.setattr(module, "code_version", lambda: "9.9.9")
     pipeline.run(cfg, small_run, said.append)
     reused = [line for line in said if ": reused" in line]
     assert all(f"made by golfcore {version} and not 9.9.9" in line for line in reused) and len(reused) == 9
+    tensors.save(tmp_path / report.FLOAT, values, {})
+    again = flat(report.load_weights(tmp_path / report.FLOAT))
+    assert (tmp_path / report.FLOAT).read_bytes() != (small_run / report.FLOAT).read_bytes()
+    assert tensors.digest(again) == json.loads((small_run / "eval/float.json").read_text())["source"]["weights"]
+
+
+def test_a_coverage_record_that_is_not_what_was_written_is_refused(small_run: Path, tmp_path: Path) -> None:
+    """Also where every stage is done."""
+    run = RunFolder(shutil.copytree(small_run, tmp_path / "run"))
+    cfg, covered = config.of_run(run), run.coverage()
+    for damaged in ({}, covered | {"ema": covered["ema"] | {"done": 1}}, covered | {"ema": 1}):
+        run.file("coverage.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"coverage.json: expected .*ema"):
+            pipeline.run(cfg, run.path, lambda text: None)
 
 
 def test_a_run_whose_numbers_are_not_whole_fails(small_run: Path, tmp_path: Path) -> None:
@@ -277,8 +271,7 @@ def test_a_run_whose_numbers_are_not_whole_fails(small_run: Path, tmp_path: Path
 
 def test_two_processes_end_where_one_does(environment, tmp_path: Path) -> None:
     """Data-parallel training, a Reptile phase, evaluation over gloo: equal to one process within rounding."""
-    settings = ["--set", "optim.grad_accum=2", "--set", "schedule.iterations=8", "--set", "run.val_every=0"]
-    settings += ["--set", "reptile.share=0.25"]
+    settings = [*SETTINGS, "--set", "optim.grad_accum=2", "--set", "schedule.iterations=8"]
     golf(environment, "run", "smoke", *settings, "--out", tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "golfcore"]
     command = [*launch, "run", "smoke", *settings, "--out", str(tmp_path / "two")]

@@ -142,7 +142,6 @@ def test_the_budget_is_shared_out_without_rest() -> None:
     wall = replace(cfg, schedule=replace(cfg.schedule, clock="wall"))
     assert reptile.budget(wall).meta_steps == math.inf and reptile.budget(wall).seconds == pytest.approx(120.0)
     assert schedule.ordinary(replace(cfg, reptile=replace(cfg.reptile, share=0.0))) == cfg.schedule
-    assert not phase.used(1065, 119.0) and phase.used(1066, 0.0) and phase.used(0, 121.0)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])

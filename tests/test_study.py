@@ -106,19 +106,14 @@ def test_a_selection_holds_all_that_it_refers_to() -> None:
     assert [c.label for c in study.select(cells, "stride")] == ["a", "stride 32", "stride 16"]
 
 
-@pytest.mark.parametrize(
-    ("names", "sentence"),
-    [
-        ("abc, epoch", "cells: unknown key 'epoch'; did you mean 'epochs'"),
-        (" , ", "cells: expected different names with commas between them, found ' , '"),
-        ("stride", "cells: unknown key 'stride'"),
-    ],
-)
-def test_a_selection_that_leaves_nothing_is_one_sentence(names: str, sentence: str) -> None:
+def test_a_selection_that_leaves_nothing_is_one_sentence() -> None:
     """Also a group that exists for other configurations only."""
     cells = [cell for cell in study.standard(config.load("smoke")) if cell.group != "stride"]
-    with pytest.raises(UserError, match=sentence):
-        study.select(cells, names)
+    hints = {"abc, epoch": "unknown key 'epoch'; did you mean 'epochs'", "stride": "unknown key 'stride'"}
+    hints |= {" , ": "expected different names with commas between them, found ' , '"}
+    for names, hint in hints.items():
+        with pytest.raises(UserError, match=f"cells: {hint}"):
+            study.select(cells, names)
 
 
 # -- the shuffled text
@@ -137,26 +132,18 @@ def test_a_shuffled_text_has_the_same_targets_in_whole_chunks(n: int, chunk: int
     assert np.array_equal(mixed, study.shuffled(tokens, chunk, seed))
 
 
-def test_results_of_a_shuffled_text_come_back_to_their_place(measured: list[Measured]) -> None:
-    """Scores that are the token's own number must be those of the text as it was."""
-    found = study.by_label(measured)["b"]
-    tokens = np.arange(found.chunks[-1]["stop"] + 1)
-    own = replace(found, per_target=study.shuffled(tokens, 64)[1:].astype(np.float32))
-    sums = [own.per_target[c["start"] : c["stop"]].sum() for c in own.chunks]
-    own = replace(own, chunks=[c | {"nats": float(s)} for c, s in zip(own.chunks, sums, strict=True)])
-    back = study.in_text_order(own, 64)
-    assert np.array_equal(back.per_target, tokens[1:])
-    for chunk in back.chunks:
-        assert chunk["nats"] == back.per_target[chunk["start"] : chunk["stop"]].sum()
-    assert [c["start"] for c in back.chunks] == [c["start"] for c in found.chunks]
-
-
-def test_the_shuffled_text_has_the_same_targets_to_score(measured: list[Measured]) -> None:
+def test_the_shuffled_text_has_the_same_targets_and_its_sums_come_back_to_their_place(measured: list[Measured]) -> None:
+    """Sums of scores that are the token's own number must be those of the text as it was."""
     found = study.by_label(measured)
     plain, mixed = found["b"], found["b shuffled"]
-    assert plain.tokens == mixed.tokens and mixed.per_target is None
+    assert plain.tokens == mixed.tokens and mixed.per_target is None and mixed.bpb != plain.bpb
     assert abs(plain.bytes - mixed.bytes) <= len(plain.chunks)
-    assert mixed.bpb != plain.bpb
+    tokens = np.arange(plain.chunks[-1]["stop"] + 1)
+    moved = study.shuffled(tokens, 64)[1:]
+    sums = [c | {"nats": float(moved[c["start"] : c["stop"]].sum())} for c in plain.chunks]
+    for chunk, before in zip(study.in_text_order(sums, 64), plain.chunks, strict=True):
+        assert (chunk["start"], chunk["stop"]) == (before["start"], before["stop"])
+        assert chunk["nats"] == tokens[1:][chunk["start"] : chunk["stop"]].sum()
 
 
 # -- measuring
@@ -172,8 +159,9 @@ def test_what_the_run_measured_itself_is_taken_from_it(
     assert {path.stem.split("-")[0] for path in (run / "study").glob("*.json")} == {"sliding", "ttt"}
     study.measure(run, [c for c in cells if c.label in (*REPORTED, "stride 32")], say=lambda text: None)
     assert evaluated == [], "stride 32 is the configuration's own, so it is (b)"
-    study.measure(run, cells[:2], changes={"data.val_tokens": 500}, say=lambda text: None)
-    assert evaluated == ["a", "b"], "scores of other text are not the run's"
+    again = [c for c in cells if c.label in ("a", "b", "stride 32")]
+    study.measure(run, again, changes={"data.val_tokens": 500}, say=lambda text: None)
+    assert evaluated == ["a", "b"], "scores of other text are not the run's; the same cell is evaluated once"
 
 
 def test_a_runs_own_scores_are_a_study_of_its_steps(run: Path, measured: list[Measured]) -> None:
@@ -241,12 +229,6 @@ def test_results_of_another_version_are_reused_and_named(
     assert len([text for text in said if "this is 9.9" in text]) == 1
 
 
-def test_the_same_cell_under_two_labels_is_evaluated_once(run: Path, evaluated: list[str]) -> None:
-    twice = [Cell("one", "sliding", "x"), Cell("two", "sliding", "y", {"eval.stride": 32})]
-    found = study.measure(run, twice, changes={"data.val_tokens": 200}, say=lambda text: None)
-    assert evaluated == ["one"] and found[0].result is found[1].result
-
-
 def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(run: Path, tmp_path: Path) -> None:
     alone, said = tmp_path / "alone.golf", list[str]()
     alone.write_bytes((run / ARTIFACT).read_bytes())
@@ -272,16 +254,15 @@ def test_no_document_boundary_means_no_reset_at_one(run: Path, monkeypatch: pyte
     assert "expected document boundaries" in study.measure(run, cells, say=lambda text: None)[0].note
 
 
+def test_a_cell_that_adapts_nothing_says_why_beside_its_score(run: Path) -> None:
+    cells = [c for c in study.standard(config.of_run(RunFolder(run))) if c.group == "reset"]
+    table = analysis.table(study.measure(run, cells, changes={"ttt.chunk_tokens": 2048}, say=lambda text: None))
+    chunk, document = table["note"]
+    assert "the text is too short" in chunk and "no document is longer than a chunk of 2048 tokens" in document
+    assert table["bpb"].notna().all() and not table["steps"].any() and "note" in analysis.SHOWN
+
+
 # -- frames
-
-
-def test_resets_at_documents_that_fill_no_row_are_said_in_place_of_a_score(measured: list[Measured]) -> None:
-    found = study.by_label(measured)["c"]
-    still = replace(found, coverage=found.coverage | {"ttt_steps": found.coverage["ttt_steps"] | {"done": 0}})
-    cell = Cell("reset per document", "ttt", "reset", {"ttt.reset": "document"}, reference="b")
-    row = one(analysis.table([*measured, Measured(cell, still)]), label=cell.label)
-    assert row["note"] == "adapted nothing: no document fills a row" and not {"bpb", "difference"} & row.keys()
-    assert one(analysis.table([*measured, Measured(cell, found)]), label=cell.label)["bpb"] == found.bpb
 
 
 def test_every_row_has_its_source_and_its_interval_holds_the_difference(measured: list[Measured]) -> None:

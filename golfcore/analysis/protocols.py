@@ -31,7 +31,6 @@ GAINS = {  # gain -> (cell, less this cell)
     "adaptation, float": ("c float", "b float"),
 }
 CONTRASTS = {"order": ("adaptation", "adaptation, shuffled"), "rounding": ("adaptation", "adaptation, float")}
-NO_ROW = "adapted nothing: no document fills a row"
 
 
 def course(a: EvalResult, b: EvalResult) -> pd.DataFrame:
@@ -64,8 +63,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     """COLUMNS of every cell: its score, its difference to its reference, what the ledger saw, and its source.
 
     `steps`: optimizer steps of adaptation, `adapted`: the values that they moved, `repeats`: scores of a published tail
-    beyond the first, which `bpb` counts. A cell without a result, or whose resets left nothing to adapt on, has no
-    score and says why in `note`.
+    beyond the first, which `bpb` counts. A cell without a result says why in `note`, one that adapted nothing too.
     """
     results = by_label(measured)
     return frame(_row(m, results.get(m.cell.reference)) for m in measured).reindex(columns=COLUMNS)
@@ -77,15 +75,13 @@ def _row(m: Measured, reference: EvalResult | None) -> dict[str, Any]:
     if r is None:
         return row | {"note": m.note}
     steps, adapted = (r.coverage.get(name, {"done": 0})["done"] for name in ("ttt_steps", "ttt_adapted"))
-    if cell.changes.get("ttt.reset") == "document" and not steps:
-        return row | {"steps": 0, "note": NO_ROW}
     row |= {"bpb": float(r.bpb), "reference": cell.reference or None}
     if reference is not None:
         row |= {"difference": float(r.bpb_first - reference.bpb_first)} | interval(course(reference, r))
     row |= {"legality": str(r.legality), "steps": steps, "adapted": adapted, "targets": r.tokens, "repeats": r.repeats}
     changes = "; ".join(f"{key}={value}" for key, value in cell.changes.items())
-    sources = {name: r.source.get(name) for name in ("config", "data", "seed")}
-    return row | {"changes": changes or None, "artifact": r.source.get("weights"), **sources}
+    sources = {"artifact" if k == "weights" else k: r.source.get(k) for k in ("weights", "config", "data", "seed")}
+    return row | {"changes": changes or None, **sources, "note": m.note or None}
 
 
 def gains(measured: Sequence[Measured]) -> pd.DataFrame:

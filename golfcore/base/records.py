@@ -173,7 +173,7 @@ class RunFolder:
         for name in record["outputs"]:
             files.same_file(donor.file(name), self.file(name))
         self._write_metrics(donor.metrics()[: record["metrics"]])
-        files.write_json(self.file(COVERAGE), record["coverage"])
+        files.write_json(self.file(COVERAGE), self.coverage() | record["coverage"])
         record = {"from": donor.id, **record}
         files.write_json(self.file(f"stages/{stage}.json"), record)
         return record["from"]

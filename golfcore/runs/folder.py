@@ -20,16 +20,13 @@ def project_dir() -> Path:
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / RUNS).is_dir() or _is_golfcore(folder / "pyproject.toml"):
+        try:
+            ours = (folder / RUNS).is_dir() or 'name = "golfcore"' in (folder / "pyproject.toml").read_text()
+        except (OSError, UnicodeDecodeError):
+            ours = False
+        if ours:
             return Path(os.path.relpath(folder, here))
     return Path()
-
-
-def _is_golfcore(project: Path) -> bool:
-    try:
-        return 'name = "golfcore"' in project.read_text()
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def runs_dir() -> Path:
@@ -72,24 +69,18 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
         files.sweep_parts(path)
         if theirs != config:
             files.write_json(where, found | {"config": to_dict(config)})
-    else:
-        _check_free(path)
+    else:  # nothing may be there, or only what golfcore or an editor leaves
+        for folder in (path, *path.parents):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
+        names = {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.exists() else set()
+        if others := ", ".join(sorted(names - BEGUN)[:3]):
+            raise UserError(f"{path}: expected a run folder or an empty one, found {others}; choose another --out")
         for name in (METRICS, COVERAGE):
             run.file(name).unlink(missing_ok=True)
         files.write_json(where, {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash})
     run.started(environment)
     return run
-
-
-def _check_free(path: Path) -> None:
-    """UserError unless `path` can become a run folder: nothing there, or only what golfcore or an editor leaves."""
-    for folder in (path, *path.parents):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
-    names = {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.exists() else set()
-    if others := sorted(names - BEGUN):
-        found = ", ".join(others[:3])
-        raise UserError(f"{path}: expected a run folder or an empty one, found {found}; choose another --out")
 
 
 def find_run(path: Path) -> RunFolder:
@@ -119,5 +110,5 @@ def run_folders(folder: Path) -> list[RunFolder]:
         if CONFIG in names or CONFIG in below:
             found.append(RunFolder(Path(here)))
             below.clear()
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = [name for name in below if not name.startswith(".")]
     return sorted(found, key=lambda run: run.path)

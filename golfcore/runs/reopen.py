@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from golfcore.base import runtime
+from golfcore.base import runtime, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.base.runtime import full_float32
@@ -19,7 +19,7 @@ from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
 from golfcore.evals.evaluation import Subject
 from golfcore.evals.result import EvalResult
 from golfcore.evals.windows import window_length
-from golfcore.model.weights import to_device
+from golfcore.model.weights import flat, to_device
 from golfcore.quant import artifact
 from golfcore.runs.folder import find_run
 from golfcore.runs.results import ARTIFACT, packed_facts
@@ -45,9 +45,7 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     UserError: neither a run nor an artifact; a change to what the weights were trained with; text in another
     tokenizer, or other text than the run's that no change names.
     """
-    path = target / ARTIFACT if target.is_dir() else target
-    if target.is_dir():
-        find_run(target)
+    path = find_run(target).file(ARTIFACT) if target.is_dir() else target
     stored, weights = artifact.read(path)
     facts = packed_facts(path)
     for dotted in changes:
@@ -64,6 +62,7 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     tokens = np.asarray(val_tokens(dataset, cfg.model.vocab_size, cfg.data.val_tokens))
     tables = load_tables(dataset.tokenizer, cfg.model.vocab_size)
     source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash, "code": runtime.code_version()}
+    source["weights"] = tensors.digest(flat(weights))
     own = {key: value for key, value in changes.items() if key.partition(".")[0] in ("eval", "ttt")}
     return Packed(cfg, Subject(to_device(weights, rt.device), tokens, tables, rt), source, own)
 
@@ -87,9 +86,8 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
     free = {key: value for key, value in wanted.items() if key not in changes}
     cfg = override(packed.cfg, free, f"the audit's scaling of {target}")
     own = protocols.configure(protocol, cfg, packed.changes)
-    total = int(CHUNKS * own.ttt.chunk_tokens)
-    if len(packed.subject.tokens) <= total:
-        found = len(packed.subject.tokens)
+    total, found = int(CHUNKS * own.ttt.chunk_tokens), len(packed.subject.tokens)
+    if found <= total:
         raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {found}")
     text = packed.subject.tokens[: total + 1]
     alone = packed.subject.runtime._replace(rank=0, world=1, dtype=torch.float32)
@@ -104,15 +102,20 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
             documents=np.flatnonzero(packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
             progress=lambda test: progress.update(),
         )
-    said = {"data": packed.source["data"][:12], **_settings(own)}
+    windows = f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"
+    said: dict[str, object] = {"data": packed.source["data"][:12], "windows": windows}
+    t = own.ttt
+    if t.epochs + t.sweeps:
+        rate = f"rate {t.lr:g}" if t.lr_shape == "constant" else f"rate {t.lr:g}, horizon {t.lr_horizon}"
+        passes = f"{t.epochs} epochs" + (f", {t.sweeps} sweeps" if t.sweeps else "")
+        said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
     said["scaled for the audit"] = differences(packed.cfg, cfg, most=len(wanted)) or "nothing"
     return replace(report, subject=f"{protocol} of {target}", settings={**report.settings, **said})
 
 
 def scaled(cfg: Config, longest: int) -> dict[str, object]:
     """Overrides for windows and rows of at most `longest` tokens and chunks of two; rates, epochs, what adapts stay."""
-    seq_len = min(cfg.data.seq_len, longest)
-    window = min(window_length(cfg), longest)
+    seq_len, window = min(cfg.data.seq_len, longest), min(window_length(cfg), longest)
     strides = min(max(window_length(cfg) // cfg.eval.stride, 1), STRIDES)
     rows = min(max(cfg.ttt.chunk_tokens // cfg.data.seq_len, 1), 2)
     return {
@@ -122,14 +125,3 @@ def scaled(cfg: Config, longest: int) -> dict[str, object]:
         "ttt.chunk_tokens": rows * seq_len,
         "ttt.batch_seqs": 1,
     }
-
-
-def _settings(own: Config) -> dict[str, object]:
-    """The settings of the protocol that the report holds for."""
-    t = own.ttt
-    said: dict[str, object] = {"windows": f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"}
-    if t.epochs + t.sweeps:
-        rate = f"rate {t.lr:g}" if t.lr_shape == "constant" else f"rate {t.lr:g}, horizon {t.lr_horizon}"
-        passes = f"{t.epochs} epochs" + (f", {t.sweeps} sweeps" if t.sweeps else "")
-        said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
-    return said

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from golfcore.base import files
+import torch
+
+from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.evals import result as results
+from golfcore.model.weights import Weights, to_device, unflat
 from golfcore.quant import artifact
 
 FLOAT, QUANTIZED, CHOICE = "weights.safetensors", "quantized.golf", "ttt.json"
@@ -25,11 +28,24 @@ LABELS = {
     "sliding": "(b) artifact, sliding window",
     "ttt": "(c) artifact, sliding window + TTT",
 }
+NUMBERS = ("protocol", "bpb", "bpb_first", "loss", "tokens", "bytes", "repeats", "dropped", "seconds")
 
 
 def measures(cfg: Config) -> dict[str, tuple[str, str]]:
     """Everything that a run measures, as MEASURES: those four, and `eval.also` on the artifact."""
     return MEASURES | {name: (ARTIFACT, name) for name in cfg.eval.also if name not in MEASURES}
+
+
+def measured(report: dict) -> list[str]:
+    """What a report has scores of: the pipeline's own in their order, then other protocols by name."""
+    return [*MEASURES, *sorted(set(report["measures"]) - set(MEASURES))]
+
+
+def load_weights(path: Path, device: torch.device | str = "cpu") -> Weights:
+    """The weights in a file of a run: trained, or rounded and as scoring reads them. UserError: not there, damaged."""
+    trained = path.name == FLOAT
+    found = unflat(tensors.load(path, "trained weights")[0]) if trained else artifact.read(path)[1]
+    return to_device(found, device)
 
 
 class Facts(NamedTuple):
@@ -53,74 +69,61 @@ def packed_facts(path: Path) -> Facts:
     return Facts(extra["ttt_lr"], extra["data"], extra["tokenizer"])
 
 
+def eval_inputs(run: RunFolder, cfg: Config, weights: str) -> dict[str, str]:
+    """What an evaluation of the file `weights` of a run depends on: the inputs of its stage."""
+    files_of = {"weights": run.file(weights), "artifact": run.file(ARTIFACT)}
+    shas = {name: files.sha256_file(path) for name, path in files_of.items()}
+    return {"config": cfg.hash, "data": run.data_hash(), **shas}
+
+
 def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
     """The numbers of a run whose stages are done, each with its source; `total` targets were to be scored.
 
     UserError: a number that is not finite. RuntimeError: one that is not over every target.
     """
     found = {name: results.load(run.file(f"eval/{name}.json")) for name in measures(cfg)}
-    baseline = files.read_json(run.file("baseline.json"), "the baseline", {"bpb": float})
-    record = files.read_json(run.file(CHOICE), "the chosen TTT settings", {"lr": float})
     for name, r in found.items():
         if r.tokens - r.repeats + r.dropped != total:
             raise RuntimeError(f"{name}: {r.tokens - r.repeats:,} of {total:,} targets were scored")
+    rows = {
+        name: {key: getattr(r, key) for key in NUMBERS}
+        | {"weights": measures(cfg)[name][0], "legality": str(r.legality), "code": r.source.get("code", "")}
+        for name, r in found.items()
+    }
     size, code, limit = run.file(ARTIFACT).stat().st_size, artifact.code_bytes(), cfg.quant.max_bytes
-    first = {name: r.bpb_first for name, r in found.items()}
+    choice = files.read_json(run.file(CHOICE), "the chosen TTT settings", {"lr": float})
+    fits = artifact.fits(size, code, limit)
     return {
         "source": source,
-        "measures": {name: _row(r, measures(cfg)[name][0]) for name, r in found.items()},
-        "context_gain": first["sliding"] - first["static"],
-        "ttt_gain": first["ttt"] - first["sliding"],
-        "ttt": {**record, "lr": packed_facts(run.file(ARTIFACT)).chosen(cfg).ttt.lr},
-        "baseline": baseline,
-        "artifact": {
-            "bytes": size,
-            "code_bytes": code,
-            "total": size + code,
-            "max_bytes": limit,
-            "fits": artifact.fits(size, code, limit),
-        },
-    }
-
-
-def measured(report: dict) -> list[str]:
-    """What a report has scores of: the pipeline's own in their order, then other protocols by name."""
-    return [*MEASURES, *sorted(set(report["measures"]) - set(MEASURES))]
-
-
-def _row(r: results.EvalResult, weights: str) -> dict[str, Any]:
-    keys = ("protocol", "bpb", "bpb_first", "loss", "tokens", "bytes", "repeats", "dropped", "seconds")
-    return {key: getattr(r, key) for key in keys} | {
-        "weights": weights,
-        "legality": str(r.legality),
-        "code": r.source.get("code", ""),
+        "measures": rows,
+        "context_gain": found["sliding"].bpb_first - found["static"].bpb_first,
+        "ttt_gain": found["ttt"].bpb_first - found["sliding"].bpb_first,
+        "ttt": {**choice, "lr": packed_facts(run.file(ARTIFACT)).chosen(cfg).ttt.lr},
+        "baseline": files.read_json(run.file("baseline.json"), "the baseline", {"bpb": float}),
+        "artifact": {"bytes": size, "code_bytes": code, "total": size + code, "max_bytes": limit, "fits": fits},
     }
 
 
 def table(report: dict) -> str:
     """The report as text: the three numbers side by side, other protocols, the gains, the baseline and the bytes."""
-    s, a, rows = report["source"], report["artifact"], {name: report["measures"][name] for name in measured(report)}
+    s, a = report["source"], report["artifact"]
     lines = [f"run {s['run']}: preset {s['preset']}, config {s['config']}, seed {s['seed']}, data {s['data'][:12]}", ""]
     lines.append(f"{'':50}{'bpb':>9}  {'legality':<12}{'targets':>11}{'seconds':>9}")
-    for name, row in rows.items():
-        label = LABELS.get(name, f"    artifact, {name}")
+    for name in measured(report):
+        row, label = report["measures"][name], LABELS.get(name, f"    artifact, {name}")
         if name == "ttt" and row["legality"] == "static":
             label = "(c) as (b): nothing was adapted"
         lines.append(f"{label:50}{row['bpb']:9.4f}  {row['legality']:<12}{row['tokens']:>11,}{row['seconds']:>9.1f}")
-    lines += [
-        f"{'    interpolated bigram of the training text':50}{report['baseline']['bpb']:9.4f}",
-        "",
-        f"context gain b - a: {report['context_gain']:+.4f}    adaptation gain c - b: {report['ttt_gain']:+.4f}"
-        f"{_remark(report)}",
-        f"bytes: artifact {a['bytes']:,} + code {a['code_bytes']:,} = {a['total']:,} of {a['max_bytes']:,}"
-        f" ({'fits' if a['fits'] else 'TOO LARGE'})",
-    ]
-    return "\n".join(lines)
-
-
-def _remark(report: dict) -> str:
-    """What must be known of c beside its gain: the TTT rate, that nothing was adapted, that it is no valid score."""
     legality, rate = report["measures"]["ttt"]["legality"], f"    (TTT rate {report['ttt']['lr']:g})"
-    if legality == "static":
-        return "    (nothing was adapted)"
-    return rate if legality == "score-first" else f" ({legality}: not a valid score){rate}"
+    remark = {"static": "    (nothing was adapted)", "score-first": rate}
+    return "\n".join(
+        [
+            *lines,
+            f"{'    interpolated bigram of the training text':50}{report['baseline']['bpb']:9.4f}",
+            "",
+            f"context gain b - a: {report['context_gain']:+.4f}    adaptation gain c - b: {report['ttt_gain']:+.4f}"
+            f"{remark.get(legality, f' ({legality}: not a valid score){rate}')}",
+            f"bytes: artifact {a['bytes']:,} + code {a['code_bytes']:,} = {a['total']:,} of {a['max_bytes']:,}"
+            f" ({'fits' if a['fits'] else 'TOO LARGE'})",
+        ]
+    )

@@ -95,24 +95,20 @@ def narrowed(cfg: Config, wanted: int) -> Config:
     Heads and the MLP's width go down in proportion to choose the width; then the MLP's width alone is fitted, in steps
     that keep it even (and divisible by 3 for SwiGLU).
     """
-    m = cfg.model
-    widths = range(m.head_dim, m.dim + 1, m.head_dim)
-    model = min((_at_width(m, dim) for dim in widths), key=lambda c: abs(exported(c) - wanted))
-    step = 6 if m.mlp == "swiglu" else 2
+    m, step = cfg.model, 6 if cfg.model.mlp == "swiglu" else 2
+
+    def at_width(dim: int) -> ModelConfig:
+        heads = dim // m.head_dim
+        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        kv = min(divisors, key=lambda n: abs(n - heads * m.n_kv_heads / m.n_heads))
+        hidden = max(step, step * round(m.mlp_hidden * dim / m.dim / step))
+        return replace(m, dim=dim, n_heads=heads, n_kv_heads=kv, mlp_hidden=hidden)
+
+    widths = map(at_width, range(m.head_dim, m.dim + 1, m.head_dim))
+    model = min(widths, key=lambda found: abs(exported(found) - wanted))
     per_unit = (exported(replace(model, mlp_hidden=model.mlp_hidden + step)) - exported(model)) / step
     hidden = model.mlp_hidden + (wanted - exported(model)) / per_unit
     return replace(cfg, model=replace(model, mlp_hidden=max(step, step * round(hidden / step))))
-
-
-def _at_width(m: ModelConfig, dim: int) -> ModelConfig:
-    heads, step = dim // m.head_dim, 6 if m.mlp == "swiglu" else 2
-    divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-    kv = min(divisors, key=lambda n: abs(n - heads * m.n_kv_heads / m.n_heads))
-    hidden = max(step, step * round(m.mlp_hidden * dim / m.dim / step))
-    return replace(m, dim=dim, n_heads=heads, n_kv_heads=kv, mlp_hidden=hidden)
-
-
-# -- size and compute
 
 
 def exported(m: ModelConfig) -> int:

@@ -16,16 +16,15 @@ import numpy as np
 from golfcore import config
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
-from golfcore.base.records import RESULTS, RunFolder
+from golfcore.base.records import RunFolder
 from golfcore.config import Config
 from golfcore.evals import protocols
 from golfcore.evals import result as results
 from golfcore.evals.result import EvalResult
 from golfcore.evals.windows import window_length
-from golfcore.model.weights import to_device, unflat
+from golfcore.model.weights import Weights, flat
 from golfcore.runs.reopen import open_packed
-from golfcore.runs.results import ARTIFACT, FLOAT, MEASURES, measures
-from golfcore.runs.results import measured as results_of
+from golfcore.runs.results import ARTIFACT, FLOAT, MEASURES, eval_inputs, load_weights, measured, measures, packed_facts
 from golfcore.runs.sweep import names_in, time_left
 
 ORDER_SEED = 0
@@ -50,7 +49,7 @@ class Cell:
 
 
 class Measured(NamedTuple):
-    """A cell and what it gave: a result, its chunks in the order of the text, or a sentence why there is none."""
+    """A cell and what it gave: a result, its chunks in the order of the text, or none, and a sentence why or on it."""
 
     cell: Cell
     result: EvalResult | None
@@ -58,27 +57,28 @@ class Measured(NamedTuple):
 
 
 def standard(cfg: Config) -> tuple[Cell, ...]:
-    """The study of `cfg`: a, b, c; each control; each protocol that has a name."""
-    cells = [Cell(label, ABC[label], "abc", reference=ref) for label, ref in (("a", ""), ("b", "a"), ("c", "b"))]
-    cells += [Cell(f"{label} float", p, "float", weights="float", reference=label) for label, p in ABC.items()]
-    cells += [
-        Cell("b shuffled", "sliding", "order", shuffled=True, reference="b"),
-        Cell("c shuffled", "ttt", "order", shuffled=True, reference="b shuffled"),
-    ]
+    """The study of `cfg`: a, b, c; each control; each protocol that has a name. A reference comes first."""
+
+    def controls(group: str, changes: Mapping[str, Mapping[str, object]]) -> list[Cell]:
+        return [Cell(label, "ttt", group, changed, reference="b") for label, changed in changes.items()]
+
     constant = {} if cfg.ttt.lr_horizon else {"ttt.lr_shape": "constant"}
-    controls: dict[str, tuple[str, dict[str, object]]] = {  # label -> group, what it changes of c
-        "reset per chunk": ("reset", {"ttt.reset": "chunk"}),
-        "reset per document": ("reset", {"ttt.reset": "document", **constant}),
-        **{f"epochs {n}": ("epochs", {"ttt.epochs": n}) for n in EPOCHS},
-    }
-    cells += [Cell(label, "ttt", *control, reference="b") for label, control in controls.items()]
-    cells += [Cell(f"stride {s}", "sliding", "stride", {"eval.stride": s}, reference="a") for s in strides(cfg)]
-    controls = {f"adapts {part}": ("adapted", {"ttt.adapted": part}) for part in ADAPTED}
-    controls |= {f"adam {r:g}": ("optimizer", {"ttt.optimizer": "adam", "ttt.lr": r}) for r in ADAM_RATES}
-    cells += [Cell(label, "ttt", *control, reference="b") for label, control in controls.items()]
+    resets = {"chunk": {"ttt.reset": "chunk"}, "document": {"ttt.reset": "document", **constant}}
+    adam = {"ttt.optimizer": "adam"}
     label = {protocol: label for label, protocol in ABC.items()}
     others = [name for name in protocols.PROTOCOLS if name not in label]
-    return (*cells, *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others))
+    return (
+        *(Cell(name, ABC[name], "abc", reference=other) for name, other in (("a", ""), ("b", "a"), ("c", "b"))),
+        *(Cell(f"{name} float", p, "float", weights="float", reference=name) for name, p in ABC.items()),
+        Cell("b shuffled", "sliding", "order", shuffled=True, reference="b"),
+        Cell("c shuffled", "ttt", "order", shuffled=True, reference="b shuffled"),
+        *controls("reset", {f"reset per {at}": changes for at, changes in resets.items()}),
+        *controls("epochs", {f"epochs {n}": {"ttt.epochs": n} for n in EPOCHS}),
+        *(Cell(f"stride {s}", "sliding", "stride", {"eval.stride": s}, reference="a") for s in strides(cfg)),
+        *controls("adapted", {f"adapts {part}": {"ttt.adapted": part} for part in ADAPTED}),
+        *controls("optimizer", {f"adam {rate:g}": adam | {"ttt.lr": rate} for rate in ADAM_RATES}),
+        *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others),
+    )
 
 
 def strides(cfg: Config) -> list[int]:
@@ -97,7 +97,7 @@ def select(cells: Sequence[Cell], names: str) -> tuple[Cell, ...]:
     wanted = names_in(names, known, "cells")
     config.keys(wanted, known, "cells")
     kept = {c.label for c in cells if {c.label, c.group} & set(wanted)}
-    for cell in reversed(cells):  # a reference comes before what refers to it
+    for cell in reversed(cells):
         kept |= {cell.reference} if cell.label in kept else set()
     return tuple(c for c in cells if c.label in kept)
 
@@ -111,7 +111,7 @@ def reported(run: RunFolder) -> list[Measured]:
     labels, reference = dict(zip(MEASURES, ("a float", *ABC), strict=True)), ""
     for label in labels.values():
         named[label], reference = replace(named[label], reference=reference), label
-    found = results_of(files.read_json(run.file(RESULTS), "the results of a finished run"))
+    found = measured(run.results())
     return [Measured(named[labels.get(n, n)], results.load(run.file(f"eval/{n}.json"))) for n in found]
 
 
@@ -133,19 +133,14 @@ def shuffled(tokens: np.ndarray, chunk: int, seed: int = ORDER_SEED) -> np.ndarr
     cost a byte more or less.
     """
     order = chunk_order(len(tokens) - 1, chunk, seed)
-    blocks = [tokens[1 + i * chunk : 1 + (i + 1) * chunk] for i in order]
-    return np.concatenate([tokens[:1], *blocks])
+    return np.concatenate([tokens[:1], *(tokens[1 + i * chunk : 1 + (i + 1) * chunk] for i in order)])
 
 
-def in_text_order(result: EvalResult, chunk: int, seed: int = ORDER_SEED) -> EvalResult:
-    """The result of a shuffled stream with each chunk's sums, and each target's nats, at its place in the text."""
-    back = np.argsort(chunk_order(result.chunks[-1]["stop"], chunk, seed))
-    sums = [{k: result.chunks[j][k] for k in ("nats", "bytes", "adapt_losses")} for j in back]
-    chunks = [row | {k: at[k] for k in ("chunk", "start", "stop")} for row, at in zip(sums, result.chunks, strict=True)]
-    nats = result.per_target
-    if nats is not None:
-        nats = np.concatenate([nats[j * chunk : (j + 1) * chunk] for j in back])
-    return replace(result, chunks=chunks, per_target=nats)
+def in_text_order(chunks: Sequence[dict], chunk: int) -> list[dict]:
+    """The rows of sums of a shuffled stream, each at its place in the text."""
+    back = np.argsort(chunk_order(chunks[-1]["stop"], chunk))
+    sums = [{k: chunks[j][k] for k in ("nats", "bytes", "adapt_losses")} for j in back]
+    return [place | own for place, own in zip(chunks, sums, strict=True)]
 
 
 # -- measuring
@@ -166,13 +161,13 @@ def measure(
     damaged or belong to something else; a killed cell goes on. A cell that this model, text or configuration cannot
     have gets a sentence in place of a result. UserError as `open_packed`.
     """
-    study = _Study(target, dict(changes or {}), out, say)
-    cells = standard(study.packed.cfg) if cells is None else cells
+    study = _Study(target, dict(changes or {}), RunFolder(out) if out else None, say)
+    cells = standard(study.cfg) if cells is None else cells
     found: list[Measured] = []
     for number, cell in enumerate(cells, 1):
         say(f"cell {number} of {len(cells)}: {cell.label}{time_left(study.spent, len(cells) - number + 1)}")
         try:
-            found.append(Measured(cell, study.result(cell)))
+            found.append(study.measured(cell))
         except UserError as e:
             found.append(Measured(cell, None, str(e)))
             say(f"  not measured: {e}")
@@ -183,106 +178,107 @@ class _Study:
     """One opened target, and the results so far by the hash of what they belong to."""
 
     def __init__(
-        self, target: Path, changes: dict[str, object], out: Path | None, say: Callable[[str], object]
+        self, target: Path, changes: dict[str, object], folder: RunFolder | None, say: Callable[[str], object]
     ) -> None:
-        self.packed, self.target, self.say = open_packed(target, changes), target, say
-        self.run = RunFolder(target) if target.is_dir() else None
-        self.own = open_packed(target, {}).cfg if changes else self.packed.cfg  # what the run measured under
-        self.folder = RunFolder(out) if out else None
-        paths = {weights: target / name for weights, name in FILES.items()} if self.run else {"artifact": target}
-        self.shas = {weights: files.sha256_file(path) for weights, path in paths.items() if path.exists()}
+        self.cfg, self.subject, self.source, _ = open_packed(target, changes)
+        self.target, self.folder, self.say = target, folder, say
+        self.loaded = {"artifact": (self.subject.weights, self.source["weights"])}
+        self.own: dict[tuple, tuple[RunFolder, Config, str]] = {}  # the run's evaluations: run, its configuration, name
+        if target.is_dir():
+            run, cfg = RunFolder(target), config.of_run(RunFolder(target))
+            packed = packed_facts(run.file(ARTIFACT)).chosen(cfg)
+            for name, (file, protocol) in measures(cfg).items():
+                own = protocols.configure(protocol, packed)
+                self.own[protocol, own.hash, file, run.data_hash(), cfg.ttt.chunk_tokens] = run, cfg, name
         self.done = dict[str, EvalResult]()
         self.spent: list[float] = []  # seconds of the cells that were evaluated
-        self.versions = set[str]()  # of the code that measured what is reused, once it was said
+        self.versions = {self.source["code"]}  # of the code that measured what is reused, once it was said
 
-    def result(self, cell: Cell) -> EvalResult:
-        """The cell's result: the run's, one from earlier, or evaluated now. UserError: there is none."""
-        source = self._source(cell)
-        belongs = {"protocol": cell.protocol, "order": ORDER_SEED if cell.shuffled else None}
-        belongs |= {"chunks": self.packed.cfg.ttt.chunk_tokens}  # what sums are kept of, whatever it adapts on
+    def measured(self, cell: Cell) -> Measured:
+        """The cell with the run's result, one from earlier, or one evaluated now. UserError: it cannot have one."""
+        cfg, chunk = protocols.configure(cell.protocol, self.cfg, cell.changes), self.cfg.ttt.chunk_tokens
+        by_document, tables = cfg.ttt.reset == "document", self.subject.tables
+        if by_document and not tables.boundary.cpu().numpy()[self.subject.tokens].any():
+            raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
+        source = self.source | {"weights": self.weights(cell)[1], "config": cfg.hash, "seed": cfg.run.seed}
+        # `chunks`: what sums are kept of, whatever it adapts on
+        belongs = {"protocol": cell.protocol, "order": ORDER_SEED if cell.shuffled else None, "chunks": chunk}
         belongs |= {k: source[k] for k in ("weights", "config", "data")}
         key = files.sha256_text(files.canonical_json(belongs))
         if key not in self.done:
-            found = self._reported(cell, source) or self._saved(cell, f"{cell.protocol}-{key[:16]}", belongs, source)
-            self.done[key] = found
-        return self.done[key]
+            file, name = FILES[cell.weights], f"{cell.protocol}-{key[:16]}"
+            places: list[tuple[RunFolder, str, dict, str]] = []
+            own = self.own.get((cell.protocol, cfg.hash, file, source["data"], chunk))
+            if own and not cell.shuffled:
+                run, trained, of = own
+                places.append((run, f"eval-{of}", eval_inputs(run, trained, file), f"eval/{of}.json"))
+            if self.folder:
+                places.append((self.folder, name, belongs, f"{name}.json"))
+            kept = next((found for place in places if (found := self._kept(*place))), None)
+            if kept:
+                self.done[key] = replace(kept, source=source | {"code": kept.source.get("code")})
+            else:
+                self.done[key] = self._evaluate(cell, name, belongs, source)
+        steps, note = self.done[key].coverage.get("ttt_steps"), ""
+        if steps and not steps["of"]:
+            short = f"no document is longer than a chunk of {cfg.ttt.chunk_tokens} tokens, each ends before a step"
+            note = f"nothing was adapted: {short if by_document else steps['note']}"
+        return Measured(cell, self.done[key], note)
 
-    def _source(self, cell: Cell) -> dict:
-        """What identifies the numbers of a cell. UserError: a cell that this model, text or target cannot have."""
-        p = self.packed
-        if cell.weights not in self.shas:
-            raise UserError(f"{self.target}: expected the {cell.weights} weights of a run folder, found none")
-        cfg = protocols.configure(cell.protocol, p.cfg, cell.changes)
-        if cfg.ttt.reset == "document" and not p.subject.tables.boundary.cpu().numpy()[p.subject.tokens].any():
-            raise UserError(f"cell {cell.label}: expected document boundaries in the validation text, found none")
-        return p.source | {"weights": self.shas[cell.weights], "config": cfg.hash, "seed": cfg.run.seed}
+    def weights(self, cell: Cell) -> tuple[Weights, str]:
+        """What a cell scores, and the hash of its contents. UserError: an artifact has no float weights."""
+        if cell.weights not in self.loaded:
+            if not self.target.is_dir():
+                raise UserError(f"{self.target}: expected the {cell.weights} weights of a run folder, found none")
+            found = load_weights(self.target / FLOAT, self.subject.runtime.device)
+            self.loaded[cell.weights] = found, tensors.digest(flat(found))
+        return self.loaded[cell.weights]
 
-    def _reported(self, cell: Cell, source: dict) -> EvalResult | None:
-        """The run's own evaluation, if it is whole and of the same weights, configuration and text."""
-        made = (FILES[cell.weights], cell.protocol)
-        name = next((name for name, own in measures(self.own).items() if own == made and not cell.shuffled), "")
-        if not (self.run and name) or self.packed.cfg.ttt.chunk_tokens != self.own.ttt.chunk_tokens:
+    def _kept(self, folder: RunFolder, stage: str, inputs: dict, file: str) -> EvalResult | None:
+        """A result as its stage left it, if it is whole and of these inputs; says once if other code measured it."""
+        path = folder.file(file)
+        try:
+            if not folder.finished(stage, inputs):
+                if path.exists():
+                    self.say(
+                        f"  {path}: expected the result of this cell as it was saved, found another; measured again"
+                    )
+                return None
+            found = results.load(path)
+        except UserError as e:
+            self.say(f"  {e}; measured again")
             return None
-        if source["config"] != protocols.configure(cell.protocol, self.own).hash:
-            return None
-        outputs = self.run.stages().get(f"eval-{name}", {}).get("outputs", {})
-        kept = {self.run.file(output): sha for output, sha in outputs.items()}
-        if not kept or not all(path.exists() and files.sha256_file(path) == sha for path, sha in kept.items()):
-            return None
-        found = results.load(self.run.file(f"eval/{name}.json"))
-        same = all(found.source.get(k) == source[k] for k in ("weights", "data"))
-        return self._reused(replace(found, source=source | {"code": found.source.get("code")})) if same else None
-
-    def _reused(self, found: EvalResult) -> EvalResult:
-        """The same; says once if other code than this measured it."""
-        code, here = str(found.source.get("code")), str(self.packed.source["code"])
-        if code != here and code not in self.versions:
-            self.say(f"  reused: measured by golfcore {code}; this is {here}")
+        if (code := found.source.get("code")) not in self.versions:
+            self.say(f"  reused: measured by golfcore {code}; this is {self.source['code']}")
             self.versions.add(code)
         return found
 
-    def _saved(self, cell: Cell, name: str, belongs: dict, source: dict) -> EvalResult:
-        """The result that `out` holds, or else evaluated now and saved there."""
-        if self.folder is None:
-            return self._evaluate(cell, None, source)
-        path = self.folder.file(f"{name}.json")
-        try:
-            if self.folder.finished(name, belongs):
-                return self._reused(results.load(path))
-            if path.exists():
-                self.say(f"  {path}: expected the result of this cell as it was saved, found another; measured again")
-        except UserError as e:
-            self.say(f"  {e}; measured again")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = self._evaluate(cell, path.with_suffix(".part"), source)
-        results.save(found, path)
-        outputs = [path.name] if found.per_target is None else [path.name, f"{name}.npy"]
-        self.folder.finish(name, belongs, outputs, self.spent[-1])
-        return found
-
-    def _evaluate(self, cell: Cell, resume: Path | None, source: dict) -> EvalResult:
-        """Measured now; nats of every target are kept of a, b and c as the configuration has them."""
-        began, p, chunk = time.monotonic(), self.packed, self.packed.cfg.ttt.chunk_tokens
-        subject = p.subject
-        if cell.weights == "float":
-            stored = unflat(tensors.load(self.target / FLOAT, "trained weights")[0])
-            subject = subject._replace(weights=to_device(stored, subject.runtime.device))
+    def _evaluate(self, cell: Cell, name: str, belongs: dict, source: dict) -> EvalResult:
+        """Measured now, and saved; nats of every target are kept of a, b and c as the configuration has them."""
+        began, chunk = time.monotonic(), self.cfg.ttt.chunk_tokens
+        subject = self.subject._replace(weights=self.weights(cell)[0])
         if cell.shuffled:
             subject = subject._replace(tokens=shuffled(subject.tokens, chunk))
         found = protocols.evaluate(
             cell.protocol,
-            p.cfg,
+            self.cfg,
             subject,
             changes=cell.changes,
-            resume=resume,
+            resume=self.folder.file(f"{name}.part") if self.folder else None,
             source=source,
             label=cell.label,
         )
-        found = in_text_order(found, chunk) if cell.shuffled else found
-        own = source["config"] == protocols.configure(cell.protocol, p.cfg).hash
-        plain = own and cell.protocol in ABC.values() and not cell.shuffled
+        own = source["config"] == protocols.configure(cell.protocol, self.cfg).hash
+        if cell.shuffled or not own or cell.protocol not in ABC.values():
+            found = replace(found, per_target=None)
+        chunks = in_text_order(found.chunks, chunk) if cell.shuffled else found.chunks
+        found = replace(found, adapted=None, chunks=chunks)
         self.spent.append(time.monotonic() - began)
-        return replace(found, adapted=None, per_target=found.per_target if plain else None)
+        if self.folder:
+            results.save(found, self.folder.file(f"{name}.json"))
+            outputs = [f"{name}.json"] + ([f"{name}.npy"] if found.per_target is not None else [])
+            self.folder.finish(name, belongs, outputs, self.spent[-1])
+        return found
 
 
 def by_label(measured: Iterable[Measured]) -> dict[str, EvalResult]:

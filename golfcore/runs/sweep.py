@@ -43,15 +43,12 @@ if TYPE_CHECKING:
 
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
-FILE: dict[str, Any] = {  # keys and what they hold; those of an arm below
-    **dict.fromkeys(("title", "base", "source"), str),
-    **{"seeds": tuple[int, ...], "measure": Measure, "published_sd": float, "published_steps": int},
-    **dict.fromkeys(("all", "size", "arms"), dict),
-}
-ARM: dict[str, Any] = {
-    **dict.fromkeys(("on", "label", "published_note", "note"), str),
-    **{"published": float, "unknown": tuple[str, ...], "set": dict, "size": dict},
-}
+TEXTS = dict.fromkeys(("title", "base", "source", "on", "label", "published_note", "note"), str)
+KINDS: dict[str, Any] = TEXTS | dict.fromkeys(("all", "size", "arms", "set"), dict)
+KINDS |= dict.fromkeys(("published", "published_sd"), float) | {"published_steps": int, "measure": Measure}
+KINDS |= {"seeds": tuple[int, ...], "unknown": tuple[str, ...]}
+FILE = "title base seeds source measure published_sd published_steps all size arms".split()
+ARM = "on label published published_note unknown set size note".split()
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,7 @@ class Sweep:
 
     def changes(self) -> "pd.DataFrame":
         """One row an arm: what it is compared with, and what it changes of that."""
-        on = {name: self.arms[arm.on].config for name, arm in self.arms.items() if arm.on}
-        return changes(self.configs, on)
+        return changes(self.configs, {name: arm.on for name, arm in self.arms.items()})
 
     def only(self, names: Sequence[str]) -> "Sweep":
         """The arms named, in the file's order, with those that they are compared with. UserError: no such arm."""
@@ -116,23 +112,43 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
     `overrides` are of all arms; what an arm sets goes over them. UserError: no such file, an unknown key, a value of
     another type, an arm `on` one that does not stand above it, or two arms of one configuration.
     """
-    path = Path(file) if str(file).endswith(".toml") else SWEEPS / f"{file}.toml"
-    if path.parent == SWEEPS:
-        config.keys([path.stem], sweep_names(), "sweeps")
+    where, path = str(file), Path(file)
+    if path.suffix != ".toml":
+        config.keys([where], sweep_names(), "sweeps", "sweep")
+        path = SWEEPS / f"{file}.toml"
     config.keys([size], config.size_names(), "size")
-    where = str(file)
     values = _checked(config.read_toml(path, "a sweep"), FILE, where)
     for key in ("base", "arms"):
         if not values.get(key):
             raise UserError(f"{where}: expected {key}, found none")
     common = {**_overrides(values, "all", size, where), **overrides}
     arms: dict[str, ArmPlan] = {}
-    for name, given in _table(values.pop("arms"), f"{where}, arms").items():
+    for name, given in values.pop("arms").items():
         at = f"{where}, [arms.{name}]"
-        arms[name] = _arm(name, _checked(given, ARM, at), arms, (values["base"], size, common), at)
+        own = _checked(given, ARM, at)
+        on = own.pop("on", next(iter(arms), ""))
+        if on not in arms and (arms or on):
+            raise UserError(f"{at}, on: expected an arm above it ({', '.join(arms) or 'there is none'}), found {on!r}")
+        changed = (arms[on].overrides if on else common) | _overrides(own, "set", size, at)
+        try:
+            cfg = replace(config.load(values["base"], changed, size=size), name=name)
+        except UserError as e:
+            raise UserError(f"{at}: {e}") from None
+        if same := [other.name for other in arms.values() if other.config.hash == cfg.hash]:
+            raise UserError(f"{at}: expected an arm that differs from {same[0]} at size {size}, found the same")
+        own = {"label": name} | {k: v for k, v in own.items() if KINDS[k] is not dict}
+        arms[name] = ArmPlan(name, on, changed, cfg, **own)
     known: dict[str, Any] = {"title": path.stem, "seeds": (next(iter(arms.values())).config.run.seed,)}
-    known |= {k: v for k, v in values.items() if k not in ("all", "size")}
-    return Sweep(path.stem, size, arms, **known)
+    return Sweep(path.stem, size, arms, **known | {k: v for k, v in values.items() if KINDS[k] is not dict})
+
+
+def _checked(values: Any, known: list[str], where: str) -> dict[str, Any]:
+    """The table `values`, its values as their KINDS. UserError: no table, an unknown key, a value of another kind."""
+    config.keys(_table(values, where), known, where)
+    return {
+        k: dict(_table(v, f"{where}, {k}")) if KINDS[k] is dict else config.coerce(v, KINDS[k], f"{where}, {k}")
+        for k, v in values.items()
+    }
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
@@ -141,42 +157,12 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _checked(values: Any, known: Mapping[str, Any], where: str) -> dict[str, Any]:
-    config.keys(_table(values, where), list(known), where)
-    return {k: v if known[k] is dict else config.coerce(v, known[k], f"{where}, {k}") for k, v in values.items()}
-
-
-def _arm(
-    name: str,
-    values: dict[str, Any],
-    above: Mapping[str, ArmPlan],
-    plan: tuple[str, str, dict[str, object]],
-    where: str,
-) -> ArmPlan:
-    """An arm, of what its table holds; `plan`: preset, size and overrides of all arms."""
-    base, size, common = plan
-    on = values.pop("on", next(iter(above), ""))
-    if on not in above and (above or on):
-        raise UserError(f"{where}, on: expected an arm above it ({', '.join(above) or 'there is none'}), found {on!r}")
-    overrides = (above[on].overrides if on else common) | _overrides(values, "set", size, where)
-    try:
-        found = replace(config.load(base, overrides, size=size), name=name)
-    except UserError as e:
-        raise UserError(f"{where}: {e}") from None
-    for other in above.values():
-        if other.config.hash == found.hash:
-            raise UserError(f"{where}: expected an arm that differs from {other.name} at size {size}, found the same")
-    texts = {k: v for k, v in values.items() if k not in ("set", "size")}
-    return ArmPlan(name, on, overrides, found, **{"label": name, **texts})
-
-
 def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> dict[str, object]:
     """The overrides in `values[key]` with those of the size over them, as dotted names."""
-    sizes = _table(values.get("size", {}), f"{where}, size")
+    sizes, found = values.get("size", {}), dict[str, object]()
     config.keys(sizes, config.size_names(), f"{where}, size")
-    found: dict[str, object] = {}
-    for place, table in ((key, values.get(key, {})), (f"size.{size}", sizes.get(size, {}))):
-        for name, value in _table(table, f"{where}, {place}").items():
+    for table in (values.get(key, {}), _table(sizes.get(size, {}), f"{where}, size.{size}")):
+        for name, value in table.items():
             found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return found
 
@@ -186,20 +172,17 @@ def _overrides(values: Mapping[str, Any], key: str, size: str, where: str) -> di
 
 def seeds_in(text: str, default: Sequence[int] = ()) -> tuple[int, ...]:
     """The seeds in "1, 2, 3"; `default` if there is nothing. UserError: none at all, one twice, or one that is none."""
-    try:
-        found = tuple(int(part) for part in text.split(",")) if text.strip() else tuple(default)
-    except ValueError:
-        found = ()
-    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
+    names = names_in(text, list(map(str, default)), "seeds", "whole numbers")
+    if not all(name.isdecimal() and int(name) < 2**32 for name in names) or len(set(map(int, names))) < len(names):
         raise UserError(f"seeds: expected different whole numbers with commas between them, found {text!r}")
-    return found
+    return tuple(map(int, names))
 
 
-def names_in(text: str, default: Sequence[str] = (), what: str = "arms") -> tuple[str, ...]:
+def names_in(text: str, default: Sequence[str] = (), what: str = "arms", kind: str = "names") -> tuple[str, ...]:
     """The names in "a, b"; `default` if there is nothing. UserError: none at all, an empty name, or one twice."""
     found = tuple(part.strip() for part in text.split(",")) if text.strip() else tuple(default)
     if not all(found) or not found or len(set(found)) < len(found):
-        raise UserError(f"{what}: expected different names with commas between them, found {text!r}")
+        raise UserError(f"{what}: expected different {kind} with commas between them, found {text!r}")
     return found
 
 
@@ -221,30 +204,27 @@ def run_arms(
     for label in arms:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", label):
             raise UserError(f"sweep: expected arms named with letters, digits, '.', '_', '+' and '-', found {label!r}")
-    folders: list[RunFolder] = []
-    spent: list[float] = []
+    folders, spent = list[RunFolder](), list[float]()
     jobs = [(n, config.override(arm, {"run.seed": seed}, n), seed) for seed in seeds for n, arm in arms.items()]
     for number, (label, arm, seed) in enumerate(jobs, 1):
         folder = out / f"{label}-s{seed}"
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{time_left(spent, len(jobs) - number + 1)}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        others = tuple(run_folders(out))
-        folders.append(pipeline.run(arm, folder, say, others))
+        folders.append(pipeline.run(arm, folder, say, tuple(run_folders(out))))
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
 
 
-def changes(configs: Mapping[str, Config], on: Mapping[str, Config] | None = None) -> "pd.DataFrame":
-    """One row an arm: `on`, the arm that it is held against (the first, if none is given), and what `changes` of it."""
+def changes(configs: Mapping[str, Config], on: Mapping[str, str] = types.MappingProxyType({})) -> "pd.DataFrame":
+    """One row an arm: `on`, the arm that it is held against (the first, unless given), and what `changes` of it."""
     import pandas as pd  # a third of a second, which the command line's help does not need
 
-    first = next(iter(configs.values()))
-    rows = []
+    first, rows = next(iter(configs)), []
     for name, cfg in configs.items():
-        other = on.get(name) if on is not None else None if cfg is first else first
-        change = config.differences(other, cfg, most=20) if other else ""
-        rows.append({"arm": name, "on": other.name if other else "", "changes": change})
+        other = "" if name == first else on.get(name, first)
+        change = config.differences(configs[other], cfg, most=20) if other else ""
+        rows.append({"arm": name, "on": other, "changes": change})
     return pd.DataFrame(rows)
 
 

@@ -24,7 +24,7 @@ from golfcore.optim.schedule import Clock, lr_multiplier, ordinary
 from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
 from golfcore.train.meta import add_gradient, due, freeze_masks, split
-from golfcore.train.state import TrainingData, TrainState
+from golfcore.train.state import TrainingData
 from golfcore.train.step import Diverged, Report, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -40,22 +40,23 @@ def check(cfg: Config, world: int) -> None:
         reptile.budget(cfg)
     a, o, q, m, s = cfg.average, cfg.optim, cfg.quant, cfg.meta, ordinary(cfg)
     known = s.clock == "steps" and not s.adaptive and not s.max_seconds
-
-    def low(step: int) -> float:
-        return lr_multiplier(s, Clock(step, 0.0)) if known else 0.0
-
     steps, snapshots = range(s.iterations), range(a.every - 1, s.iterations, a.every)
+
+    def below(limit: float, within: range = steps) -> bool:
+        return any(not known or lr_multiplier(s, Clock(i, 0.0)) < limit for i in within)
+
+    def meta_acts() -> bool:
+        return any(due(m, i, lr_multiplier(s, Clock(i, 0.0)) if known else 1.0) for i in steps)
+
     acts = {
         f"average.every {a.every}": a.kind == "none" or len(snapshots) > 0,
-        f"average.start_scale {a.start_scale:g}": a.kind != "swa" or any(low(i) < a.start_scale for i in snapshots),
-        f"optim.qat_scale {o.qat_scale:g}": o.qat == "none" or any(low(i) < o.qat_scale for i in steps),
-        f"quant.guided_scale {q.guided_scale:g}": not sensitivity.wanted(q)
-        or any(low(i) < q.guided_scale for i in steps),
-        f"meta.min_scale {m.min_scale:g}": not m.enabled or any(due(m, i, low(i) if known else 1.0) for i in steps),
+        f"average.start_scale {a.start_scale:g}": a.kind != "swa" or below(a.start_scale, snapshots),
+        f"optim.qat_scale {o.qat_scale:g}": o.qat == "none" or below(o.qat_scale),
+        f"quant.guided_scale {q.guided_scale:g}": not sensitivity.wanted(q) or below(q.guided_scale),
+        f"meta.min_scale {m.min_scale:g}": not m.enabled or meta_acts(),
     }
-    for what, found in acts.items():
-        if not found:
-            raise UserError(f"{what}: expected a step at which it acts, found none among {s.iterations}")
+    if idle := [what for what, found in acts.items() if not found]:
+        raise UserError(f"{idle[0]}: expected a step at which it acts, found none among {s.iterations}")
 
 
 def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> Weights:
@@ -65,44 +66,39 @@ def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> 
     once the result is safe; with guided bits the run gets `sensitivity.FILE`. Diverged on NaN or Inf, UserError if a
     switch did nothing; the last good state stays in the checkpoint.
     """
-    plan(cfg, runtime.world)  # may refuse the number of ranks
-    state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
-    checkpoint = run.file(CHECKPOINT)
-    if checkpoint.exists():
-        say = tqdm.write if runtime.is_main else lambda text: None
-        state = states.load(state, cfg, checkpoint, data.belongs, say)
-    barrier()
-    if runtime.is_main:
-        run.rewind(state.step)
-    data.stream.position = state.position
-    _Loop(cfg, run, state, data, runtime).go()
-    weights = average.result(cfg.average, state.averaged, state.weights)
-    return reptile.phase(cfg, run, weights, state.step, data, runtime) if cfg.reptile.share else weights
+    loop = _Loop(cfg, run, data, runtime)
+    loop.go()
+    weights = average.result(cfg.average, loop.state.averaged, loop.state.weights)
+    return reptile.phase(cfg, run, weights, loop.state.step, data, runtime) if cfg.reptile.share else weights
 
 
 class _Loop:
-    def __init__(self, cfg: Config, run: RunFolder, state: TrainState, data: TrainingData, runtime: Runtime) -> None:
-        self.cfg, self.run, self.state, self.data, self.runtime = cfg, run, state, data, runtime
-        self.schedule, self.plan, self.saved = ordinary(cfg), plan(cfg, runtime.world), state.step
+    def __init__(self, cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> None:
+        self.cfg, self.run, self.data, self.runtime = cfg, run, data, runtime
+        self.schedule, self.plan = ordinary(cfg), plan(cfg, runtime.world)  # may refuse the number of ranks
         self.net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime.device, runtime.dtype))
-        self.bits = 1 / (np.log(2) * data.bytes_per_token)
         self.loss_fn = loss_function(self.net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
-
-    @property
-    def ended(self) -> bool:
-        return self.state.stopped or self.state.step == self.schedule.iterations
+        self.bits = 1 / (np.log(2) * data.bytes_per_token)
+        self.state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
+        if run.file(CHECKPOINT).exists():
+            say = tqdm.write if runtime.is_main else lambda text: None
+            self.state = states.load(self.state, cfg, run.file(CHECKPOINT), data.belongs, say)
+        barrier()
+        if runtime.is_main:
+            run.rewind(self.state.step)
+        data.stream.position, self.saved = self.state.position, self.state.step
 
     def go(self) -> None:
-        c, s = self.cfg, self.state
+        c, s, per_step = self.cfg, self.state, self.cfg.optim.batch_tokens
         if self.runtime.device.type == "cuda":
             self._warm_up()
-        total, done = (steps * c.optim.batch_tokens for steps in (self.schedule.iterations, s.step))
-        with bar(total, "train", "tok", done, self.runtime.is_main) as progress:
-            while not self.ended:
+        total = self.schedule.iterations * per_step
+        with bar(total, "train", "tok", s.step * per_step, self.runtime.is_main) as progress:
+            while not (s.stopped or s.step == self.schedule.iterations):
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()
                 report = self._step()
-                progress.update(c.optim.batch_tokens)
+                progress.update(per_step)
                 progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
                 if s.step % c.run.checkpoint_every == 0:
                     self._checkpoint()
@@ -140,8 +136,9 @@ class _Loop:
         for event in (*r.events, *(["cap"] if s.stopped else [])):
             self.run.log({"kind": "event", "step": s.step, "event": event, "elapsed": s.elapsed})
         if r.meta is not None:
-            self.run.log({"kind": "meta", "step": s.step, "lr_multiplier": r.lr_multiplier, **r.meta.row()})
-        if c.model.meta_sgd and (self.ended or s.step % c.meta.log_rates_every == 0):
+            self.run.log({"kind": "meta", "step": s.step, "lr_multiplier": r.lr_multiplier, **r.meta})
+        ended = s.stopped or s.step == self.schedule.iterations
+        if c.model.meta_sgd and (ended or s.step % c.meta.log_rates_every == 0):
             rates = {bank: s.weights.rest[params.RATES + bank].tolist() for bank in Banks._fields}
             self.run.log({"kind": "meta_sgd", "step": s.step, **rates})
         if s.step <= 10 or s.step % c.run.log_every == 0:
@@ -180,21 +177,21 @@ class _Loop:
         """What every switched-on feature did, into the run record."""
         c, s, counts = self.cfg, self.state, params.summary(self.cfg.model)
         n = counts["kinds"]["matrix"]
-        if not c.model.ngram_trained:
-            note = "published: SmearGate and the n-gram embedding are in no optimizer"
-            self.run.cover("ngram_trained", 0, counts["groups"]["none"], "values", note)
-        if c.optim.qat != "none":
-            inert = "published: announced, but no bank matrix passes through it" if c.optim.qat == "inert" else ""
-            done = n if s.qat and c.optim.qat == "matrices" else 0
-            self.run.cover("qat", done, n, "matrix weights", inert)
-        if c.meta.enabled:
-            able = n if c.meta.adapted == "banks" else counts["adaptable"]
-            moved = able - params.frozen_count(c.model, freeze_masks(c.model, c.meta)) if c.meta.inner_steps else 0
-            placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
-            self.run.cover("meta_adapted", moved, able, "values", placebo)
-            self.run.cover("meta", len(self.run.metrics("meta")), s.step, "steps")
-        if c.average.kind != "none":
-            self.run.cover(c.average.kind, s.averaged.taken, s.step, "steps")
+        able = n if c.meta.adapted == "banks" else counts["adaptable"]
+        moved = able - params.frozen_count(c.model, freeze_masks(c.model, c.meta)) if c.meta.inner_steps else 0
+        untrained = "published: SmearGate and the n-gram embedding are in no optimizer"
+        inert = "published: announced, but no bank matrix passes through it" if c.optim.qat == "inert" else ""
+        placebo = "" if c.meta.inner_steps else "placebo: the outer gradient without an inner step"
+        rows = {
+            "ngram_trained": (not c.model.ngram_trained, 0, counts["groups"]["none"], "values", untrained),
+            "qat": (c.optim.qat != "none", n if s.qat and not inert else 0, n, "matrix weights", inert),
+            "meta_adapted": (c.meta.enabled, moved, able, "values", placebo),
+            "meta": (c.meta.enabled, len(self.run.metrics("meta")), s.step, "steps", ""),
+            c.average.kind: (c.average.kind != "none", s.averaged.taken, s.step, "steps", ""),
+            "guided_bits": (sensitivity.wanted(c.quant), s.sensitivity.steps, s.step, "steps", ""),
+        }
+        for feature, (switched_on, *touched) in rows.items():
+            if switched_on:
+                self.run.cover(feature, *touched)
         if sensitivity.wanted(c.quant):
-            self.run.cover("guided_bits", s.sensitivity.steps, s.step, "steps")
             files.write_json(self.run.file(sensitivity.FILE), sensitivity.report(s.sensitivity))

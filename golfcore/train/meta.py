@@ -11,8 +11,7 @@ them.
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -42,11 +41,9 @@ def model_loss(net: Net, meta_cfg: MetaConfig, z_loss: float = 0.0) -> Loss:
     In bfloat16 all but a few in ten thousand weights round a published inner step away. `meta.dtype` "compute" is how
     the originals ran. The fused attention kernels have no second derivative.
     """
-    compute = net.compute
-    if meta_cfg.order == "second":
-        compute = Compute(torch.float32 if meta_cfg.dtype == "float32" else compute.dtype, attend_reference)
-    elif meta_cfg.dtype == "float32" and compute.dtype != torch.float32:
-        compute = Compute(torch.float32, attend_sdpa)
+    dtype = torch.float32 if meta_cfg.dtype == "float32" else net.compute.dtype
+    own = net.compute.attend if dtype == net.compute.dtype else attend_sdpa
+    compute = Compute(dtype, attend_reference if meta_cfg.order == "second" else own)
     return loss_function(net._replace(compute=compute), z_loss)
 
 
@@ -63,8 +60,7 @@ def split(cfg: MetaConfig, x: Tensor, y: Tensor, following: Batch | None = None)
     its halves in time. "next-chunk": the whole micro-batch, and the text that follows it, as in deployment.
     """
     if cfg.split == "next-chunk":
-        if following is None:
-            raise ValueError("split next-chunk: expected the micro-batch that follows, found none")
+        assert following is not None
         return (x, y), following
     if cfg.split == "batch" and len(x) > 1:
         half = len(x) // 2
@@ -83,25 +79,16 @@ def evaluate(
     """
     inner, outer = inner_outer
     leaves = tree_map(lambda t: t.detach().float().requires_grad_(), weights)
-    pre = None
-    with _precision(cfg):
-        if cfg.delta_weight:
-            pre = _backward(-cfg.delta_weight, loss(leaves, *outer))
-        moved = inner_steps(cfg, loss, leaves, inner, masks)
-        post = _backward(cfg.loss_weight + cfg.delta_weight, loss(displaced(leaves, moved), *outer))
+
+    def backward(weight: float, value: Tensor) -> Tensor:
+        (weight * value).backward()
+        return value.detach()
+
+    pre = backward(-cfg.delta_weight, loss(leaves, *outer)) if cfg.delta_weight else None
+    moved = inner_steps(cfg, loss, leaves, inner, masks)
+    post = backward(cfg.loss_weight + cfg.delta_weight, loss(displaced(leaves, moved), *outer))
     gradients = tree_map(lambda t: torch.zeros_like(t) if t.grad is None else t.grad, leaves)
-    moved = {name: m.detach() for name, m in moved.items()}
-    return Outcome(pre if cfg.inner_steps else post, post, gradients, moved)
-
-
-def _precision(cfg: MetaConfig) -> AbstractContextManager[None]:
-    return full_float32() if cfg.dtype == "float32" else nullcontext()
-
-
-def _backward(weight: float, loss: Tensor) -> Tensor:
-    """Add the gradient of `weight` times the loss to the leaves; the loss without its graph."""
-    (weight * loss).backward()
-    return loss.detach()
+    return Outcome(pre if cfg.inner_steps else post, post, gradients, {n: m.detach() for n, m in moved.items()})
 
 
 def inner_steps(
@@ -123,8 +110,7 @@ def inner_steps(
         g = open_gradient(loss, here, names, masks, data, second)
         if cfg.sam_rho:
             ascent = cfg.sam_rho / joint_norm(g).clamp(min=1e-12)
-            tensors = flat(here)
-            uphill = unflat({**tensors, **{n: tensors[n] + ascent * g[n] for n in names}})
+            uphill = unflat({**flat(here), **{n: flat(here)[n] + ascent * g[n] for n in names}})
             g = open_gradient(loss, uphill, names, masks, data, second)
         momentum = velocity(clipped(g, cfg.inner_clip), momentum, cfg.inner_momentum)
         steps = {n: cfg.inner_lr * v for n, v in momentum.items()}
@@ -144,67 +130,45 @@ def rated(tensors: Mapping[str, Tensor], name: str, moved: Tensor) -> Tensor:
     return moved if rates is None else rates.view(-1, *[1] * (moved.ndim - 1)) * moved
 
 
-@dataclass(frozen=True)
-class MetaReport:
-    """One meta call. Gradients: means over the ranks, before clipping, as they join the step."""
-
-    loss_pre: float | None  # outer data before the inner steps; None: not computed at this call
-    loss_post: float
-    predicted_gain: float | None  # loss_pre - loss_post to first order: float32 losses often cannot tell them apart
-    main_norm: float  # of the micro-batches' mean loss
-    meta_norm: float
-    cosine: float | None  # between the two, over all weights; None if one of them is 0
-    cosines: dict[str, float | None]  # the same for each bank
-    displacement: float  # norm of the inner steps, over all adapted tensors
-    realised: float | None  # the same after rounding to the dtype the forward computes in, over the intended norm
-    realised_cosine: float | None  # between the intended and the realised step; None without an inner step
-    seconds: float = field(compare=False)  # of the call without what only the log needs
-    instrument_seconds: float = field(compare=False)  # of the rest: `loss_pre` without a delta, norms, cosines
-
-    def row(self) -> dict[str, float | None]:
-        plain = {name: value for name, value in vars(self).items() if name != "cosines"}
-        return {**plain, **{f"cosine_{bank}": c for bank, c in self.cosines.items()}}
-
-
 def due(cfg: MetaConfig, step: int, lr_multiplier: float) -> bool:
     return cfg.enabled and step % cfg.every == 0 and lr_multiplier > cfg.min_scale
 
 
 def add_gradient(
     cfg: Config, net: Net, weights: Weights, step: int, inner_outer: tuple[Batch, Batch], loss_fn: Loss
-) -> MetaReport:
+) -> dict[str, float | None]:
     """Add the meta gradient to the weights' own, those of the step. `loss_fn` is training's loss, maybe compiled.
 
     The published call is weighted as one of the step's micro-batches, though it happens once a step: its gradient is
     divided by `optim.grad_accum`. All ranks make the same call on the same data, so that number is all that counts.
+
+    Returns the row of the log: `loss_pre` and `loss_post`, of the outer data before and after the inner steps (before:
+    None where it was not computed); what `_measured` says; `seconds` of the call without what only the log needs, and
+    `instrument_seconds` of that: `loss_pre` without a delta, norms, cosines.
     """
-    m, n_micro, device = cfg.meta, cfg.optim.grad_accum, weights.banks.qo.device
+    m, device = cfg.meta, weights.banks.qo.device
     as_trained = m.order == "first" and (m.dtype == "compute" or net.compute.dtype == torch.float32)
     loss = loss_fn if as_trained else model_loss(net, m, cfg.optim.z_loss)
     began, pre = _now(device), None
-    if _watches_before(m) and step % (m.every * m.log_pre_every) == 0:
-        with _precision(m), torch.no_grad():
-            pre = loss(tree_map(lambda t: t.detach().float().requires_grad_(), weights), *inner_outer[1])
-    watched = _now(device)
-    found = evaluate(m, loss, weights, inner_outer, freeze_masks(cfg.model, m))
+    with full_float32() if m.dtype == "float32" else nullcontext():
+        if _watches_before(m) and step % (m.every * m.log_pre_every) == 0:
+            with torch.no_grad():
+                pre = loss(tree_map(lambda t: t.detach().float().requires_grad_(), weights), *inner_outer[1])
+        watched = _now(device)
+        found = evaluate(m, loss, weights, inner_outer, freeze_masks(cfg.model, m))
     all_reduce_mean_(flat(found.gradients).values())  # equal but for rounding, and the ranks must stay equal
     evaluated = _now(device)
     with torch.no_grad():
-        numbers = _numbers(m, weights, found, n_micro, torch.float32 if m.dtype == "float32" else net.compute.dtype)
-    instruments = watched - began + _now(device) - evaluated
+        row = _measured(cfg, weights, found, torch.float32 if m.dtype == "float32" else net.compute.dtype)
+    noted = _now(device)
     for tensor, g in zip(flat(weights).values(), flat(found.gradients).values(), strict=True):
         if not tensor.requires_grad:  # in no optimizer: nothing would ever clear it
             continue
-        addition = g.div_(n_micro).to(tensor.dtype)
+        addition = g.div_(cfg.optim.grad_accum).to(tensor.dtype)
         tensor.grad = addition if tensor.grad is None else tensor.grad.add_(addition)
-    pre = found.loss_pre if pre is None else pre
-    return MetaReport(
-        None if pre is None else float(pre),
-        float(found.loss_post),
-        **numbers,
-        seconds=_now(device) - began - instruments,
-        instrument_seconds=instruments,
-    )
+    instruments, pre = watched - began + noted - evaluated, found.loss_pre if pre is None else pre
+    losses = {"loss_pre": None if pre is None else float(pre), "loss_post": float(found.loss_post)}
+    return losses | row | {"seconds": _now(device) - began - instruments, "instrument_seconds": instruments}
 
 
 def _now(device: torch.device) -> float:
@@ -242,16 +206,19 @@ def _sizes(cfg: Config) -> tuple[float, float]:
     return inner.numel() / x.numel(), outer.numel() / x.numel()
 
 
-def _numbers(cfg: MetaConfig, weights: Weights, found: Outcome, n_micro: int, dtype: torch.dtype) -> dict:
-    """What `MetaReport` says of gradients and inner steps; the forward computes in `dtype`.
+def _measured(cfg: Config, weights: Weights, found: Outcome, dtype: torch.dtype) -> dict[str, float | None]:
+    """Gradients (means over the ranks, before clipping, as they join the step) and inner steps in numbers.
 
-    To first order the gain is <inner steps, outer gradient>; the objective's gradient is `loss_weight` times that.
+    `predicted_gain`: loss_pre - loss_post to first order, <inner steps, outer gradient> (float32 losses often cannot
+    tell them apart; the objective's gradient is `loss_weight` times the outer one). `main_norm`, `meta_norm`, `cosine`
+    (of each bank too): of the micro-batches' mean loss and of the meta gradient. `displacement`: norm of the inner
+    steps; `realised`, `realised_cosine`: after rounding to the forward's `dtype`, over and with the intended one. None
+    where one of the two is 0.
     """
-    tensors, theirs, products = flat(weights), flat(found.gradients), {}
-    for name, t in tensors.items():
-        main = torch.zeros_like(theirs[name]) if t.grad is None else t.grad.float()
-        products[name] = _products(main, theirs[name])
-    steps, gain = torch.zeros(3, device=weights.banks.qo.device), 0.0
+    tensors, theirs = flat(weights), flat(found.gradients)
+    grads = {n: torch.zeros_like(theirs[n]) if t.grad is None else t.grad.float() for n, t in tensors.items()}
+    products = {name: _products(g, theirs[name]) for name, g in grads.items()}
+    steps, gain, weight = torch.zeros(3, device=weights.banks.qo.device), 0.0, cfg.meta.loss_weight
     for name, moved in found.moved.items():
         before, step = tensors[name].float(), rated(tensors, name, moved)
         steps += _products(step, before.to(dtype).float() - (before - step).to(dtype).float())
@@ -259,11 +226,11 @@ def _numbers(cfg: MetaConfig, weights: Weights, found: Outcome, n_micro: int, dt
     main_squared, meta_squared, cross = torch.stack(list(products.values())).sum(0).tolist()
     intended, realised, agreement = steps.tolist()
     return {
-        "predicted_gain": gain / cfg.loss_weight if cfg.loss_weight else None,
+        "predicted_gain": gain / weight if weight else None,
         "main_norm": main_squared**0.5,
-        "meta_norm": meta_squared**0.5 / n_micro,
+        "meta_norm": meta_squared**0.5 / cfg.optim.grad_accum,
         "cosine": _cosine(main_squared, meta_squared, cross),
-        "cosines": {bank: _cosine(*products[bank].tolist()) for bank in Banks._fields},
+        **{f"cosine_{bank}": _cosine(*products[bank].tolist()) for bank in Banks._fields},
         "displacement": intended**0.5,
         "realised": (realised / intended) ** 0.5 if intended else None,
         "realised_cosine": _cosine(intended, realised, agreement),

@@ -33,15 +33,11 @@ def update(cfg: QuantConfig, state: Sensitivity, weights: Weights, lr_multiplier
     """The state after a step at `lr_multiplier` whose gradients the banks hold."""
     if not state.sums or lr_multiplier >= cfg.guided_scale:
         return state
-    grads = {name: bank.grad for name, bank in weights.banks._asdict().items()}
-    squares = {name: g.float().square().mean((1, 2)) for name, g in grads.items() if g is not None}
+    squares = {n: b.grad.float().square().mean((1, 2)) for n, b in weights.banks._asdict().items()}
     return Sensitivity(state.steps + 1, {name: total + squares[name] for name, total in state.sums.items()})
 
 
 def report(state: Sensitivity) -> dict:
-    """{"steps": n, "mean_square": {"block0.query": ..., ...}}: the mean over the `steps` (at least 1).
-
-    Published: the sum. The order, which is all that bit widths depend on, is the same.
-    """
+    """{"steps": n, "mean_square": {"block0.query": ..., ...}}: the mean over the `steps` (published: the sum)."""
     named = matrices(Weights(Banks(**state.sums), {}))
     return {"steps": state.steps, "mean_square": {name: float(total) / state.steps for name, total in named}}

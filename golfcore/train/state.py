@@ -1,5 +1,6 @@
 """Everything a training run is: saved whole, it goes on to the same bits."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golfcore.base import tensors
+from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
@@ -20,7 +21,8 @@ from golfcore.optim.schedule import Adaptive, ordinary
 from golfcore.train import sensitivity
 from golfcore.train.sensitivity import Sensitivity
 
-PLAIN = ("step", "elapsed", "position", "qat", "stopped")
+PLAIN = {"step": int, "elapsed": float, "position": int, "qat": bool, "stopped": bool}  # fields of TrainState
+SCHEMA = PLAIN | {"averaged": int, "sensed": int} | dict.fromkeys(Adaptive._fields, (float, None))
 
 
 class TrainingData(NamedTuple):
@@ -77,24 +79,20 @@ def load(
     UserError if neither is whole, or what they hold is no state of this training; `state` is then of no use.
     """
     values, plain = tensors.load_last(path, "a training checkpoint", belongs, say)
-    own, what = state.named(), f"{path}"
-    tensors.expect(values, own, what)
-
-    def number(key: str, high: float = float("inf"), low: float = 0) -> float:
-        return tensors.number(plain, key, low, high, what, whole=high < float("inf"))
-
-    state.step = int(number("step", ordinary(cfg).iterations))
-    consumed = state.step * (cfg.optim.batch_tokens + cfg.optim.grad_accum)
-    state.position = int(number("position", consumed, consumed))
-    state.elapsed = number("elapsed")
-    state.averaged = state.averaged._replace(taken=int(number("averaged", state.step)))
-    state.sensitivity = state.sensitivity._replace(steps=int(number("sensed", state.step)))
-    unset = {name for name in Adaptive._fields if plain.get(name, 0) is None}
-    state.adaptive = Adaptive(*(None if name in unset else number(name) for name in Adaptive._fields))
-    for name in ("qat", "stopped"):
-        if not isinstance(plain.get(name), bool):
-            raise UserError(f"{what}, {name}: expected true or false, found {plain.get(name)!r}")
+    own = state.named()
+    tensors.expect(values, own, f"{path}")
+    files.check(plain, SCHEMA, f"{path}: expected a training checkpoint")
+    step, consumed = plain["step"], plain["step"] * (cfg.optim.batch_tokens + cfg.optim.grad_accum)
+    bounds = dict.fromkeys(("elapsed", *Adaptive._fields), (0, math.inf)) | {"step": (0, ordinary(cfg).iterations)}
+    bounds |= {"position": (consumed, consumed), "averaged": (0, step), "sensed": (0, step)}
+    for name, (low, high) in bounds.items():
+        if not low <= (plain[name] or 0) <= high:
+            raise UserError(f"{path}, {name}: expected a number from {low} to {high}, found {plain[name]!r}")
+    for name in PLAIN:
         setattr(state, name, plain[name])
+    state.averaged = state.averaged._replace(taken=plain["averaged"])
+    state.sensitivity = state.sensitivity._replace(steps=plain["sensed"])
+    state.adaptive = Adaptive(*(plain[name] for name in Adaptive._fields))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(values[name])

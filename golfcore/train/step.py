@@ -17,7 +17,6 @@ from golfcore.optim.inner import Batch, Loss
 from golfcore.optim.schedule import Clock
 from golfcore.quant.grid import fake_quant, qat_grid
 from golfcore.train import meta, sensitivity
-from golfcore.train.meta import MetaReport
 from golfcore.train.state import TrainState
 
 
@@ -32,7 +31,7 @@ class Report(NamedTuple):
     lr_multiplier: float
     momentum: float
     grad_norm: float  # before clipping
-    meta: MetaReport | None  # on meta steps
+    meta: dict[str, float | None] | None  # on meta steps: what `meta.add_gradient` returned
     events: tuple[str, ...]  # what began: "qat", the adaptive "warmdown"
 
 
@@ -49,25 +48,23 @@ class Plan(NamedTuple):
     world: int
 
     @property
-    def block(self) -> int:
-        """Tokens of text that a micro-batch uses up."""
-        return self.rows * self.seq_len + 1
-
-    @property
     def tokens(self) -> int:
         """Tokens of text that a step uses up."""
-        return self.micro * self.block
+        return self.micro * (self.rows * self.seq_len + 1)
+
+    def piece(self, stream: TokenStream, block: int, part: int = 0, parts: int = 1) -> Batch:
+        """Part `part` of `parts` of micro-batch `block` of the step at `stream.position`; moves nothing.
+
+        Micro-batch `micro` is the first of the next step.
+        """
+        rows = self.rows // parts
+        at = stream.position + block * (self.rows * self.seq_len + 1) + part * rows * self.seq_len
+        return stream.rows(at, rows, self.seq_len)
 
     def pieces(self, stream: TokenStream, rank: int) -> Iterator[Batch]:
-        """The pieces of the step at `stream.position` that `rank` reads; moves nothing."""
-        rows = self.rows // self.parts
-        for piece in range(rank, self.micro * self.parts, self.world):
-            block, part = divmod(piece, self.parts)
-            yield stream.rows(stream.position + block * self.block + part * rows * self.seq_len, rows, self.seq_len)
-
-    def micro_batch(self, stream: TokenStream, index: int) -> Batch:
-        """Micro-batch `index` of the step at `stream.position`, whole; `micro` is the first of the next step."""
-        return stream.rows(stream.position + index * self.block, self.rows, self.seq_len)
+        """The pieces of the step that `rank` reads."""
+        for index in range(rank, self.micro * self.parts, self.world):
+            yield self.piece(stream, *divmod(index, self.parts), self.parts)
 
 
 def plan(cfg: Config, world: int) -> Plan:
@@ -103,10 +100,10 @@ def train_step(
     state.qat = state.qat or (o.qat != "none" and multiplier < o.qat_scale)
     state.optimizers.zero_grad()
     loss = _main_gradient(cfg, state, stream, loss_fn, runtime)
-    meta_report = None
+    row = None
     if meta.due(cfg.meta, state.step, multiplier):
         data = meta_data(cfg, shared, stream, runtime.device)
-        meta_report = meta.add_gradient(cfg, net, state.weights, state.step, data, loss_fn)
+        row = meta.add_gradient(cfg, net, state.weights, state.step, data, loss_fn)
     stream.position += shared.tokens
     state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, ms, loss)
     momentum = schedule.momentum(o, state.step)
@@ -123,17 +120,17 @@ def train_step(
     state.averaged = average.update(cfg.average, state.averaged, state.weights, state.step, multiplier)
     now = (state.qat, state.adaptive.triggered is not None)
     events = (name for name, a, b in zip(("qat", "warmdown"), began, now, strict=True) if b and not a)
-    return Report(loss, multiplier, momentum, norm, meta_report, tuple(events))
+    return Report(loss, multiplier, momentum, norm, row, tuple(events))
 
 
 def _main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime) -> float:
     """Leave the gradient of the step's mean loss in the weights, on all ranks; returns that loss."""
     shared = plan(cfg, runtime.world)
-    n_pieces = shared.micro * shared.parts // shared.world
+    n_pieces, quantizes = shared.micro * shared.parts // shared.world, state.qat and cfg.optim.qat == "matrices"
     total, targets = torch.zeros((), device=runtime.device), 0
     for piece in shared.pieces(stream, runtime.rank):
         x, y = (t.to(runtime.device) for t in piece)
-        seen = fake_quantized(cfg, state.weights) if state.qat and cfg.optim.qat == "matrices" else state.weights
+        seen = fake_quantized(cfg, state.weights) if quantizes else state.weights
         loss = loss_fn(seen, x, y)
         (loss / n_pieces).backward()
         total += loss.detach() / n_pieces
@@ -149,8 +146,6 @@ def meta_data(cfg: Config, shared: Plan, stream: TokenStream, device: torch.devi
 
     Every rank takes all of that micro-batch. The text after it is read ahead: the next step trains on it.
     """
-    x, y = (t.to(device) for t in shared.micro_batch(stream, shared.micro - 1))
-    if cfg.meta.split != "next-chunk":
-        return meta.split(cfg.meta, x, y)
-    ahead_x, ahead_y = (t.to(device) for t in shared.micro_batch(stream, shared.micro))
-    return meta.split(cfg.meta, x, y, (ahead_x, ahead_y))
+    blocks = (shared.micro - 1, shared.micro) if cfg.meta.split == "next-chunk" else (shared.micro - 1,)
+    (x, y), *ahead = [(x.to(device), y.to(device)) for x, y in (shared.piece(stream, block) for block in blocks)]
+    return meta.split(cfg.meta, x, y, *ahead)
