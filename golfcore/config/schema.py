@@ -1,15 +1,22 @@
 """The configuration's sections as frozen dataclasses.
 
-Beside each number stands what it may be; `unhashed` marks what changes no result: where data lie, how often a run says
-something. A published system's accident is a named field ("quirk"), with the faithful value in that system's preset and
-the sound value as the default here.
+A published system's accident is a named field ("quirk"), with the faithful value in that system's preset and the sound
+value as the default here.
 """
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from golfcore.base.files import canonical_json, sha256_text
-from golfcore.config.bounds import bounded, is_hashed, unhashed
+
+
+def bounded(default: Any, interval: str, hashed: bool = True) -> Any:
+    """A field whose numbers (in a tuple: each) lie in `interval`, as "[0, 1)": without 1; UNHASHED if not `hashed`."""
+    return field(default=default, metadata={"interval": interval, "hashed": hashed})
+
+
+UNHASHED = {"hashed": False}  # changes no number of a run: where its data lie, how often it says something
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str = unhashed("")  # a folder with shards and a tokenizer; "" = the embedded corpus. The data hash is hashed
+    path: str = field(default="", metadata=UNHASHED)  # shards and a tokenizer; "" = the embedded corpus
     packages: tuple[str, ...] = ("stdlib", "numpy", "scipy", "matplotlib")  # of the embedded corpus
     seq_len: int = bounded(2048, "[1, 1e6]")
     reserve_tokens: int = bounded(0, "[0, 1e12]")  # at the end of the training text, kept to choose TTT settings on
@@ -241,9 +248,9 @@ class TTTConfig:
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto = bfloat16 on CUDA
-    val_every: int = unhashed(500, "[0, 1e9]")  # 0 = only at the end; looks at weights, changes none
-    log_every: int = unhashed(10, "[1, 1e9]")
-    checkpoint_every: int = unhashed(250, "[1, 1e9]")
+    val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
+    log_every: int = bounded(10, "[1, 1e9]", hashed=False)
+    checkpoint_every: int = bounded(250, "[1, 1e9]", hashed=False)
 
 
 @dataclass(frozen=True)
@@ -263,8 +270,8 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over every value that changes a number: not the name, not the fields that are `unhashed`."""
-        return _hash(self._hashed())
+        """16 hex digits over every value that changes a number."""
+        return _hash(self.hashed())
 
     @property
     def training_hash(self) -> str:
@@ -273,21 +280,20 @@ class Config:
         Left out are the sections that act on trained weights only: eval, ttt, and quant, unless training rounds by it
         (QAT) or records for it (guided bits: the scale below which, but not the shares).
         """
-        values = self._hashed()
+        values = self.hashed()
         guided = self.quant.guided_high > 0 or self.quant.guided_low > 0
         if self.optim.qat != "matrices":
             values["quant"] = {"guided_scale": self.quant.guided_scale} if guided else {}
-        del values["eval"], values["ttt"]
-        return _hash(values)
+        return _hash({name: of for name, of in values.items() if name not in ("eval", "ttt")})
 
-    def _hashed(self) -> dict[str, dict[str, Any]]:
-        values = asdict(self)
+    def hashed(self) -> dict[str, dict[str, Any]]:
+        """The plain values that change a number, by section: not the name, nor what is UNHASHED."""
+        values = json.loads(json.dumps(asdict(self)))
         del values["name"]
-        for section, of in values.items():
-            for f in fields(getattr(self, section)):
-                if not is_hashed(f):
-                    del of[f.name]
-        return values
+        kept = {
+            name: [f.name for f in fields(getattr(self, name)) if f.metadata.get("hashed", True)] for name in values
+        }
+        return {name: {key: values[name][key] for key in kept[name]} for name in values}
 
 
 def _hash(values: dict) -> str:
