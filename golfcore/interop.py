@@ -56,10 +56,8 @@ OPTIONAL: dict[str, Any] = {  # keywords that an original may leave out, with it
 }
 NGRAM: dict[str, Any] = {"bigram_vocab_size": 0, "bigram_dim": 128, "poscond": False, "trigram": False}
 SHARING: dict[str, Any] = {"num_unique_blocks": 0, "train_seq_len": 1024}  # pr294seed's; 0 = as many as layers
-ABSENT = {  # parts that golfcore lacks, with the values that leave them out
-    **{"tie_embeddings": True, "mtp_num_heads": 0, "value_residual": False},
-    **{"dtg": False, "dtg_enabled": False, "gated_attention": False},
-}
+ABSENT = dict.fromkeys("mtp_num_heads dtg dtg_enabled gated_attention value_residual".split(), False)
+ABSENT |= {"tie_embeddings": True}  # parts that golfcore lacks, with the values that leave them out
 
 
 def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = False) -> ModelConfig:
@@ -78,12 +76,11 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
     for name, out in ABSENT.items():
         if bool(v[name]) != bool(out):
             raise UserError(f"reference keyword {name!r}: expected {out}, golfcore has no such part; found {v[name]}")
-    dim, layers, heads = v["model_dim"], v["num_layers"], v["num_heads"]
-    banked, has_ngram = family in BANKED, family != "pr294seed"
+    dim, layers, banked = v["model_dim"], v["num_layers"], family in BANKED
     return ModelConfig(
         vocab_size=v["vocab_size"],
         dim=dim,
-        n_heads=heads,
+        n_heads=v["num_heads"],
         n_kv_heads=v["num_kv_heads"],
         mlp_hidden=int(v["mlp_mult"] * dim),
         mlp="leaky_relu2" if banked else "relu2",
@@ -93,7 +90,7 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
         softcap=v["logit_softcap"],
         q_gain_init=v["qk_gain_init"],
         embed_init_std=v["tied_embed_init_std"],
-        rope_dims=v["rope_dims"] or dim // heads,
+        rope_dims=v["rope_dims"] or dim // v["num_heads"],
         rope_base=v["rope_base"],
         rope_ntk_len=0 if family == "pr294v2" else v["train_seq_len"],
         xsa_last_n=v["xsa_last_n"],
@@ -102,7 +99,7 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
         bigram_split=bool(v["poscond"]),
         trigram=bool(v["trigram"]),
         word_start_boost=banked,
-        smear=has_ngram,
+        smear=family != "pr294seed",
         memory_tokens=v["num_memory_tokens"] or v["memory_tokens"],
         ve_layers=tuple(int(x) for x in str(v["ve_layers"]).split(",") if x.strip()) if v["ve_enabled"] else (),
         ve_dim=v["ve_dim"],
@@ -117,9 +114,9 @@ def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weigh
     length 1 do not count: the originals keep some vectors as rows.
     """
     known = _layout(model_cfg, set(state))
-    left = sorted(set(state) - {name for names in known.values() for name, _ in names})
-    for name in [name for name in left if not name.startswith(RATES)]:
-        raise UserError(f"reference state: tensor {name!r} has no place in this configuration")
+    for name in sorted(set(state) - {name for places in known.values() for name, _ in places}):
+        if not name.startswith(RATES):
+            raise UserError(f"reference state: tensor {name!r} has no place in this configuration")
     tensors = {}
     for p in table(model_cfg):
         places = known[p.name]
@@ -131,8 +128,7 @@ def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weigh
                 raise UserError(f"reference state: expected tensor {name!r} (for {p.name}), found none")
             tensor = torch.as_tensor(state[name])
             shape = p.shape if len(places) == 1 else p.shape[1:]
-            if index is not None:
-                shape = (sum(n == name for n, _ in places), *p.shape[1:])
+            shape = shape if index is None else (sum(n == name for n, _ in places), *p.shape[1:])
             if [n for n in shape if n != 1] != [n for n in tensor.shape if n != 1]:
                 found = tuple(tensor.shape)
                 raise UserError(f"reference state: {name!r} (for {p.name}) expected shape {shape}, found {found}")

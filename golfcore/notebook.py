@@ -13,7 +13,7 @@ import time
 import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from golfcore import config
 from golfcore.base import files
@@ -26,14 +26,6 @@ from golfcore.runs.folder import default_out, find_run, project_dir, runs_dir
 MARKER = "done.json"
 NOTEBOOK_SCHEMA = {"cells": [{"cell_type": str, "source": (str, [str]), "metadata": {"tags?": [str]}}]}
 TYPES = (str, int, float, bool)  # of parameters
-
-
-class Parameter(NamedTuple):
-    """A parameter of a notebook, from a line `name: type = default  # comment`."""
-
-    name: str
-    default: Any
-    comment: str
 
 
 class NotebookFailed(Exception):
@@ -70,10 +62,11 @@ def find_notebook(name: str) -> Path:
     return folder / f"{stem}.ipynb"
 
 
-def parameters_of(notebook: Path) -> list[Parameter]:
-    """The parameters of a notebook: names set to literals in its cell tagged "parameters" (ValueError otherwise).
+def parameters_of(notebook: Path) -> dict[str, tuple[Any, str]]:
+    """Default and comment of each parameter: lines `name: type = default  # comment` of the cell tagged "parameters".
 
-    Not by papermill's own reader, which drops a line in silence if it finds a second "=" in it, be it in a comment.
+    ValueError: no such cell, or something else in it. papermill's own reader drops a line in silence if it finds a
+    second "=" in it, be it in a comment.
     """
     cells = files.read_json(notebook, "a notebook", NOTEBOOK_SCHEMA)["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -81,7 +74,7 @@ def parameters_of(notebook: Path) -> list[Parameter]:
         raise ValueError(f"{notebook}: expected one cell tagged parameters, found {len(tagged)}")
     tokens = tokenize.generate_tokens(io.StringIO(tagged[0]).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    found = []
+    found = {}
     for line in ast.parse(tagged[0]).body:
         match line:
             case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
@@ -90,20 +83,21 @@ def parameters_of(notebook: Path) -> list[Parameter]:
                 raise ValueError(f"{notebook}: expected names set to literals as parameters, found {ast.unparse(line)}")
         if type(default) not in TYPES or hint and ast.unparse(hint) != type(default).__name__:
             raise ValueError(f"{notebook}: expected text, a number or bool of its type, found {ast.unparse(line)}")
-        found.append(Parameter(name, default, comments.get(line.end_lineno or 0, "")))
+        found[name] = default, comments.get(line.end_lineno or 0, "")
     return found
 
 
 def defaults(notebook: Path) -> dict[str, Any]:
-    return {p.name: p.default for p in parameters_of(notebook)}
+    return {name: default for name, (default, _) in parameters_of(notebook).items()}
 
 
 def describe(name: str) -> str:
     """What `golfcore notebook NAME --help` prints: each parameter with its type, default and comment."""
     source = find_notebook(name)
-    typed = {f"{p.name}: {type(p.default).__name__} = {p.default!r}": p.comment for p in parameters_of(source)}
-    width = min(max(map(len, typed), default=0), 48)
-    lines = [f"  {left:{width}}  {comment}".rstrip() for left, comment in typed.items()]
+    found = parameters_of(source)
+    typed = {name: f"{name}: {type(default).__name__} = {default!r}" for name, (default, _) in found.items()}
+    width = min(max(map(len, typed.values()), default=0), 48)
+    lines = [f"  {typed[name]:{width}}  {comment}".rstrip() for name, (_, comment) in found.items()]
     return "\n".join([f"usage: golfcore notebook {source.stem} [-p KEY VALUE] [--out DIR]", "", "parameters:", *lines])
 
 
@@ -132,19 +126,11 @@ def _execute(source: Path, executed: Path, marker: Path, values: dict[str, Any])
 
     executed.parent.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
+    kernel: dict[str, Any] = {"kernel_name": "python3", "kernel_manager_class": OwnKernel}
+    kernel["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # or each run warns of Jupyter's usual transport
+    printing = {"progress_bar": False, "coalesce_streams": True, "stdout_file": sys.stdout, "stderr_file": sys.stderr}
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(executed),
-            parameters=values,
-            kernel_name="python3",
-            kernel_manager_class=OwnKernel,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or each run warns of Jupyter's usual transport
-            progress_bar=False,
-            coalesce_streams=True,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
+        papermill.execute_notebook(str(source), str(executed), values, **kernel, **printing)
     except papermill.PapermillExecutionError as e:
         if e.ename == UserError.__name__:
             raise UserError(e.evalue) from None

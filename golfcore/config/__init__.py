@@ -7,7 +7,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +31,7 @@ from golfcore.config.schema import (  # noqa: F401, what other rooms import from
 PRESETS = Path(__file__).parent / "presets"
 SIZES = Path(__file__).parent / "sizes"
 MAX_LIST = 1024  # values of a field that is a list
-SECTIONS: dict[str, type] = {
-    f.name: typing.cast(type, f.default_factory) for f in fields(Config) if is_dataclass(f.default_factory)
-}
+SECTIONS: dict[str, type] = {name: type(section) for name, section in vars(Config()).items() if name != "name"}
 TABLES = {"name?": str, "base?": str, "size?": {"*": dict}} | {f"{section}?": dict for section in SECTIONS}
 
 
@@ -155,7 +153,7 @@ def _changed(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[st
         if not key:
             raise UserError(f"override {dotted!r}: expected section.key, found a section alone")
         value = absolute(coerce(value, str, dotted)) if dotted == "data.path" else value
-        values = {**values, section: {**values.get(section, {}), key: value}}
+        values = _over(values, {section: {key: value}})
     return values
 
 
@@ -175,7 +173,7 @@ def size_names() -> list[str]:
     return ["full", *sorted(p.stem for p in SIZES.glob("*.toml"))]
 
 
-def load(preset: str | Path, overrides: Mapping[str, object] | None = None, size: str = "full") -> Config:
+def load(preset: str | Path, overrides: Mapping[str, object] = {}, size: str = "full") -> Config:
     """The configuration of a preset (name, or path of a .toml file), with dotted overrides applied: {"run.seed": 1}.
 
     `size`: another size than the preset's own, for a smaller machine: `sizes/SIZE.toml` over the preset, and
@@ -189,7 +187,7 @@ def load(preset: str | Path, overrides: Mapping[str, object] | None = None, size
     if size != "full":
         common = read_toml(SIZES / f"{size}.toml", "a size")
         values = {**_over(_over(values, common), own.get(size, {})), "name": f"{values['name']}-{size}"}
-    return from_dict(_changed(values, overrides or {}), str(preset))
+    return from_dict(_changed(values, overrides), str(preset))
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -223,7 +221,7 @@ def read_preset(preset: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
 
 
 def absolute(path: str, start: Path = Path()) -> str:
-    """One spelling for one folder: the absolute path of `path`, which if relative starts from `start`; "" stays."""
+    """One spelling of one folder: the absolute path of `path`, which if relative starts from `start`; "" stays."""
     if "\0" in path:
         raise UserError(f"data.path: expected the path of a folder, found {path!r}")
     return os.path.abspath(start / path) if path else ""
@@ -231,8 +229,5 @@ def absolute(path: str, start: Path = Path()) -> str:
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the values of `above` in place of its own, table by table."""
-    merged = dict(below)
-    for name, value in above.items():
-        tables = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _over(merged[name], value) if tables else value
-    return merged
+    both = [name for name, value in above.items() if isinstance(value, dict) and isinstance(below.get(name), dict)]
+    return {**below, **above, **{name: _over(below[name], above[name]) for name in both}}
