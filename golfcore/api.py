@@ -12,11 +12,9 @@ import pandas as pd
 
 from golfcore import config
 from golfcore.analysis import compare as comparison
+from golfcore.analysis import frames, scores, sizes, text
 from golfcore.analysis import runs as reports
-from golfcore.analysis import scores, sizes
 from golfcore.analysis.buckets import bucket_occupancy
-from golfcore.analysis.frames import frame
-from golfcore.analysis.text import text_of
 from golfcore.base import tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
@@ -32,7 +30,6 @@ from golfcore.runs.results import ARTIFACT, FLOAT, table
 
 Changes: TypeAlias = Mapping[str, object]  # "section.key" -> value
 BLOCKS = "▁▂▃▄▅▆▇█"
-POINTS = 40  # of a curve in one line of print
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """Every row that training logged; `kind` is train, val, event, ..."""
-        return frame({"kind": row["kind"], "step": row["step"], **row} for row in self.folder.metrics())
+        return frames.frame({"kind": row["kind"], "step": row["step"], **row} for row in self.folder.metrics())
 
     @property
     def targets(self) -> pd.DataFrame:
@@ -130,12 +127,12 @@ class Run:
         train, val = self.folder.metrics("train"), self.folder.metrics("val")
         if not train:
             return ""
-        parts = np.array_split([row["bpb"] for row in train], min(POINTS, len(train)))
+        parts = np.array_split([row["bpb"] for row in train], min(40, len(train)))
         means = np.array([part.mean() for part in parts])
         heights = np.interp(means, (means.min(), means.max()), (0, len(BLOCKS) - 1)).round().astype(int)
         drawn = "".join(BLOCKS[height] for height in heights)
-        text = f"training: {means[0]:.3f} {drawn} {means[-1]:.3f} bpb after {train[-1]['step']:,} steps"
-        return text + (f", validation {val[-1]['bpb']:.4f} (current weights)" if val else "")
+        course = f"training: {means[0]:.3f} {drawn} {means[-1]:.3f} bpb after {train[-1]['step']:,} steps"
+        return course + (f", validation {val[-1]['bpb']:.4f} (current weights)" if val else "")
 
 
 Target: TypeAlias = Run | Artifact | str | Path
@@ -188,8 +185,8 @@ def buckets(source: Run | str | Path | np.ndarray, tables: Tables | None = None,
     """
     if not isinstance(source, np.ndarray):
         found = source if isinstance(source, Run) else open_run(source)
-        text = text_of(found.folder)
-        source, tables, rows = text.train, text.tables, rows or found.config.model.bigram_rows
+        its = text.text_of(found.folder)
+        source, tables, rows = its.train, its.tables, rows or found.config.model.bigram_rows
     if tables is None or rows < 2:
         raise UserError(f"buckets: expected tables of the tokenizer and at least 2 rows, found {rows} rows")
     return bucket_occupancy(source, tables, rows)

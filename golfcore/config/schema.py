@@ -12,11 +12,11 @@ from golfcore.base.files import canonical_json, sha256_text
 
 
 def bounded(default: Any, interval: str, hashed: bool = True) -> Any:
-    """A field whose numbers (in a tuple: each) lie in `interval`, as "[0, 1)": without 1; UNHASHED if not `hashed`."""
+    """A field whose numbers (in a tuple: each) lie in `interval`, as "[0, 1)": without 1.
+
+    Not `hashed` is what changes no number of a run: where its data lie, how often it says something.
+    """
     return field(default=default, metadata={"interval": interval, "hashed": hashed})
-
-
-UNHASHED = {"hashed": False}  # changes no number of a run: where its data lie, how often it says something
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str = field(default="", metadata=UNHASHED)  # shards and a tokenizer; "" = the embedded corpus
+    path: str = bounded("", "", hashed=False)  # shards and a tokenizer; "" = the embedded corpus
     packages: tuple[str, ...] = ("stdlib", "numpy", "scipy", "matplotlib")  # of the embedded corpus
     seq_len: int = bounded(2048, "[1, 1e6]")
     reserve_tokens: int = bounded(0, "[0, 1e12]")  # at the end of the training text, kept to choose TTT settings on
@@ -143,8 +143,7 @@ class AverageConfig:
 class MetaConfig:
     """Meta-learning inside training: inner steps on one part of a micro-batch, the loss after them on another.
 
-    The gradient of (loss_weight + delta_weight) post - delta_weight pre, over the number of micro-batches, joins that
-    of the step. model.meta_sgd learns the inner rates.
+    The step gains the gradient of (loss_weight + delta_weight) post - delta_weight pre, over the micro-batches.
     """
 
     enabled: bool = False
@@ -271,7 +270,7 @@ class Config:
     @property
     def hash(self) -> str:
         """16 hex digits over every value that changes a number."""
-        return _hash(self.hashed())
+        return sha256_text(canonical_json(self.hashed()))[:16]
 
     @property
     def training_hash(self) -> str:
@@ -284,17 +283,14 @@ class Config:
         guided = self.quant.guided_high > 0 or self.quant.guided_low > 0
         if self.optim.qat != "matrices":
             values["quant"] = {"guided_scale": self.quant.guided_scale} if guided else {}
-        return _hash({name: of for name, of in values.items() if name not in ("eval", "ttt")})
+        read = {name: of for name, of in values.items() if name not in ("eval", "ttt")}
+        return sha256_text(canonical_json(read))[:16]
 
     def hashed(self) -> dict[str, dict[str, Any]]:
-        """The plain values that change a number, by section: not the name, nor what is UNHASHED."""
+        """The plain values that change a number, by section: not the name, nor what is not `hashed`."""
         values = json.loads(json.dumps(asdict(self)))
         del values["name"]
         kept = {
             name: [f.name for f in fields(getattr(self, name)) if f.metadata.get("hashed", True)] for name in values
         }
         return {name: {key: values[name][key] for key in kept[name]} for name in values}
-
-
-def _hash(values: dict) -> str:
-    return sha256_text(canonical_json(values))[:16]
