@@ -1,6 +1,6 @@
-"""golfcore: the laboratory for Parameter Golf. `golfcore.api` is what `import golfcore as gc` offers.
+"""golfcore: the laboratory for Parameter Golf. The names below are what `import golfcore as gc` offers.
 
-What the names below need (torch, pandas, ...) is imported when one of them is first used.
+What they need (torch, pandas, ...) is imported when one of them is first used; `gc.load` needs none of it.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ __all__ = ["audit", "buckets", "compare", "evaluate", "load", "open_artifact", "
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'golfcore' has no attribute {name!r}")
-    return getattr(import_module("golfcore.api"), name)
+    return getattr(import_module("golfcore.config" if name == "load" else "golfcore.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,34 +1,35 @@
-"""What a user types: `import golfcore as gc`, then `gc.run(gc.load("demo"))`. Runs and artifacts show themselves.
-
-Heavy imports happen inside the functions, so that `gc.load` is quick.
-"""
-
-from __future__ import annotations
+"""What a user types: `import golfcore as gc`, then `gc.run(gc.load("demo"))`. Runs and artifacts show themselves."""
 
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
 
 from golfcore import config
+from golfcore.analysis import compare as comparison
+from golfcore.analysis import frames, scores, sizes, text
+from golfcore.analysis import runs as reports
+from golfcore.analysis.buckets import bucket_occupancy
+from golfcore.base import tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
-from golfcore.config import Config
+from golfcore.config import Config, load  # noqa: F401, which is gc.load
+from golfcore.data.tokens import Tables
+from golfcore.evals import audit as audits
+from golfcore.evals.result import EvalResult
+from golfcore.model.weights import Weights, unflat
+from golfcore.quant import artifact as packed
+from golfcore.runs import pipeline, reopen
+from golfcore.runs.folder import default_out, find_run, find_target
+from golfcore.runs.results import ARTIFACT, FLOAT, table
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from golfcore.data.tokens import Tables
-    from golfcore.evals.audit import Report, Scorer
-    from golfcore.evals.result import EvalResult
-    from golfcore.model.weights import Weights
-
-Changes: TypeAlias = "Mapping[str, object]"  # "section.key" -> value
+Changes: TypeAlias = Mapping[str, object]  # "section.key" -> value
 BLOCKS = "▁▂▃▄▅▆▇█"
-POINTS = 40  # of a curve in one line of print
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class Artifact:
 
     @cached_property
     def _read(self) -> tuple[Config, Weights]:
-        from golfcore.quant import artifact
-
-        return artifact.read(self.path)
+        return packed.read(self.path)
 
     @property
     def config(self) -> Config:
@@ -54,10 +53,7 @@ class Artifact:
     @property
     def bytes(self) -> pd.DataFrame:
         """Bytes by component with the code that reads and scores it: `analysis.sizes.bytes_by_component`."""
-        from golfcore.analysis.sizes import bytes_by_component
-        from golfcore.quant import artifact
-
-        return bytes_by_component(artifact.info(self.path), artifact.code_bytes(), self.config.quant.max_bytes)
+        return sizes.bytes_by_component(packed.info(self.path), packed.code_bytes(), self.config.quant.max_bytes)
 
     def __repr__(self) -> str:
         return f"artifact {self.path}: {self.config.name}, {self.path.stat().st_size:,} bytes"
@@ -87,56 +83,38 @@ class Run:
     @property
     def scores(self) -> pd.DataFrame:
         """One row a measure, with its difference to the one before: `analysis.scores.waterfall`."""
-        from golfcore.analysis.scores import waterfall
-
-        return waterfall(self.folder)
+        return scores.waterfall(self.folder)
 
     @property
     def metrics(self) -> pd.DataFrame:
         """Every row that training logged; `kind` is train, val, event, ..."""
-        from golfcore.analysis.frames import frame
-
-        return frame({"kind": row["kind"], "step": row["step"], **row} for row in self.folder.metrics())
+        return frames.frame({"kind": row["kind"], "step": row["step"], **row} for row in self.folder.metrics())
 
     @property
     def targets(self) -> pd.DataFrame:
         """One row a validation target: `token`, the one `before` it, its `piece`, `class`, nats of each measure."""
-        from golfcore.analysis.scores import targets
-
-        return targets(self.folder)
+        return scores.targets(self.folder)
 
     @property
     def bytes(self) -> pd.DataFrame:
         """Bytes by component, with the code bytes that the run stated: `analysis.sizes.bytes_by_component`."""
-        from golfcore.analysis.sizes import run_bytes
-
-        return run_bytes(self.folder)
+        return sizes.run_bytes(self.folder)
 
     @property
     def coverage(self) -> pd.DataFrame:
         """What every feature that is switched on really touched."""
-        from golfcore.analysis.runs import coverage
-
-        return coverage(self.folder)
+        return reports.coverage(self.folder)
 
     @property
     def weights(self) -> Weights:
         """The averaged float weights, before rounding, on the CPU."""
-        from golfcore.base import tensors
-        from golfcore.model.weights import unflat
-        from golfcore.runs.results import FLOAT
-
         return unflat(tensors.load(self.folder.file(FLOAT), "trained weights")[0])
 
     @property
     def artifact(self) -> Artifact:
-        from golfcore.runs.results import ARTIFACT
-
         return open_artifact(self.folder.file(ARTIFACT))
 
     def __repr__(self) -> str:
-        from golfcore.runs.results import table
-
         finished = self.folder.file(RESULTS).exists()
         said = table(self.folder.results()) if finished else f"run {self.id}: {self.config.name}, not finished"
         return f"{said}\n{self._curve()}".rstrip()
@@ -146,38 +124,27 @@ class Run:
 
     def _curve(self) -> str:
         """Training in one line: first and last smoothed score with the course between, and the last validation."""
-        import numpy as np
-
         train, val = self.folder.metrics("train"), self.folder.metrics("val")
         if not train:
             return ""
-        parts = np.array_split([row["bpb"] for row in train], min(POINTS, len(train)))
+        parts = np.array_split([row["bpb"] for row in train], min(40, len(train)))
         means = np.array([part.mean() for part in parts])
         heights = np.interp(means, (means.min(), means.max()), (0, len(BLOCKS) - 1)).round().astype(int)
         drawn = "".join(BLOCKS[height] for height in heights)
-        text = f"training: {means[0]:.3f} {drawn} {means[-1]:.3f} bpb after {train[-1]['step']:,} steps"
-        return text + (f", validation {val[-1]['bpb']:.4f} (current weights)" if val else "")
+        course = f"training: {means[0]:.3f} {drawn} {means[-1]:.3f} bpb after {train[-1]['step']:,} steps"
+        return course + (f", validation {val[-1]['bpb']:.4f} (current weights)" if val else "")
 
 
-# -- configurations, runs, artifacts
-
-
-def load(preset: str = "demo", overrides: Changes | None = None, size: str = "full") -> Config:
-    """The configuration of a preset (a name, or a .toml file) at a size, with dotted overrides: {"run.seed": 1}."""
-    return config.load(preset, overrides or {}, size)
+Target: TypeAlias = Run | Artifact | str | Path
 
 
 def run(cfg: Config, out: str | Path | None = None) -> Run:
     """The run of `cfg`, done: train, average, quantize, pack, score. What is done in `out` is reused, and goes on."""
-    from golfcore.runs import pipeline
-
-    return Run(pipeline.run(cfg, Path(out) if out else pipeline.default_out(cfg)))
+    return Run(pipeline.run(cfg, Path(out) if out else default_out(cfg)))
 
 
 def open_run(where: str | Path) -> Run:
     """The run in a folder, or of an id below papermill_runs (UserError if there is none)."""
-    from golfcore.runs.folder import find_run
-
     return Run(find_run(Path(where)))
 
 
@@ -188,35 +155,27 @@ def open_artifact(file: str | Path) -> Artifact:
     return Artifact(Path(file))
 
 
-# -- questions to them
-
-
-def evaluate(target: Run | Artifact | str | Path, protocol: str = "ttt", changes: Changes | None = None) -> EvalResult:
+def evaluate(target: Target, protocol: str = "ttt", changes: Changes | None = None) -> EvalResult:
     """The score of a run's or an artifact's packed weights under a protocol, with dotted data, eval and ttt changes."""
-    from golfcore.runs.reopen import evaluate_again
-
-    return evaluate_again(_where(target), protocol, dict(changes or {}))
+    return reopen.evaluate_again(_where(target), protocol, dict(changes or {}))
 
 
 def audit(
-    target: Run | Artifact | str | Path | Scorer,
+    target: Target | audits.Scorer,
     tokens: np.ndarray | None = None,
     protocol: str = "ttt",
     changes: Changes | None = None,
     **settings: Any,
-) -> Report:
+) -> audits.Report:
     """The legality audit: one verdict a condition. Of a run or an artifact under a protocol; or of any scorer.
 
     A scorer needs `tokens`, its stream, and what `evals.audit.audit` asks for (`vocab_size`, `chunk`, ...).
     """
-    from golfcore.evals.audit import audit as examine
-    from golfcore.runs.reopen import audit_packed
-
-    if isinstance(target, Run | Artifact | str | Path):
-        return audit_packed(_where(target), protocol, dict(changes or {}))
+    if isinstance(target, Target):
+        return reopen.audit_packed(_where(target), protocol, dict(changes or {}))
     if tokens is None:
         raise UserError("audit: expected the tokens that the scorer is to score, found none")
-    return examine(target, tokens, **settings)
+    return audits.audit(target, tokens, **settings)
 
 
 def buckets(source: Run | str | Path | np.ndarray, tables: Tables | None = None, rows: int = 0) -> pd.DataFrame:
@@ -224,13 +183,10 @@ def buckets(source: Run | str | Path | np.ndarray, tables: Tables | None = None,
 
     Tokens need `tables`, which tell word starts; `rows` are those of the table (of a run: its own, unless given).
     """
-    from golfcore.analysis.buckets import bucket_occupancy
-    from golfcore.analysis.text import text_of
-
-    if isinstance(source, Run | str | Path):
+    if not isinstance(source, np.ndarray):
         found = source if isinstance(source, Run) else open_run(source)
-        text = text_of(found.folder)
-        source, tables, rows = text.train, text.tables, rows or found.config.model.bigram_rows
+        its = text.text_of(found.folder)
+        source, tables, rows = its.train, its.tables, rows or found.config.model.bigram_rows
     if tables is None or rows < 2:
         raise UserError(f"buckets: expected tables of the tokenizer and at least 2 rows, found {rows} rows")
     return bucket_occupancy(source, tables, rows)
@@ -238,12 +194,8 @@ def buckets(source: Run | str | Path | np.ndarray, tables: Tables | None = None,
 
 def compare(runs: Sequence[Run | str | Path]) -> pd.DataFrame:
     """Runs side by side, the first configuration the reference: one row for each measure and arm."""
-    from golfcore.analysis import compare as comparison
-
     return comparison.compare(comparison.arms_of([_where(one) for one in runs]))
 
 
-def _where(target: Run | Artifact | str | Path) -> Path:
-    from golfcore.runs.folder import find_target
-
+def _where(target: Target) -> Path:
     return target.path if isinstance(target, Run | Artifact) else find_target(Path(target))

@@ -13,25 +13,17 @@ from torch import Tensor
 from golfcore.base.errors import UserError
 from golfcore.config import ModelConfig
 from golfcore.model.params import RATES, table
-from golfcore.model.weights import ROLES, Banks, Weights, flat, unflat
+from golfcore.model.weights import ROLES, Banks, Weights, flat, matrix_name, unflat
 
 BANKED = ("exp101", "exp105a", "exp106", "exp107")
 FAMILIES = (*BANKED, "pr398", "pr294v2", "pr294seed")
-MODULES = {  # a block's matrix in the original's per-layer naming
-    "query": "attn.c_q.weight",
-    "out": "attn.proj.weight",
-    "key": "attn.c_k.weight",
-    "value": "attn.c_v.weight",
-    "up": "mlp.fc.weight",
-    "down": "mlp.proj.weight",
-}
-BANKS = {  # original bank name, and how many banks' worth of layers precede a role
-    "query": ("qo_bank", 0),
-    "out": ("qo_bank", 1),
-    "key": ("kv_bank", 0),
-    "value": ("kv_bank", 1),
-    "up": ("mlp_up_bank", 0),
-    "down": ("mlp_down_bank", 0),
+MATRICES = {  # role -> its module in a block; its bank, and after how many banks' worth of layers it begins there
+    "query": ("attn.c_q", "qo_bank", 0),
+    "out": ("attn.proj", "qo_bank", 1),
+    "key": ("attn.c_k", "kv_bank", 0),
+    "value": ("attn.c_v", "kv_bank", 1),
+    "up": ("mlp.fc", "mlp_up_bank", 0),
+    "down": ("mlp.proj", "mlp_down_bank", 0),
 }
 NAMES = {  # ours -> the original's, for tensors that correspond one to one
     "tok_emb": "tok_emb.weight",
@@ -46,14 +38,9 @@ NAMES = {  # ours -> the original's, for tensors that correspond one to one
     "ve_scale": "ve_shared.scale",
     "ve_proj": "ve_shared.proj.weight",
 }
-PER_LAYER = {  # ours -> the original's name in its block, and as a per-application list in pr294seed
-    "attn_scale": ("blocks.{}.attn_scale", "iter_attn_scales.{}"),
-    "mlp_scale": ("blocks.{}.mlp_scale", "iter_mlp_scales.{}"),
-    "resid_mix": ("blocks.{}.resid_mix", "iter_resid_mixes.{}"),
-}
+ITERATED = {"attn_scale": "iter_attn_scales", "mlp_scale": "iter_mlp_scales", "resid_mix": "iter_resid_mixes"}
 REQUIRED = (
-    *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult"),
-    *("logit_softcap", "rope_base", "qk_gain_init"),
+    "vocab_size num_layers model_dim num_heads num_kv_heads mlp_mult logit_softcap rope_base qk_gain_init".split()
 )
 OPTIONAL: dict[str, Any] = {  # keywords that an original may leave out, with its default
     "tied_embed_init_std": 0.005,
@@ -65,18 +52,12 @@ OPTIONAL: dict[str, Any] = {  # keywords that an original may leave out, with it
     "ve_enabled": False,
     "ve_layers": "9,10",
     "ve_dim": 128,
+    "mtp_loss_weight": 0,  # without effect: it weights the mtp heads, and there are none
 }
 NGRAM: dict[str, Any] = {"bigram_vocab_size": 0, "bigram_dim": 128, "poscond": False, "trigram": False}
-SHARING: dict[str, Any] = {"num_unique_blocks": 0, "train_seq_len": 1024}  # 0 = as many as layers
-ABSENT: dict[str, Any] = {  # parts that golfcore lacks, with the values that leave them out
-    "tie_embeddings": True,
-    "mtp_num_heads": 0,
-    "dtg": False,
-    "dtg_enabled": False,
-    "gated_attention": False,
-    "value_residual": False,
-}
-WITHOUT_EFFECT = ("mtp_loss_weight",)  # it weights the mtp heads, and there are none
+SHARING: dict[str, Any] = {"num_unique_blocks": 0, "train_seq_len": 1024}  # pr294seed's; 0 = as many as layers
+ABSENT = dict.fromkeys("mtp_num_heads dtg dtg_enabled gated_attention value_residual".split(), False)
+ABSENT |= {"tie_embeddings": True}  # parts that golfcore lacks, with the values that leave them out
 
 
 def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = False) -> ModelConfig:
@@ -87,13 +68,19 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
     """
     if family not in FAMILIES:
         raise UserError(f"reference family {family!r}: expected one of {', '.join(FAMILIES)}")
-    v = _keywords(family, kw)
-    dim, layers, heads = v["model_dim"], v["num_layers"], v["num_heads"]
-    banked, has_ngram = family in BANKED, family != "pr294seed"
+    own = OPTIONAL | ABSENT | (SHARING if family == "pr294seed" else NGRAM)
+    for name in sorted(kw.keys() - {*REQUIRED, *own} | set(REQUIRED) - kw.keys()):
+        fault = "expected a value, found none" if name in REQUIRED else "golfcore does not know it"
+        raise UserError(f"reference keyword {name!r} of family {family!r}: {fault}")
+    v = {**SHARING, **NGRAM, **own, **kw}
+    for name, out in ABSENT.items():
+        if bool(v[name]) != bool(out):
+            raise UserError(f"reference keyword {name!r}: expected {out}, golfcore has no such part; found {v[name]}")
+    dim, layers, banked = v["model_dim"], v["num_layers"], family in BANKED
     return ModelConfig(
         vocab_size=v["vocab_size"],
         dim=dim,
-        n_heads=heads,
+        n_heads=v["num_heads"],
         n_kv_heads=v["num_kv_heads"],
         mlp_hidden=int(v["mlp_mult"] * dim),
         mlp="leaky_relu2" if banked else "relu2",
@@ -103,7 +90,7 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
         softcap=v["logit_softcap"],
         q_gain_init=v["qk_gain_init"],
         embed_init_std=v["tied_embed_init_std"],
-        rope_dims=v["rope_dims"] or dim // heads,
+        rope_dims=v["rope_dims"] or dim // v["num_heads"],
         rope_base=v["rope_base"],
         rope_ntk_len=0 if family == "pr294v2" else v["train_seq_len"],
         xsa_last_n=v["xsa_last_n"],
@@ -112,27 +99,12 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
         bigram_split=bool(v["poscond"]),
         trigram=bool(v["trigram"]),
         word_start_boost=banked,
-        smear=has_ngram,
+        smear=family != "pr294seed",
         memory_tokens=v["num_memory_tokens"] or v["memory_tokens"],
         ve_layers=tuple(int(x) for x in str(v["ve_layers"]).split(",") if x.strip()) if v["ve_enabled"] else (),
         ve_dim=v["ve_dim"],
         meta_sgd=meta_sgd,
     )
-
-
-def _keywords(family: str, kw: Mapping[str, Any]) -> dict[str, Any]:
-    """All keywords by name, defaults included. One that another family has is refused too: it would be ignored."""
-    own = OPTIONAL | (SHARING if family == "pr294seed" else NGRAM)
-    known = {*REQUIRED, *own, *ABSENT, *WITHOUT_EFFECT}
-    for name in sorted(kw.keys() - known | set(REQUIRED) - kw.keys()):
-        fault = "expected a value, found none" if name in REQUIRED else "golfcore does not know it"
-        raise UserError(f"reference keyword {name!r} of family {family!r}: {fault}")
-    for name, without in ABSENT.items():
-        if bool(kw.get(name, without)) != bool(without):
-            raise UserError(
-                f"reference keyword {name!r}: expected {without}, golfcore has no such part; found {kw[name]}"
-            )
-    return {**SHARING, **NGRAM, **own, **kw}
 
 
 def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weights:
@@ -142,21 +114,21 @@ def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weigh
     length 1 do not count: the originals keep some vectors as rows.
     """
     known = _layout(model_cfg, set(state))
-    left = sorted(set(state) - {name for names in known.values() for name, _ in names})
-    for name in [name for name in left if not name.startswith(RATES)]:
-        raise UserError(f"reference state: tensor {name!r} has no place in this configuration")
+    for name in sorted(set(state) - {name for places in known.values() for name, _ in places}):
+        if not name.startswith(RATES):
+            raise UserError(f"reference state: tensor {name!r} has no place in this configuration")
     tensors = {}
     for p in table(model_cfg):
         places = known[p.name]
         if not p.exported and places[0][0] not in state:
             continue
-        piece = p.shape[1:] if len(places) > 1 or places[0][1] is not None else p.shape
         parts = []
         for name, index in places:
             if name not in state:
                 raise UserError(f"reference state: expected tensor {name!r} (for {p.name}), found none")
             tensor = torch.as_tensor(state[name])
-            shape = piece if index is None else (sum(n == name for n, _ in places), *piece)
+            shape = p.shape if len(places) == 1 else p.shape[1:]
+            shape = shape if index is None else (sum(n == name for n, _ in places), *p.shape[1:])
             if [n for n in shape if n != 1] != [n for n in tensor.shape if n != 1]:
                 found = tuple(tensor.shape)
                 raise UserError(f"reference state: {name!r} (for {p.name}) expected shape {shape}, found {found}")
@@ -180,23 +152,26 @@ def to_reference(weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, 
 
 def matrix_names(model_cfg: ModelConfig) -> dict[str, str]:
     """Our matrix names -> the original's per-layer names, as its Hessians and artifacts use them."""
-    ours = {f"block{u}.{role}": f"blocks.{u}.{m}" for u in range(model_cfg.n_blocks) for role, m in MODULES.items()}
-    return {**ours, "bigram_proj": NAMES["bigram_proj"], "ve_proj": NAMES["ve_proj"]}
+    pairs = [(matrix_name(role, u), _in_block(role, u)) for u in range(model_cfg.n_blocks) for role in MATRICES]
+    return {**dict(pairs), "bigram_proj": NAMES["bigram_proj"], "ve_proj": NAMES["ve_proj"]}
+
+
+def _in_block(role: str, block: int) -> str:
+    return f"blocks.{block}.{MATRICES[role][0]}.weight"
 
 
 def _layout(cfg: ModelConfig, names: set[str]) -> dict[str, list[tuple[str, int | None]]]:
     """For each of our tensors, the original (name, index along its first axis) of every piece, in our order."""
-    banked, shared = "qo_bank" in names, any(n.startswith("iter_") for n in names)
-    layout: dict[str, list[tuple[str, int | None]]] = {}
+    layout: dict[str, list[tuple[str, int | None]]] = {ours: [(theirs, None)] for ours, theirs in NAMES.items()}
     for bank in Banks._fields:
-        slots = [(r, b) for b in range(cfg.n_blocks) for r in ROLES if ROLES[r][0] == bank]
-        at = {(r, b): BANKS[r][1] * cfg.n_blocks + b for r, b in slots}
-        apart: list[tuple[str, int | None]] = [(f"blocks.{b}.{MODULES[r]}", None) for r, b in slots]
-        layout[bank] = [(BANKS[r][0], at[r, b]) for r, b in slots] if banked else apart
-        layout[RATES + bank] = [(RATES + bank, at[slot]) for slot in slots]
-    for ours, (in_block, in_list) in PER_LAYER.items():
-        layout[ours] = [((in_list if shared else in_block).format(i), None) for i in range(cfg.n_layers)]
+        slots = [(role, b) for b in range(cfg.n_blocks) for role in ROLES if ROLES[role][0] == bank]
+        at = [(MATRICES[role][1], MATRICES[role][2] * cfg.n_blocks + b) for role, b in slots]
+        layout[bank] = [*at] if "qo_bank" in names else [(_in_block(*slot), None) for slot in slots]
+        layout[RATES + bank] = [(RATES + bank, index) for _, index in at]
+    shared = any(name.startswith("iter_") for name in names)
+    for ours, iterated in ITERATED.items():
+        each = [f"{iterated}.{i}" if shared else f"blocks.{i}.{ours}" for i in range(cfg.n_layers)]
+        layout[ours] = [(name, None) for name in each]
     layout["q_gain"] = [(f"blocks.{b}.attn.q_gain", None) for b in range(cfg.n_blocks)]
     layout["ve_layer_scale"] = [(f"ve_layer_scales.{j}", None) for j in range(len(cfg.ve_layers))]
-    layout.update({ours: [(theirs, None)] for ours, theirs in NAMES.items()})
     return {p.name: layout[p.name] for p in table(cfg)}

@@ -19,19 +19,21 @@ from golfcore.runs.folder import RUNS
 PARAMETERS = 'text: str = "a"  # a = b, as "k=v"\ncount = 1\nrate: float = 0.5  # a day\nflag = False\nfolder = ""'
 
 
-@pytest.fixture
-def notebooks(tmp_path: Path) -> Path:
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project, in which the test runs."""
     (tmp_path / "notebooks").mkdir()
-    return tmp_path / "notebooks"
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def write(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
+def write(name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
     """A notebook with a parameters cell and these code cells."""
     tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     nb = nbformat.v4.new_notebook(cells=[tagged, *map(nbformat.v4.new_code_cell, cells)])
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nb, folder / f"{name}.ipynb")
-    return folder / f"{name}.ipynb"
+    nbformat.write(nb, f"notebooks/{name}.ipynb")
+    return Path(f"notebooks/{name}.ipynb")
 
 
 def printed(executed: Path) -> str:
@@ -42,18 +44,17 @@ def printed(executed: Path) -> str:
 # -- parameters
 
 
-def test_parameters_are_read_whatever_their_comments_hold(notebooks: Path) -> None:
-    found = defaults(write(notebooks, "a"))
-    assert found == {"text": "a", "count": 1, "rate": 0.5, "flag": False, "folder": ""}
+def test_parameters_are_read_whatever_their_comments_hold() -> None:
+    assert defaults(write("a")) == {"text": "a", "count": 1, "rate": 0.5, "flag": False, "folder": ""}
 
 
 @pytest.mark.parametrize(
     "cell",
     ["import os", "x = 1 + y", "x, y = 1, 2", "x: int = 'a'", "x: list = []", "x: int", "x += 1", "x.y = 1"],
 )
-def test_a_parameters_cell_holds_nothing_but_names_set_to_literals(notebooks: Path, cell: str) -> None:
+def test_a_parameters_cell_holds_nothing_but_names_set_to_literals(cell: str) -> None:
     with pytest.raises(ValueError):
-        defaults(write(notebooks, "a", parameters=cell))
+        defaults(write("a", parameters=cell))
 
 
 def test_given_parameters_take_the_type_of_their_default() -> None:
@@ -76,36 +77,31 @@ def test_given_parameters_take_the_type_of_their_default() -> None:
         ({"flag": "1"}, "notebook a, flag: expected bool, found 1"),
     ],
 )
-def test_wrong_parameters_are_refused_before_anything_is_written(notebooks: Path, given: dict, said: str) -> None:
-    write(notebooks, "a")
+def test_wrong_parameters_are_refused_before_anything_is_written(project: Path, given: dict, said: str) -> None:
+    write("a")
     with pytest.raises(UserError) as e:
-        run_notebook("a", given, notebooks.parent / "out", notebooks)
-    assert said in str(e.value) and not (notebooks.parent / "out").exists()
+        run_notebook("a", given)
+    assert said in str(e.value) and [path.name for path in project.iterdir()] == ["notebooks"]
 
 
-def test_an_unknown_notebook_is_refused_with_a_suggestion(notebooks: Path) -> None:
-    write(notebooks, "01_one_run")
-    with pytest.raises(UserError, match="unknown notebook '01_one_rum'; did you mean '01_one_run'"):
-        run_notebook("01_one_rum", {}, notebooks.parent / "out", notebooks)
-    with pytest.raises(UserError, match="nowhere: expected a folder of notebooks"):
-        find_notebook("01_one_run", notebooks / "nowhere")
-
-
-def test_notebooks_are_found_here_and_beside_the_package(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(notebooks)
+def test_notebooks_are_found_from_anywhere_in_the_project_and_beside_the_package(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write("mine")
+    assert find_notebook("mine.ipynb").resolve() == project / mine
+    with pytest.raises(UserError, match="unknown notebook 'mime'; did you mean 'mine'"):
+        run_notebook("mime", {})
+    monkeypatch.chdir(project / "notebooks")
     assert find_notebook("01_one_run").is_file()
-    mine = write(notebooks, "mine")
-    monkeypatch.chdir(notebooks.parent)
-    assert find_notebook("mine.ipynb").resolve() == mine
 
 
-def test_without_jupyter_there_is_one_sentence(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(notebooks, "a")
+def test_without_jupyter_there_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("a")
     monkeypatch.setitem(sys.modules, "papermill", None)
-    with pytest.raises(
-        UserError, match=r'notebooks need the extra nb, found no papermill: pip install "golfcore\[nb\]"'
-    ):
-        run_notebook("a", {}, notebooks.parent / "out", notebooks)
+    said = r'notebooks need the extra nb, found no papermill: pip install "golfcore\[nb\]"'
+    with pytest.raises(UserError, match=said):
+        run_notebook("a", {})
+    assert [path.name for path in project.iterdir()] == ["notebooks"]
 
 
 # -- executing
@@ -115,19 +111,18 @@ MARKED = "import glob; print(bool(glob.glob(f'{folder}/notebooks/*/done.json')))
 
 
 def test_a_notebook_runs_in_this_python_and_is_marked_while_it_is_done(
-    notebooks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Even where the machine's kernel named python3 is another program; run again, it is not done before its end."""
-    kernel = notebooks.parent / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel = project / "jupyter" / "kernels" / "python3" / "kernel.json"
     files.write_json(kernel, {"argv": ["/nowhere", "{connection_file}"], "display_name": "x", "language": "python"})
     monkeypatch.setenv("JUPYTER_PATH", str(kernel.parents[2]))
-    monkeypatch.chdir(notebooks.parent)
     values = {"text": "b", "count": 7, "rate": 0.5, "flag": False, "folder": "out"}
     folder = Path("out/notebooks") / f"a-{files.sha256_text(files.canonical_json(values))[:8]}"
-    write(notebooks, "a", LOOK, MARKED, "if os.path.exists('stop'): raise RuntimeError('stopped')")
+    write("a", LOOK, MARKED, "if os.path.exists('stop'): raise RuntimeError('stopped')")
     given = {"count": "7", "text": "b", "folder": "out"}
     executed = run_notebook("a", given, Path("out"))
-    expected = f"{sys.executable}|{notebooks.parent}|b|7|0.5|False\nFalse\n"
+    expected = f"{sys.executable}|{project}|b|7|0.5|False\nFalse\n"
     assert printed(executed) == expected and capsys.readouterr().out == expected
     assert executed == folder / "a.ipynb"
     record = json.loads((folder / MARKER).read_text())
@@ -149,11 +144,11 @@ def test_a_notebook_runs_in_this_python_and_is_marked_while_it_is_done(
     ],
     ids=["a user's mistake", "killed", "interrupted"],
 )
-def test_what_ends_a_cell_ends_the_driver(notebooks: Path, cell: str, error: type, said: str | None) -> None:
-    write(notebooks, "a", cell, "print('after')")
+def test_what_ends_a_cell_ends_the_driver(project: Path, cell: str, error: type, said: str | None) -> None:
+    write("a", cell, "print('after')")
     with pytest.raises(error, match=said):
-        run_notebook("a", {}, notebooks.parent / "out", notebooks)
-    assert not list(notebooks.parent.rglob(MARKER))
+        run_notebook("a", {})
+    assert not list(project.rglob(MARKER))
 
 
 # -- inside a notebook
@@ -181,12 +176,11 @@ def test_a_launched_command_prints_as_it_goes_and_fails_loudly(capsys: pytest.Ca
 
 
 def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = {name: make_run(tmp_path / RUNS / name) for name in ("one", "two")}
+    made = {name: make_run(Path(RUNS, name)) for name in ("one", "two")}
     monkeypatch.setattr("golfcore.plots.figures.text_of", lambda run: made[run.id][1])
     monkeypatch.setattr("golfcore.plots.run.FIGURES", {"ttt": FIGURES["ttt"]})
-    monkeypatch.chdir(tmp_path)
 
     def drawn(*args: str) -> list[Path]:
         assert cli.main(["figures", *args]) == 0

@@ -23,17 +23,8 @@ from golfcore.train import loop, state
 from golfcore.train.state import TrainingData
 from golfcore.train.step import train_step
 
-TINY = load(
-    "smoke",
-    {
-        "schedule.iterations": 8,
-        "schedule.warmdown_steps": 4,
-        "run.val_every": 4,
-        "run.checkpoint_every": 2,
-        "optim.grad_accum": 2,
-        "optim.batch_tokens": 512,
-    },
-)
+CHANGES = {"schedule.iterations": 8, "schedule.warmdown_steps": 4, "run.val_every": 4, "run.checkpoint_every": 2}
+TINY = load("smoke", CHANGES | {"optim.grad_accum": 2, "optim.batch_tokens": 512})
 RUNTIME = runtime.Runtime(torch.device("cpu"), 0, 1, 0, torch.float32)
 BELONGS = {"training": "tiny", "data": "easy"}
 TOKENS = np.random.default_rng(0).integers(0, 32, 20_000).astype(np.uint16)  # easy: 32 of the 1024 ids

@@ -1,32 +1,39 @@
 """Which values of a configuration cannot be, or cannot be together."""
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 from golfcore.base.errors import shown
-from golfcore.config.bounds import interval
 from golfcore.config.schema import Config, ModelConfig
 
 
 def contradictions(c: Config) -> Iterator[str]:
     """Sentences about values that cannot be, then about values that cannot be together."""
-    yield from _out_of_range(c)
+    yield from _outside(c)
     yield from _model(c.model)
-    yield from _lengths(c)
     yield from _training(c)
-    yield from _quantization(c)
-    yield from _adaptation(c)
+    yield from _packing_and_scoring(c)
 
 
-def _out_of_range(c: Config) -> Iterator[str]:
-    for section in fields(c):
-        values = getattr(c, section.name)
-        for f in fields(values) if is_dataclass(values) else ():
-            value, allowed = getattr(values, f.name), interval(f)
+def _outside(c: Config) -> Iterator[str]:
+    """Of lists that are empty though their default is not, and of numbers outside of their fields' intervals."""
+    for name, section in vars(c).items():
+        for f in fields(section) if name != "name" else ():
+            key, value, interval = f"{name}.{f.name}", getattr(section, f.name), f.metadata.get("interval")
+            if f.default and value == ():
+                yield f"{key} is empty, expected at least one value"
             for x in value if isinstance(value, tuple) else (value,):
-                if allowed is not None and x not in allowed:
+                if interval and (wanted := _missed(x, interval)):
                     found = f"{shown(x)} in {shown(value)}" if isinstance(value, tuple) else shown(x)
-                    yield f"{section.name}.{f.name}: expected {allowed}, found {found}"
+                    yield f"{key}: expected {wanted}, found {found}"
+
+
+def _missed(x: float, interval: str) -> str:
+    """The interval in words if `x` is outside of it (so is NaN), else ""."""
+    low, high = interval[1:-1].split(", ")
+    above, low_word = (x > float(low), "more than") if interval[0] == "(" else (x >= float(low), "at least")
+    below, high_word = (x < float(high), "less than") if interval[-1] == ")" else (x <= float(high), "at most")
+    return "" if above and below else f"{low_word} {low} and {high_word} {high}"
 
 
 def _model(m: ModelConfig) -> Iterator[str]:
@@ -34,8 +41,6 @@ def _model(m: ModelConfig) -> Iterator[str]:
         yield f"model.dim {m.dim} is not a multiple of model.n_heads {m.n_heads}"
     if m.n_heads % m.n_kv_heads:
         yield f"model.n_heads {m.n_heads} is not a multiple of n_kv_heads {m.n_kv_heads}"
-    if not m.blocks:
-        yield "model.blocks is empty, expected one block number a layer"
     if set(m.blocks) != set(range(len(set(m.blocks)))):
         yield f"model.blocks {list(m.blocks)} must use every block number from 0 to its largest"
     if m.rope_dims > m.head_dim or m.rope_dims % 2:
@@ -56,30 +61,15 @@ def _model(m: ModelConfig) -> Iterator[str]:
         yield "model.rope_angles bfloat16 needs model.rope_ntk_len"
 
 
-def _lengths(c: Config) -> Iterator[str]:
-    """Of rows, windows, batches and chunks."""
-    row, memory, window = c.data.seq_len, c.model.memory_tokens, c.eval.seq_len or c.data.seq_len
+def _training(c: Config) -> Iterator[str]:
+    m, blocks, row, memory = c.meta, c.model.n_blocks, c.data.seq_len, c.model.memory_tokens
     if c.optim.batch_tokens % (c.optim.grad_accum * row):
         factors = f"{c.optim.grad_accum} x {row}"
         yield f"optim.batch_tokens {c.optim.batch_tokens} is not a multiple of grad_accum x data.seq_len ({factors})"
-    if c.eval.stride > window:
-        yield f"eval.stride {c.eval.stride}: expected at most the windows' length {window}"
-    if memory >= window:
-        yield f"model.memory_tokens {memory} leaves no input of a window of {window}"
     if memory >= row:
         yield f"model.memory_tokens {memory} leaves no input of data.seq_len {row}"
-    if c.meta.enabled and row < 2:
-        yield f"meta.enabled splits rows, but data.seq_len is {row}"
-    if c.meta.enabled and memory >= row // 2:
+    if m.enabled and memory >= row // 2:
         yield f"meta.enabled splits rows, and model.memory_tokens {memory} fills a half of data.seq_len {row}"
-    if c.ttt.order == "score-first" and c.ttt.epochs and c.ttt.chunk_tokens < row:
-        yield f"ttt.chunk_tokens {c.ttt.chunk_tokens} is less than data.seq_len {row}: nothing to adapt on"
-    if c.ttt.lr_candidates and c.data.reserve_tokens <= 2 * c.ttt.chunk_tokens:
-        yield "ttt.lr_candidates needs data.reserve_tokens of more than two TTT chunks"
-
-
-def _training(c: Config) -> Iterator[str]:
-    m, blocks = c.meta, c.model.n_blocks
     if c.schedule.clock == "wall" and not c.schedule.max_seconds:
         yield "schedule.clock wall needs schedule.max_seconds > 0"
     if c.model.meta_sgd and not (m.enabled and m.inner_steps):
@@ -93,28 +83,29 @@ def _training(c: Config) -> Iterator[str]:
         yield f"reptile.freeze_blocks {c.reptile.freeze_blocks} of {blocks} blocks leaves nothing to train"
 
 
-def _quantization(c: Config) -> Iterator[str]:
-    q = c.quant
+def _packing_and_scoring(c: Config) -> Iterator[str]:
+    q, t, blocks, trains_first = c.quant, c.ttt, c.model.n_blocks, c.ttt.order == "train-first"
+    memory, row, window = c.model.memory_tokens, c.data.seq_len, c.eval.seq_len or c.data.seq_len
     spread = 1 if q.guided_high or q.guided_low else 0
     if not 2 + spread <= q.matrix_bits <= 8 - spread:
         yield f"quant.matrix_bits {q.matrix_bits}: expected {2 + spread} to {8 - spread}"
     if q.rounding == "gptq" and not q.stored_scale_codes and q.matrix_bits + spread == 8:
         yield "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest, found gptq"
-    if not q.clip_quantiles:
-        yield "quant.clip_quantiles is empty, expected at least one"
     if q.guided_high + q.guided_low > 1:
         yield f"quant.guided_high {q.guided_high} and guided_low {q.guided_low} are more than all matrices"
-
-
-def _adaptation(c: Config) -> Iterator[str]:
-    t, blocks, trains_first = c.ttt, c.model.n_blocks, c.ttt.order == "train-first"
+    if c.eval.stride > window:
+        yield f"eval.stride {c.eval.stride}: expected at most the windows' length {window}"
+    if memory >= window:
+        yield f"model.memory_tokens {memory} leaves no input of a window of {window}"
+    if c.eval.ppm_weight and c.eval.tail != "exact":
+        yield f"eval.ppm_weight needs eval.tail exact, found {c.eval.tail}: its counts see every target once"
+    if t.epochs and not trains_first and t.chunk_tokens < row:
+        yield f"ttt.chunk_tokens {t.chunk_tokens} is less than data.seq_len {row}: nothing to adapt on"
+    if t.lr_candidates and c.data.reserve_tokens <= 2 * t.chunk_tokens:
+        yield "ttt.lr_candidates needs data.reserve_tokens of more than two TTT chunks"
     in_blocks = t.adapted in ("banks", "mlps", "lora") and t.freeze == "all"
     if t.epochs + t.sweeps > 0 and in_blocks and t.freeze_blocks >= blocks:
         yield f"ttt.freeze_blocks {t.freeze_blocks} of {blocks} blocks leaves nothing to adapt"
-    if not t.lora_roles:
-        yield "ttt.lora_roles is empty, expected at least one role"
-    if c.eval.ppm_weight and c.eval.tail != "exact":
-        yield f"eval.ppm_weight needs eval.tail exact, found {c.eval.tail}: its counts see every target once"
     if not trains_first and (t.sweeps > 0 or t.shards > 1):
         yield f"ttt.order score-first has no sweeps and no shards, found ttt.sweeps {t.sweeps} and shards {t.shards}"
     if trains_first and t.lr_shape == "cosine":

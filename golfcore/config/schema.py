@@ -1,15 +1,22 @@
 """The configuration's sections as frozen dataclasses.
 
-Beside each number stands what it may be; `unhashed` marks what changes no result: where data lie, how often a run says
-something. A published system's accident is a named field ("quirk"), with the faithful value in that system's preset and
-the sound value as the default here.
+A published system's accident is a named field ("quirk"), with the faithful value in that system's preset and the sound
+value as the default here.
 """
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from golfcore.base.files import canonical_json, sha256_text
-from golfcore.config.bounds import bounded, is_hashed, unhashed
+
+
+def bounded(default: Any, interval: str, hashed: bool = True) -> Any:
+    """A field whose numbers (in a tuple: each) lie in `interval`, as "[0, 1)": without 1.
+
+    Not `hashed` is what changes no number of a run: where its data lie, how often it says something.
+    """
+    return field(default=default, metadata={"interval": interval, "hashed": hashed})
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str = unhashed("")  # a folder with shards and a tokenizer; "" = the embedded corpus. The data hash is hashed
+    path: str = bounded("", "", hashed=False)  # shards and a tokenizer; "" = the embedded corpus
     packages: tuple[str, ...] = ("stdlib", "numpy", "scipy", "matplotlib")  # of the embedded corpus
     seq_len: int = bounded(2048, "[1, 1e6]")
     reserve_tokens: int = bounded(0, "[0, 1e12]")  # at the end of the training text, kept to choose TTT settings on
@@ -136,8 +143,7 @@ class AverageConfig:
 class MetaConfig:
     """Meta-learning inside training: inner steps on one part of a micro-batch, the loss after them on another.
 
-    The gradient of (loss_weight + delta_weight) post - delta_weight pre, over the number of micro-batches, joins that
-    of the step. model.meta_sgd learns the inner rates.
+    The step gains the gradient of (loss_weight + delta_weight) post - delta_weight pre, over the micro-batches.
     """
 
     enabled: bool = False
@@ -241,9 +247,9 @@ class TTTConfig:
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto = bfloat16 on CUDA
-    val_every: int = unhashed(500, "[0, 1e9]")  # 0 = only at the end; looks at weights, changes none
-    log_every: int = unhashed(10, "[1, 1e9]")
-    checkpoint_every: int = unhashed(250, "[1, 1e9]")
+    val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
+    log_every: int = bounded(10, "[1, 1e9]", hashed=False)
+    checkpoint_every: int = bounded(250, "[1, 1e9]", hashed=False)
 
 
 @dataclass(frozen=True)
@@ -263,8 +269,8 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over every value that changes a number: not the name, not the fields that are `unhashed`."""
-        return _hash(self._hashed())
+        """16 hex digits over every value that changes a number."""
+        return sha256_text(canonical_json(self.hashed()))[:16]
 
     @property
     def training_hash(self) -> str:
@@ -273,22 +279,18 @@ class Config:
         Left out are the sections that act on trained weights only: eval, ttt, and quant, unless training rounds by it
         (QAT) or records for it (guided bits: the scale below which, but not the shares).
         """
-        values = self._hashed()
+        values = self.hashed()
         guided = self.quant.guided_high > 0 or self.quant.guided_low > 0
         if self.optim.qat != "matrices":
             values["quant"] = {"guided_scale": self.quant.guided_scale} if guided else {}
-        del values["eval"], values["ttt"]
-        return _hash(values)
+        read = {name: of for name, of in values.items() if name not in ("eval", "ttt")}
+        return sha256_text(canonical_json(read))[:16]
 
-    def _hashed(self) -> dict[str, dict[str, Any]]:
-        values = asdict(self)
+    def hashed(self) -> dict[str, dict[str, Any]]:
+        """The plain values that change a number, by section: not the name, nor what is not `hashed`."""
+        values = json.loads(json.dumps(asdict(self)))
         del values["name"]
-        for section, of in values.items():
-            for f in fields(getattr(self, section)):
-                if not is_hashed(f):
-                    del of[f.name]
-        return values
-
-
-def _hash(values: dict) -> str:
-    return sha256_text(canonical_json(values))[:16]
+        kept = {
+            name: [f.name for f in fields(getattr(self, name)) if f.metadata.get("hashed", True)] for name in values
+        }
+        return {name: {key: values[name][key] for key in kept[name]} for name in values}
