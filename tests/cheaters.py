@@ -131,7 +131,7 @@ class Selective(ProtocolScorer):
         adapt, known = walk.adapt, everything.ledger if self.future else walk.ledger
 
         def adapt_if_hard(adapter: ttt.Adapter) -> None:
-            nats = known.first_scores()
+            nats = known.nats
             losses = [nats[i : i + CHUNK].mean() for i in range(0, known.total, CHUNK)]
             if losses[walk.chunk] >= np.nanmedian(losses):
                 adapt(adapter)

@@ -118,7 +118,7 @@ def test_a_score_that_is_not_finite_is_never_recorded(bad: float) -> None:
     scores[5] = bad
     with pytest.raises(NotFinite, match="the score of position 5 is"):
         ledger.record(windows(64, 32, 32)[:1], [scores])
-    assert not ledger.scored.any() and not ledger.events
+    assert np.isnan(ledger.nats).all() and not ledger.events
 
 
 # -- numbers that are not whole are not given
@@ -143,7 +143,7 @@ def test_a_result_over_fewer_targets_than_there_are_is_none() -> None:
     while not evaluation.finished:
         evaluation.step()
     evaluation.result({})
-    evaluation.ledger.scored[7] = False
+    evaluation.ledger.nats[7] = np.nan
     with pytest.raises(RuntimeError, match="299 targets instead of 300"):
         evaluation.result({})
 

@@ -5,7 +5,7 @@ the one forward. Shapes: U blocks, r rank; "ROLE.a" (U, r, columns), "ROLE.b" (U
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime
-from golfcore.config import Config, ModelConfig, TTTConfig
+from golfcore.config import Config, TTTConfig
 from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import ROLES, Weights, detach, flat, matrix, slot
 from golfcore.optim.inner import adam, clipped, open_gradient, velocity
 from golfcore.quant.grid import fake_quant, projection_grid
 
-BLOCK_KINDS = ("slot", "block", "layer")
 LORA_SEED = 0  # of the adapters' start: part of the protocol, not of the run
 
 
@@ -38,9 +37,8 @@ class Scope(NamedTuple):
     def sizes(self, weights: Weights) -> tuple[int, int]:
         """Scalars that adapt, and scalars among the named tensors that are held."""
         tensors = flat(weights)
-        total = sum(tensors[name].numel() for name in self.names)
         held = sum(int(mask.sum()) * tensors[name][0].numel() for name, mask in self.masks.items())
-        return total - held, held
+        return sum(tensors[name].numel() for name in self.names) - held, held
 
 
 def scope(cfg: Config) -> Scope:
@@ -48,22 +46,22 @@ def scope(cfg: Config) -> Scope:
 
     freeze "scalars" is the published freeze of exp101: no bank's name contained its block's, so matrices adapt.
     """
-    t, rows = cfg.ttt, [p for p in params.table(cfg.model) if p.exported]
+    t = cfg.ttt
     if t.adapted == "lora":
         held = torch.arange(cfg.model.n_blocks) < t.freeze_blocks
-        chosen = tuple(f"{role}.{part}" for role in t.lora_roles for part in "ab")
-        return Scope(chosen, {name: held for name in chosen} if t.freeze_blocks else {})
+        names = tuple(f"{role}.{part}" for role in t.lora_roles for part in "ab")
+        return Scope(names, {name: held for name in names} if t.freeze_blocks else {})
     wanted = {
         "all": lambda p: True,
         "banks": lambda p: p.kind == "matrix",
-        "blocks": lambda p: p.rows in BLOCK_KINDS,
+        "blocks": lambda p: p.rows in ("slot", "block", "layer"),
         "mlps": lambda p: p.name in ("up", "down"),
         "scalars": lambda p: p.kind == "control",
     }[t.adapted]
-    chosen = tuple(p.name for p in rows if wanted(p))
+    names = tuple(p.name for p in params.table(cfg.model) if p.exported and wanted(p))
     kinds: tuple[params.Kind, ...] = ("control",) if t.freeze == "scalars" else ("matrix", "control")
     masks = params.frozen(cfg.model, t.freeze_blocks, kinds)
-    return Scope(chosen, {name: mask for name, mask in masks.items() if name in chosen})
+    return Scope(names, {name: mask for name, mask in masks.items() if name in names})
 
 
 @dataclass
@@ -72,33 +70,28 @@ class Adapter:
 
     weights: Weights  # with low-rank adapters, if they are what adapts
     scope: Scope
-    slots: dict[str, dict[str, Tensor]]  # "momentum" (and "square", of Adam) by name: filled by the optimizer
+    slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # "momentum", and "square" of Adam, by name
     steps: int = 0
 
+    @torch.no_grad()
     def folded(self) -> Weights:
         """The weights to score with; shares what did not adapt."""
-        with torch.no_grad():
-            return fold(self.weights)
+        return fold(self.weights)
 
 
 def start(cfg: Config, weights: Weights) -> Adapter:
-    """Nothing adapted yet. `weights` are copied, never changed."""
-    chosen, copy = scope(cfg), detach(weights)
-    if cfg.ttt.adapted == "lora":
-        copy = copy._replace(rest={**copy.rest, **new_adapters(cfg, copy)})
-    return Adapter(copy, chosen, {})
+    """Nothing adapted yet. `weights` are copied, never changed.
 
-
-def new_adapters(cfg: Config, weights: Weights) -> dict[str, Tensor]:
-    """A ~ N(0, 1 / columns) and B = 0 (pr294): at first the adapters do nothing."""
-    generator = torch.Generator().manual_seed(LORA_SEED)
-    found = {}
-    for role in cfg.ttt.lora_roles:
-        w = matrix(weights.banks, role, 0)
-        a = torch.randn(cfg.model.n_blocks, cfg.ttt.lora_rank, w.shape[1], generator=generator) * w.shape[1] ** -0.5
-        found[f"{role}.a"] = a.to(w.device)
-        found[f"{role}.b"] = torch.zeros(cfg.model.n_blocks, w.shape[0], cfg.ttt.lora_rank, device=w.device)
-    return found
+    Low-rank adapters begin with A ~ N(0, 1 / columns) and B = 0 (pr294): at first they do nothing.
+    """
+    copy, generator = detach(weights), torch.Generator().manual_seed(LORA_SEED)
+    blocks, rank = cfg.model.n_blocks, cfg.ttt.lora_rank
+    for role in cfg.ttt.lora_roles if cfg.ttt.adapted == "lora" else ():
+        w = matrix(copy.banks, role, 0)
+        a = torch.randn(blocks, rank, w.shape[1], generator=generator) * w.shape[1] ** -0.5
+        copy.rest[f"{role}.a"] = a.to(w.device)
+        copy.rest[f"{role}.b"] = torch.zeros(blocks, w.shape[0], rank, device=w.device)
+    return Adapter(copy, scope(cfg))
 
 
 def fold(weights: Weights) -> Weights:
@@ -134,16 +127,17 @@ def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: floa
     mine = slice(len(x) * runtime.rank // runtime.world, len(x) * (runtime.rank + 1) // runtime.world)
     total = torch.zeros((), device=x.device)
     seen = torch.tensor(float(len(x[mine])), device=x.device)
+    size, (names, masks) = y.numel(), adapter.scope
 
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
         folded = fold(weights)
-        if cfg.ttt.qat_projections:
-            folded = fake_quant_projections(cfg.model, folded)
+        if cfg.ttt.qat_projections:  # what the published late-QAT flag did to adaptation, and nothing else
+            rounded = {name: fake_quant(folded.rest[name], projection_grid()) for name in projections(cfg)}
+            folded = folded._replace(rest={**folded.rest, **rounded})
         found = nll(forward(net, folded, x), y).sum() / size
         total.copy_(found.detach())
         return found
 
-    size, (names, masks) = y.numel(), adapter.scope
     if len(x[mine]):
         grads = open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]), create_graph=False)
     else:
@@ -172,8 +166,6 @@ def update(cfg: TTTConfig, adapter: Adapter, gradients: dict[str, Tensor], lr: f
         tensors[name].sub_(lr * direction)
 
 
-def fake_quant_projections(cfg: ModelConfig, weights: Weights) -> Weights:
-    """What the published late-QAT flag did to adaptation: fake-quantize the two small projections, nothing else."""
-    grid = projection_grid()
-    names = [p.name for p in params.table(cfg) if p.kind == "projection"]
-    return weights._replace(rest={**weights.rest, **{n: fake_quant(weights.rest[n], grid) for n in names}})
+def projections(cfg: Config) -> list[str]:
+    """Names of the two small projections, as `ttt.qat_projections` means them."""
+    return [p.name for p in params.table(cfg.model) if p.kind == "projection"]

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,8 @@ from golfcore.evals import adapt as ttt
 from golfcore.evals import windows as spans
 from golfcore.evals.ledger import Ledger, NotFinite, require_finite
 from golfcore.evals.ppm import Ppm
-from golfcore.evals.result import EvalResult, Touched
+from golfcore.evals.result import EvalResult
 from golfcore.evals.score import Look, bits_per_byte, bytes_of, score
-from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, count
@@ -34,14 +34,6 @@ class Subject(NamedTuple):
     runtime: Runtime = ALONE
 
 
-class Sums(NamedTuple):
-    """Of first scores."""
-
-    tokens: int
-    nats: float
-    bytes: int
-
-
 class Evaluation:
     """The state between two steps of work: the ledger, what adapts, and how far it is.
 
@@ -51,39 +43,43 @@ class Evaluation:
 
     def __init__(self, name: str, cfg: Config, span: int, subject: Subject, look: Look | None = None) -> None:
         self.name, self.cfg, self.span, self.subject, self.look = name, cfg, span, subject, look
-        self.runtime, self.tables = subject.runtime, subject.tables.to(subject.runtime.device)
-        self.net = Net(cfg.model, self.tables, choose_compute(self.runtime.device, self.runtime.dtype))
+        self.runtime, tables = subject.runtime, subject.tables.to(subject.runtime.device)
+        self.net = Net(cfg.model, tables, choose_compute(self.runtime.device, self.runtime.dtype))
         self.ledger = Ledger(subject.tokens, rescore=cfg.eval.tail != "exact")
         if self.ledger.total < 1:
             raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(subject.tokens)}")
-        self.plan = spans.plan(cfg, self.ledger.total, self.ledger.documents(self.tables.boundary.cpu().numpy()))
+        previous, target = self.ledger.pairs()
+        self.bytes = bytes_of(subject.tables.to("cpu"), previous, target)  # of each target
+        documents = np.flatnonzero(subject.tables.boundary.cpu().numpy()[previous])
+        self.plan = spans.plan(cfg, self.ledger.total, documents)
+        self.choosing = self.plan.selected < len(self.plan.rows)  # the rows to train on first, by their loss
         self.adapter = ttt.start(cfg, subject.weights) if spans.adapts(cfg) else None
         self.weights = self.adapter.folded() if self.adapter else subject.weights
-        self.score_first = self.adapter is not None and cfg.ttt.order == "score-first"
-        self.choosing = self.plan.selected < len(self.plan.rows)  # the rows to train on first, by their loss
-        self.batches = [] if self.choosing else spans.batches(cfg, self.plan.rows)
-        chosen = self.plan.rows[: self.plan.selected]
-        self.first_sweep = cfg.ttt.epochs * len(spans.epoch(cfg, chosen))  # batches before the optimizer starts again
         self.ppm = Ppm(cfg.model.vocab_size)
         self.trained = self.chunk = self.resets = 0  # batches before the first score; chunks; starts again
         self.done, self.seconds = 0, 0.0  # tokens of `work`
+        self.so_far = np.zeros(2)  # nats and bytes of all scores, repeats among them
         self.losses: dict[int, list[float]] = {}  # of every adaptation step, by chunk; -1: before the first
         self.row_nats: list[float] = []  # mean loss of every row so far, where rows are selected by it
-        self.selected = 0  # rows trained on, where rows are selected
-        self.sums = Sums(0, 0.0, 0)  # so far
-        self._n_bytes = bytes_of(subject.tables.to("cpu"), *self.ledger.pairs())
+        self.selected = 0  # rows trained on of a chunk, where rows are selected
 
     # -- progress
-    @property
-    def selecting(self) -> bool:
-        return self.choosing and len(self.row_nats) < len(self.plan.rows)
-
     @property
     def work(self) -> int:
         """Tokens to choose among, to train on before the first score, and to score."""
         p, c = self.plan, self.cfg.ttt
         rows = len(p.rows) * self.choosing + (c.epochs + c.sweeps) * p.selected
-        return self.cfg.data.seq_len * rows + self.ledger.total - p.dropped
+        return self.cfg.data.seq_len * rows + self.ledger.total - p.dropped + p.repeats
+
+    @property
+    def selecting(self) -> bool:
+        return self.choosing and len(self.row_nats) < len(self.plan.rows)
+
+    @cached_property
+    def batches(self) -> list[np.ndarray]:
+        """Row starts of every batch before the first score: of all rows, or, once their losses are known, the worst."""
+        best = np.argsort(-np.array(self.row_nats), kind="stable") if self.choosing else np.arange(len(self.plan.rows))
+        return spans.batches(self.cfg, self.plan.rows[np.sort(best[: self.plan.selected])])
 
     @property
     def finished(self) -> bool:
@@ -95,7 +91,7 @@ class Evaluation:
         ttt.Diverged: adaptation led to values that are not finite.
         """
         began = time.perf_counter()
-        before = self.trained < len(self.batches)
+        before = not self.selecting and self.trained < len(self.batches)
         try:
             tokens = self._read_ahead() if self.selecting else self._train_batch() if before else self._chunk()
         except NotFinite as e:
@@ -114,21 +110,13 @@ class Evaluation:
         """Losses of the next rows that are chosen among."""
         t, at = self.cfg.data.seq_len, len(self.row_nats)
         starts = self.plan.rows[at : at + self.cfg.eval.batch_seqs * self.runtime.world]
-        rows = np.stack((starts, starts + t, starts), axis=1)
-        self.row_nats += [float(n.mean()) for n in self._scores(rows, t)]
-        if not self.selecting:
-            self.choose()
+        self.row_nats += [float(n.mean()) for n in self._scores(np.stack((starts, starts + t, starts), axis=1), t)]
         return len(starts) * t
-
-    def choose(self) -> None:
-        """Make the batches of the rows of highest loss."""
-        best = np.argsort(-np.array(self.row_nats), kind="stable")[: self.plan.selected]
-        self.batches, self.selected = spans.batches(self.cfg, self.plan.rows[np.sort(best)]), self.plan.selected
 
     def _train_batch(self) -> int:
         adapter, batch, c = self.adapter, self.batches[self.trained], self.cfg.ttt
         assert adapter is not None
-        if self.trained == self.first_sweep:
+        if self.trained == self.plan.first_sweep:
             adapter.slots, adapter.steps = {}, 0
         self._steps(adapter, [batch], c.lr, -1)
         self.trained += 1
@@ -138,26 +126,23 @@ class Evaluation:
 
     def _chunk(self) -> int:
         rows = self.plan.chunks[self.chunk]
-        span = (int(rows[0, 2]), int(rows[:, 1].max())) if len(rows) else (0, 0)
-        before = self.sums_of(*span)
         nats = self._scores(rows, spans.window_length(self.cfg), self.look)
         if weight := self.cfg.eval.ppm_weight:
             pairs = [[ids[first:stop] for ids in self.ledger.pairs()] for _, stop, first in rows]
             nats = [-self.ppm.mix(weight, -n, *pair).astype(np.float32) for n, pair in zip(nats, pairs, strict=True)]
         self.ledger.record(rows, nats)
-        after = self.sums_of(*span)
-        new, n_bytes, old = after.tokens - before.tokens, after.bytes - before.bytes, self.sums
-        self.sums = Sums(old.tokens + new, old.nats + after.nats - before.nats, old.bytes + n_bytes)
-        if self.score_first and self.chunk < len(self.plan.chunks) - 1:
-            self.between()
+        for (_, stop, first), values in zip(rows, nats, strict=True):
+            self.so_far += values.sum(dtype=np.float64), self.bytes[first:stop].sum()
+        if self.adapter and self.cfg.ttt.order == "score-first" and self.chunk < len(self.plan.chunks) - 1:
+            new_document = self.plan.edges[self.chunk + 1] in self.plan.documents
+            if new_document or self.cfg.ttt.reset == "chunk":
+                self.adapter = ttt.start(self.cfg, self.subject.weights)
+                self.resets += 1
+            if not new_document:
+                self.adapt(self.adapter)
+            self.weights = self.adapter.folded()
         self.chunk += 1
-        return new
-
-    def sums_of(self, start: int, stop: int) -> Sums:
-        """Of the positions [start, stop)."""
-        done = self.ledger.scored[start:stop]
-        nats = self.ledger.nats[start:stop][done]
-        return Sums(int(done.sum()), float(nats.sum(dtype=np.float64)), int(self._n_bytes[start:stop][done].sum()))
+        return int((rows[:, 1] - rows[:, 2]).sum())
 
     def _scores(self, rows: np.ndarray, length: int, look: Look | None = None) -> list[np.ndarray]:
         """Nats of every window of `length`; each rank scores a contiguous share and all learn all.
@@ -172,27 +157,15 @@ class Evaluation:
         if r.world > 1:
             starts = np.concatenate(([0], np.cumsum(rows[:, 1] - rows[:, 2])))
             shared = torch.zeros(2, int(starts[-1]), dtype=torch.float64, device=r.device)  # nats, ranks that made them
-            if found:
-                shared[0, starts[edges[0]] : starts[edges[1]]] = torch.from_numpy(np.concatenate(found)).to(shared)
-                shared[1, starts[edges[0]] : starts[edges[1]]] = 1
+            mine = slice(*starts[edges].tolist())
+            shared[0, mine] = torch.from_numpy(np.concatenate([np.empty(0), *found])).to(shared)
+            shared[1, mine] = 1
             nats, made = all_reduce_sum(shared).cpu().numpy()
             if (made != 1).any():
                 raise RuntimeError(f"{int((made != 1).sum())} scores were not made by one of {r.world} ranks")
             found = np.split(nats.astype(np.float32), starts[1:-1])
         require_finite(rows, found)
         return found
-
-    # -- adaptation between chunks
-    def between(self) -> None:
-        """Reset or adapt, as the protocol has it, now that the present chunk is scored."""
-        new_document = self.plan.edges[self.chunk + 1] in self.plan.documents
-        if new_document or self.cfg.ttt.reset == "chunk":
-            self.adapter = ttt.start(self.cfg, self.subject.weights)
-            self.resets += 1
-        assert self.adapter is not None
-        if not new_document:
-            self.adapt(self.adapter)
-        self.weights = self.adapter.folded()
 
     def adapt(self, adapter: ttt.Adapter) -> None:
         """Train on the present chunk: on its whole rows, or on those that are hard among all so far."""
@@ -216,15 +189,21 @@ class Evaluation:
             self.losses.setdefault(chunk, []).append(loss)
 
     # -- what comes of it
+    def sums(self, start: int, stop: int) -> tuple[int, float, int]:
+        """Targets, nats and bytes of the first scores of the positions [start, stop)."""
+        nats = self.ledger.nats[start:stop]
+        done = ~np.isnan(nats)
+        return int(done.sum()), float(nats[done].sum(dtype=np.float64)), int(self.bytes[start:stop][done].sum())
+
     def result(self, source: dict) -> EvalResult:
         """RuntimeError: not every target was scored. UserError: something that is switched on touched nothing."""
         ledger, p = self.ledger, self.plan
-        tokens, nats, n_bytes = self.sums_of(0, ledger.total)
+        tokens, nats, n_bytes = self.sums(0, ledger.total)
         found = {"targets": (tokens, ledger.total - p.dropped), "repeats": (len(ledger.again), p.repeats)}
         if wrong := [f"{done:,} {what} instead of {of:,}" for what, (done, of) in found.items() if done != of]:
             raise RuntimeError(f"protocol {self.name}: {', '.join(wrong)}")
         nats += sum(n for _, n in ledger.again)
-        n_bytes += sum(int(self._n_bytes[position]) for position, _ in ledger.again)
+        n_bytes += sum(int(self.bytes[position]) for position, _ in ledger.again)
         if not n_bytes:
             raise UserError(f"protocol {self.name}: expected text, found {tokens:,} targets that stand for no byte")
         return EvalResult(
@@ -237,46 +216,41 @@ class Evaluation:
             repeats=p.repeats,
             dropped=p.dropped,
             seconds=self.seconds,
-            chunks=self._rows(),
+            chunks=[self._row(start) for start in range(0, ledger.total, self.span)],
             adapt_losses=self.losses.get(-1, []),
             coverage=self._coverage(),
             source=source,
-            per_target=ledger.first_scores(),
+            per_target=ledger.nats,
             adapted=self.adapter.folded() if self.adapter else None,
         )
 
-    def _rows(self) -> list[dict]:
-        """One row for each `span` of positions, with the losses of the adaptation steps of chunks that begin in it."""
-        rows, total = [], self.ledger.total
-        for row, start in enumerate(range(0, total, self.span)):
-            stop = min(start + self.span, total)
-            _, nats, n_bytes = self.sums_of(start, stop)
-            own = range(*np.searchsorted(self.plan.edges, (start, start + self.span)))
-            steps = [loss for chunk in own for loss in self.losses.get(chunk, [])]
-            rows.append(
-                {"chunk": row, "start": start, "stop": stop, "nats": nats, "bytes": n_bytes, "adapt_losses": steps}
-            )
-        return rows
+    def _row(self, start: int) -> dict:
+        """Sums over a `span` of positions, with the losses of the adaptation steps of chunks that begin in it."""
+        stop = min(start + self.span, self.ledger.total)
+        _, nats, n_bytes = self.sums(start, stop)
+        own = range(*np.searchsorted(self.plan.edges, (start, start + self.span)))
+        losses = [loss for chunk in own for loss in self.losses.get(chunk, [])]
+        row = {"chunk": start // self.span, "start": start, "stop": stop}
+        return row | {"nats": nats, "bytes": n_bytes, "adapt_losses": losses}
 
-    def _coverage(self) -> dict[str, Touched]:
+    def _coverage(self) -> dict[str, dict]:
         """What is switched on, by feature, and what it touched. UserError: nothing of what it could."""
-        found: dict[str, tuple[int, int, str, str]] = {}
-        c, p = self.cfg.ttt, self.plan
+        found: dict[str, tuple[int, int, str, str]] = {}  # done, of, unit, and why it did nothing: a declared quirk
+        c, p, weights = self.cfg.ttt, self.plan, self.subject.weights
         if self.adapter is not None:
             moved, held = self.adapter.scope.sizes(self.adapter.weights)
-            everything = moved + held if c.adapted == "lora" else count(self.subject.weights)
-            found["ttt_adapted"] = moved, everything, "values", ""
+            found["ttt_adapted"] = moved, moved + held if c.adapted == "lora" else count(weights), "values", ""
             if c.freeze_blocks:
                 quirk = "published: the freeze names no matrix" if c.freeze == "scalars" else ""
                 found["ttt_frozen"] = held, moved + held, "values", quirk
             if c.top_fraction < 1:
-                found["ttt_rows"] = self.selected, len(p.rows) or p.adapted_rows, "rows", ""
+                selected = p.selected if self.choosing else self.selected
+                found["ttt_rows"] = selected, len(p.rows) or p.adapted_rows, "rows", ""
             if c.reset != "never":
                 places = p.documents[p.documents > 0] if c.reset == "document" else p.chunks[1:]
                 found["ttt_resets"] = self.resets, len(places), f"{c.reset}s", ""
             if c.qat_projections:
-                names = [row.name for row in params.table(self.cfg.model) if row.kind == "projection"]
-                size = sum(self.subject.weights.rest[name].numel() for name in names)
+                size = sum(weights.rest[name].numel() for name in ttt.projections(self.cfg))
                 found["ttt_projections"] = size, size, "values", ""
             short = "" if p.steps else "the text is too short: no chunk is followed by another"
             found["ttt_steps"] = sum(map(len, self.losses.values())), p.steps, "steps", short
@@ -285,4 +259,4 @@ class Evaluation:
         for feature, (done, of, unit, note) in found.items():
             if not done and not note and p.steps:
                 raise UserError(f"protocol {self.name}: {feature} is switched on but touched 0 of {of:,} {unit}")
-        return {f: Touched(done=done, of=of, unit=u, note=note) for f, (done, of, u, note) in found.items()}
+        return {f: dict(zip(("done", "of", "unit", "note"), row, strict=True)) for f, row in found.items()}

@@ -42,14 +42,10 @@ class Ledger:
     def __init__(self, tokens: np.ndarray, rescore: bool = False) -> None:
         self._tokens = np.asarray(tokens)
         self._rescore = rescore
-        self.nats = np.zeros(self.total, dtype=np.float32)  # first score of each target that is `scored`
-        self.scored = np.zeros(self.total, dtype=bool)
+        self.total = len(tokens) - 1
+        self.nats = np.full(max(self.total, 0), np.nan, np.float32)  # first score of each target; NaN: none yet
         self.again: list[tuple[int, float]] = []  # (position, nats) of scores beyond the first
         self.events: list[Event] = []  # in order; neighbours of one kind that abut are one event
-
-    @property
-    def total(self) -> int:
-        return len(self._tokens) - 1
 
     @property
     def legality(self) -> Legality:
@@ -57,10 +53,13 @@ class Ledger:
             return Legality.TRAIN_FIRST
         return Legality.SCORE_FIRST if any(e.kind == "train" for e in self.events) else Legality.STATIC
 
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(previous, target) ids of every position, to place documents and to account for what was scored."""
+        return self._tokens[:-1], self._tokens[1:]
+
     def read(self, rows: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (n, seq_len) int64 of windows; short windows are padded with token 0 on the right."""
-        x = np.zeros((len(rows), seq_len), dtype=np.int64)
-        y = np.zeros_like(x)
+        x, y = np.zeros((2, len(rows), seq_len), dtype=np.int64)
         for i, (start, stop, _) in enumerate(rows):
             x[i, : stop - start] = self._tokens[start:stop]
             y[i, : stop - start] = self._tokens[start + 1 : stop + 1]
@@ -72,16 +71,14 @@ class Ledger:
         NotFinite: a score that is no number; RuntimeError: a second score, unless they are counted.
         """
         require_finite(rows, nats)
-        for (_, stop, score_from), values in zip(rows, nats, strict=True):
-            span = slice(score_from, stop)
-            fresh = ~self.scored[span]
-            if not fresh.all():
-                if not self._rescore:
-                    raise RuntimeError(f"positions {score_from} to {stop}: some were already scored")
-                self.again += [(score_from + int(i), float(values[i])) for i in np.flatnonzero(~fresh)]
-            self.nats[span] = np.where(fresh, values, self.nats[span])
-            self.scored[span] = True
-            self._log("score", int(score_from), int(stop))
+        for (_, stop, score_from), values in zip(rows.tolist(), nats, strict=True):
+            known = self.nats[score_from:stop]
+            repeated = np.flatnonzero(~np.isnan(known))
+            if len(repeated) and not self._rescore:
+                raise RuntimeError(f"positions {score_from} to {stop}: some were already scored")
+            self.again += [(score_from + i, float(values[i])) for i in repeated.tolist()]
+            self.nats[score_from:stop] = np.where(np.isnan(known), values, known)
+            self._log("score", score_from, stop)
 
     def train(self, starts: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (n, seq_len) of the rows that begin at `starts`, to adapt on."""
@@ -89,23 +86,11 @@ class Ledger:
             self._log("train", start, start + seq_len)
         return self.read(np.stack((starts, starts + seq_len, starts), axis=1), seq_len)
 
-    def documents(self, boundary: np.ndarray) -> np.ndarray:
-        """Positions whose input token begins a document, by the (V,) table of boundary tokens."""
-        return np.flatnonzero(boundary[self._tokens[:-1]])
-
     def _log(self, kind: Literal["score", "train"], start: int, stop: int) -> None:
         if self.events and self.events[-1].kind == kind and self.events[-1].stop == start:
             start = self.events.pop().start
         if stop > start:
             self.events.append(Event(kind, start, stop))
-
-    def first_scores(self) -> np.ndarray:
-        """(total,) float32 nats; NaN where there is no score, which no score can be."""
-        return np.where(self.scored, self.nats, np.float32(np.nan))
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """(previous, target) ids of every position, for byte accounting after scoring."""
-        return self._tokens[:-1], self._tokens[1:]
 
 
 def require_finite(rows: np.ndarray, nats: list[np.ndarray]) -> None:
@@ -124,17 +109,15 @@ def trained_too_early(log: Sequence[Event]) -> Iterator[str]:
     size = max((e.stop for e in log), default=0)
     own = {rank: np.zeros(size, dtype=bool) for rank in {e.rank for e in log}}
     for event in log:
-        span = slice(event.start, event.stop)
         if event.kind == "score":
-            own[event.rank][span] = True
+            own[event.rank][event.start : event.stop] = True
             continue
-        sure = own[event.rank][span].copy()
+        sure = own[event.rank][event.start : event.stop].copy()
         for e in log if len(own) > 1 else ():
             if e.kind == "score" and e.rank != event.rank and e.meeting < event.meeting:
                 sure[max(e.start - event.start, 0) : max(e.stop - event.start, 0)] = True
         if not sure.all():
-            first = event.start + int(np.argmin(sure))
             yield (
                 f"rank {event.rank} trained on {(~sure).sum():,} targets before they were scored, "
-                f"the first at position {first}"
+                f"the first at position {event.start + int(np.argmin(sure))}"
             )

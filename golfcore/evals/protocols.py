@@ -5,7 +5,7 @@ of them is legal is not said here: the ledger sees it.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ Changes = Mapping[str, object]  # dotted keys of the eval and ttt sections
 
 class Named(NamedTuple):
     text: str
-    changes: Callable[[Config], Changes]
+    changes: Changes  # a function of the configuration stands for its value
 
 
 STILL = {"ttt.epochs": 0, "ttt.sweeps": 0, "ttt.order": "score-first", "ttt.shards": 1, "ttt.reset": "never"}
@@ -33,55 +33,43 @@ SCORE_FIRST = {"ttt.order": "score-first", "ttt.sweeps": 0, "ttt.shards": 1, "tt
 TRAIN_FIRST = {"ttt.order": "train-first", "ttt.reset": "never", "ttt.lr_shape": "constant", "ttt.top_fraction": 1.0}
 PR398 = TRAIN_FIRST | {"ttt.epochs": 20, "ttt.sweeps": 0, "ttt.adapted": "all", "ttt.freeze_blocks": 0}  # as published
 PR398 |= {"ttt.optimizer": "sgd", "ttt.lr": 0.008, "ttt.momentum": 0.9, "ttt.clip": 1.0}
-LORA = {"ttt.adapted": "lora", "ttt.lora_rank": 4, "ttt.lora_roles": ["up", "down"], "ttt.optimizer": "adam"}
-LORA |= {"ttt.lr": 0.001, "ttt.lr_shape": "constant", "ttt.clip": 1.0, "ttt.epochs": 3, "ttt.batch_seqs": 1}
-WINDOW = SCORE_FIRST | {"ttt.adapted": "mlps", "ttt.epochs": 1, "ttt.optimizer": "sgd"}
+LAST_QUARTER = {"ttt.freeze_blocks": lambda c: c.model.n_blocks - max(1, c.model.n_blocks // 4), "ttt.freeze": "all"}
+LORA = LAST_QUARTER | {"ttt.adapted": "lora", "ttt.lora_rank": 4, "ttt.lora_roles": ["up", "down"]}
+LORA |= {"ttt.optimizer": "adam", "ttt.lr": 0.001, "ttt.lr_shape": "constant", "ttt.clip": 1.0}
+LORA |= {"ttt.epochs": 3, "ttt.batch_seqs": 1}
+WINDOW = SCORE_FIRST | LAST_QUARTER | {"ttt.adapted": "mlps", "ttt.epochs": 1, "ttt.optimizer": "sgd"}
 WINDOW |= {"ttt.lr": 0.01, "ttt.lr_shape": "constant", "ttt.momentum": 0.0, "ttt.clip": 0.0}
-HARDEST = {"ttt.top_fraction": 0.02}
-
-
-def _last_quarter(cfg: Config) -> dict[str, object]:
-    """pr294 adapts the last quarter of the blocks, at least one."""
-    n = cfg.model.n_blocks
-    return {"ttt.freeze_blocks": n - max(1, n // 4), "ttt.freeze": "all"}
-
-
-def _window_chunks(cfg: Config) -> dict[str, object]:
-    """Windows that do not overlap, each a chunk."""
-    window = window_length(cfg)
-    return {"eval.stride": window, "ttt.chunk_tokens": max(window, cfg.data.seq_len)}
-
+WINDOW |= {"eval.stride": window_length, "ttt.chunk_tokens": lambda c: max(window_length(c), c.data.seq_len)}
+HARDEST = LORA | {"ttt.top_fraction": 0.02}
 
 PROTOCOLS = {
-    "static": Named("windows that do not overlap", lambda c: STILL | {"eval.stride": window_length(c)}),
-    "sliding": Named("a window every eval.stride tokens, each scores what none before it did", lambda c: STILL),
-    "ttt": Named("sliding windows, adapting as the configuration says", lambda c: {}),
-    "score-first": Named("the same, but only on targets already scored", lambda c: SCORE_FIRST),
+    "static": Named("windows that do not overlap", STILL | {"eval.stride": window_length}),
+    "sliding": Named("a window every eval.stride tokens, each scores what none before it did", STILL),
+    "ttt": Named("sliding windows, adapting as the configuration says", {}),
+    "score-first": Named("the same, but only on targets already scored", SCORE_FIRST),
     "window-ttt": Named(
-        "pr294's in-script TTT: a step of SGD on the MLPs of the last blocks after each window",
-        lambda c: WINDOW | _last_quarter(c) | _window_chunks(c),
+        "pr294's in-script TTT: a step of SGD on the MLPs of the last blocks after each window", WINDOW
     ),
     "lora-ttt": Named(
-        "score-first with low-rank adapters, rank 4, on the MLPs of the last blocks, Adam",
-        lambda c: SCORE_FIRST | LORA | _last_quarter(c),
+        "score-first with low-rank adapters, rank 4, on the MLPs of the last blocks, Adam", SCORE_FIRST | LORA
     ),
-    "train-then-score": Named("pr398's TTT: 20 epochs over everything, then scores", lambda c: PR398),
+    "train-then-score": Named("pr398's TTT: 20 epochs over everything, then scores", PR398),
     "causal-sweep": Named(
         "pr398's causal TTT: one step a chunk through the stream, then scores",
-        lambda c: PR398 | {"ttt.epochs": 0, "ttt.sweeps": 1},
+        PR398 | {"ttt.epochs": 0, "ttt.sweeps": 1},
     ),
-    "two-phase": Named("pr398's TTT, then its causal TTT, then scores", lambda c: PR398 | {"ttt.sweeps": 1}),
+    "two-phase": Named("pr398's TTT, then its causal TTT, then scores", PR398 | {"ttt.sweeps": 1}),
     "error-guided": Named(
         "pr294's: low-rank adapters trained on the 2 % of the windows with the highest loss, then scores",
-        lambda c: TRAIN_FIRST | LORA | _last_quarter(c) | HARDEST | {"ttt.sweeps": 0, "ttt.shards": 1},
+        TRAIN_FIRST | HARDEST | {"ttt.sweeps": 0, "ttt.shards": 1},
     ),
     "error-guided-legal": Named(
         "the same, each window only once scored, and only if among the 2 % highest recorded so far",
-        lambda c: SCORE_FIRST | LORA | _last_quarter(c) | HARDEST | {"ttt.chunk_tokens": c.data.seq_len},
+        SCORE_FIRST | HARDEST | {"ttt.chunk_tokens": lambda c: c.data.seq_len},
     ),
     "ppm": Named(
         "sliding windows, mixed with an adaptive order-1 model of the stream",
-        lambda c: STILL | {"eval.tail": "exact", "eval.ppm_weight": 0.05},
+        STILL | {"eval.tail": "exact", "eval.ppm_weight": 0.05},
     ),
 }
 
@@ -98,8 +86,9 @@ def configure(name: str, cfg: Config, changes: Changes | None = None) -> Config:
         if dotted.partition(".")[0] not in ("eval", "ttt"):
             raise UserError(f"protocol {name}: expected changes of eval and ttt values, found {dotted!r}")
     length = {key: value for key, value in changes.items() if key == "eval.seq_len"}  # protocols count in windows
-    own = PROTOCOLS[name].changes(config.override(cfg, length, f"protocol {name}"))
-    return config.override(cfg, {**own, **changes}, f"protocol {name}")
+    base = config.override(cfg, length, f"protocol {name}")
+    own = {key: value(base) if callable(value) else value for key, value in PROTOCOLS[name].changes.items()}
+    return config.override(cfg, own | dict(changes), f"protocol {name}")
 
 
 def reference_of(name: str, cfg: Config) -> str:
@@ -132,8 +121,8 @@ def evaluate(
     with bar(evaluation.work, label or name, "tok", evaluation.done, main) as progress:
         while not evaluation.finished:
             progress.update(evaluation.step())
-            if (sums := evaluation.sums).bytes:
-                progress.set_postfix_str(f"bpb {bits_per_byte(sums.nats, sums.bytes):.4f}", refresh=False)
+            if evaluation.so_far[1]:
+                progress.set_postfix_str(f"bpb {bits_per_byte(*evaluation.so_far):.4f}", refresh=False)
             stale = time.perf_counter() - last > SAVE_EVERY_SECONDS
             if resume is not None and main and stale and not evaluation.finished:
                 saved.save(evaluation, resume, owner)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +11,6 @@ from golfcore.base.errors import UserError
 from golfcore.evals.ledger import Legality
 from golfcore.evals.score import bits_per_byte
 from golfcore.model.weights import Weights
-
-
-class Touched(TypedDict):
-    """What something that was switched on did of what it could."""
-
-    done: int
-    of: int
-    unit: str
-    note: str  # "", or why it did nothing: a declared quirk
-
 
 SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("protocol", "legality"), str),
@@ -50,7 +40,7 @@ class EvalResult:
     seconds: float
     chunks: list[dict] = field(repr=False)  # per chunk: start, stop, nats, bytes, first scores only
     adapt_losses: list[float] = field(default_factory=list, repr=False)  # of steps before the first score
-    coverage: dict[str, Touched] = field(default_factory=dict)  # of what was switched on
+    coverage: dict[str, dict] = field(default_factory=dict)  # by feature that was switched on: done, of, unit, note
     source: dict = field(default_factory=dict)  # run id, configuration, seed, data hash, hash of the weights
     dropped: int = 0  # targets that the published tail leaves out
     per_target: np.ndarray | None = field(default=None, repr=False, compare=False)  # (total,) nats, NaN: dropped

@@ -24,26 +24,22 @@ def windows(total: int, seq_len: int, stride: int, tail: str = "exact") -> np.nd
     same last stride again; a remainder shorter than a stride is dropped where windows do not overlap.
     tail "pr398": the same, but every start that leaves at least one position makes a window.
     """
-    if tail != "exact":
-        starts = np.arange(0, total, stride)
-        stops = np.minimum(starts + seq_len, total)
-        keep = (stops - starts >= (stride if tail == "exp101" else 1)) | (starts == 0)
-        starts, stops = starts[keep], stops[keep]
-        score_from = stops - np.minimum(stride, stops - starts)
-    else:
+    if tail == "exact":
         starts = stride * np.arange(1 + max(0, -(-(total - seq_len) // stride)))
         stops = np.minimum(starts + seq_len, total)
         score_from = starts + seq_len - stride
+    else:
+        starts = np.arange(0, total, stride)
+        starts = starts[(total - starts >= (stride if tail == "exp101" else 1)) | (starts == 0)]
+        stops = np.minimum(starts + seq_len, total)
+        score_from = stops - np.minimum(stride, stops - starts)
     score_from[0] = 0
     return np.stack((starts, stops, score_from), axis=1).astype(np.int64)
 
 
-def chunk_edges(total: int, chunk_tokens: int, starts: np.ndarray | None = None) -> np.ndarray:
-    """(chunks + 1,) positions where chunks of at most `chunk_tokens` begin, and `total`.
-
-    With `starts` (of documents, ascending) a chunk also begins at each of them.
-    """
-    firsts = np.unique(np.append(0, starts if starts is not None else [])).astype(np.int64)
+def chunk_edges(total: int, chunk_tokens: int, documents: np.ndarray | None = None) -> np.ndarray:
+    """(chunks + 1,) positions where chunks of at most `chunk_tokens` begin, at each of `documents` too; and `total`."""
+    firsts = np.unique(np.append(0, documents if documents is not None else [])).astype(np.int64)
     pieces = [np.arange(a, b, chunk_tokens) for a, b in zip(firsts, [*firsts[1:], total], strict=True)]
     return np.append(np.concatenate(pieces), total)
 
@@ -74,6 +70,7 @@ class Plan(NamedTuple):
     documents: np.ndarray  # positions where adaptation starts again, if it does at every document
     rows: np.ndarray  # starts of the rows that may be trained on before the first score
     selected: int  # how many of them are
+    first_sweep: int  # batches before the first score after which the optimizer starts again
     steps: int  # optimizer steps, at most
     adapted_rows: int  # rows that may be trained on after a score
     dropped: int  # targets that the published tail leaves out
@@ -86,24 +83,26 @@ def adapts(cfg: Config) -> bool:
 
 def plan(cfg: Config, total: int, documents: np.ndarray) -> Plan:
     """The plan for `total` targets; `documents` are the positions whose input begins one (read if they matter)."""
-    c, t = cfg.ttt, cfg.data.seq_len
+    c, t, none = cfg.ttt, cfg.data.seq_len, np.empty(0, dtype=np.int64)
     spans = windows(total, window_length(cfg), cfg.eval.stride, cfg.eval.tail)
     dropped = total - int(spans[:, 1].max())
     repeats = int((spans[:, 1] - spans[:, 2]).sum()) - (total - dropped)
     score_first = adapts(cfg) and c.order == "score-first"
-    documents = documents if score_first and c.reset == "document" else np.empty(0, dtype=np.int64)
+    documents = documents if score_first and c.reset == "document" else none
     edges = chunk_edges(total, c.chunk_tokens, documents)
     if len(documents):
         spans = split(spans, edges)  # what a document ends with is scored before its adaptation is dropped
-    rows, selected, steps, adapted_rows = np.empty(0, dtype=np.int64), 0, 0, 0
+    rows, selected, first_sweep, steps, adapted_rows = none, 0, 0, 0, 0
     if score_first:
         counts = (np.diff(edges)[:-1] // t)[~np.isin(edges[1:-1], documents)]
         steps, adapted_rows = c.epochs * int((-(-counts // c.batch_seqs)).sum()), int(counts.sum())
     elif adapts(cfg):
         rows = t * np.arange(total // t)
         selected = max(1, int(c.top_fraction * len(rows))) if c.top_fraction < 1 and len(rows) else len(rows)
+        first_sweep = c.epochs * len(epoch(cfg, rows[:selected]))
         steps = len(batches(cfg, rows[:selected]))
-    return Plan(edges, by_chunk(spans, edges), documents, rows, selected, steps, adapted_rows, dropped, repeats)
+    counted = (selected, first_sweep, steps, adapted_rows, dropped, repeats)
+    return Plan(edges, by_chunk(spans, edges), documents, rows, *counted)
 
 
 def batches(cfg: Config, starts: np.ndarray) -> list[np.ndarray]:
@@ -116,7 +115,5 @@ def batches(cfg: Config, starts: np.ndarray) -> list[np.ndarray]:
 def epoch(cfg: Config, starts: np.ndarray) -> list[np.ndarray]:
     """The batches of one pass: `batch_seqs` rows from each of `shards` parts of the stream."""
     size, n = cfg.ttt.batch_seqs, cfg.ttt.shards
-    bounds = [len(starts) * k // n for k in range(n + 1)]
-    parts = [starts[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    longest = max(map(len, parts), default=0)
-    return [np.concatenate([p[at : at + size] for p in parts]) for at in range(0, longest, size)]
+    parts = np.split(starts, [len(starts) * k // n for k in range(1, n)])
+    return [np.concatenate([p[at : at + size] for p in parts]) for at in range(0, max(map(len, parts)), size)]
