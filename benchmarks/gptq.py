@@ -96,4 +96,4 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    timing.main("gptq", timing.arguments(__doc__, repeats=2).parse_args(), check, rows)
+    timing.main("gptq", timing.sided(__doc__, repeats=2, warm=0).parse_args(), check, rows)

@@ -180,10 +180,8 @@ class Optimizer:
         w.sub_(lr * max(1.0, w.shape[0] / w.shape[1]) ** 0.5 * update.float())
 
 
-def train_step(
-    cfg: Config, model: Model, optimizer: Optimizer, x: Tensor, y: Tensor, meta: bool
-) -> tuple[float, float]:
-    """A step of one micro-batch at full rates; (loss, gradient norm before clipping)."""
+def train_step(cfg: Config, model: Model, optimizer: Optimizer, x: Tensor, y: Tensor, meta: bool) -> float:
+    """A step of one micro-batch at full rates; its loss."""
     w = optimizer.w
     for t in w.values():
         t.grad = None
@@ -192,9 +190,9 @@ def train_step(
     if meta:
         meta_gradient(cfg, model, w, x, y)
     w["skip"].grad[list(cfg.model.frozen_skips)] = 0
-    norm = clip(w.values(), cfg.optim.grad_clip)
+    clip(w.values(), cfg.optim.grad_clip)
     optimizer.step(1.0, cfg.optim.momentum_start)
-    return float(loss.detach()), norm
+    return float(loss.detach())
 
 
 def meta_gradient(cfg: Config, model: Model, w: W, x: Tensor, y: Tensor) -> None:
@@ -211,13 +209,12 @@ def meta_gradient(cfg: Config, model: Model, w: W, x: Tensor, y: Tensor) -> None
         w[n].grad += moved[n].grad
 
 
-def clip(tensors: Iterable[Tensor], most: float) -> float:
-    """Scale the gradients to a joint norm of at most `most`; the norm before."""
+def clip(tensors: Iterable[Tensor], most: float) -> None:
+    """Scale the gradients to a joint norm of at most `most`."""
     grads = [t.grad for t in tensors if t.grad is not None]
     norm = float(torch.stack([g.norm() for g in grads]).norm())
     for g in grads:
         g.mul_(min(1.0, most / (norm + 1e-6)))
-    return norm
 
 
 @torch.no_grad()

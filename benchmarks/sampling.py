@@ -53,6 +53,6 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    parser = timing.arguments(__doc__, repeats=1)
+    parser = timing.sided(__doc__, repeats=1, warm=0)
     parser.add_argument("--length", type=int, default=256)
     timing.main("sampling", parser.parse_args(), check, rows)

@@ -7,7 +7,6 @@ the same program of another checkout takes its turns in a process of its own, wi
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -36,12 +35,21 @@ Times = dict[str, list[dict[str, float]]]  # by side: {"cpu": seconds, "wall": s
 
 
 def arguments(doc: str, **defaults: Any) -> argparse.ArgumentParser:
+    """What every benchmark understands."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="the same in seconds, on a model that says nothing")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each side, after one that is not")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each side")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name has TEXT in it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only what has TEXT in its name")
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/NAME.json)")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def sided(doc: str, **defaults: Any) -> argparse.ArgumentParser:
+    """`arguments`, and those of benchmarks that compare sides."""
+    parser = arguments(doc)
+    parser.add_argument("--warm", type=int, default=1, help="calls of each side before those, which are not counted")
     parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout to take turns with")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # what --against starts over there
     parser.set_defaults(**defaults)
@@ -62,13 +70,13 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(row: Row, repeats: int, other: "Other | None" = None) -> Times:
-    """`repeats` timed calls of every side in turn, after one round that warms up."""
+def measure(row: Row, args: argparse.Namespace, other: "Other | None" = None) -> Times:
+    """`args.repeats` timed calls of every side in turn, after `args.warm` rounds that are not counted."""
     calls: dict[str, Callable[[], dict[str, float]]] = {s: lambda w=w: once(w) for s, w in row.sides.items()}
     if other is not None:
         calls[OTHER] = lambda: other.call(row.name)
-    rounds = [{side: call() for side, call in calls.items()} for _ in range(repeats + 1)]
-    return {side: [found[side] for found in rounds[1:]] for side in calls}
+    rounds = [{side: call() for side, call in calls.items()} for _ in range(args.warm + args.repeats)]
+    return {side: [found[side] for found in rounds[args.warm :]] for side in calls}
 
 
 def main(name: str, args: argparse.Namespace, check: Callable[[argparse.Namespace], dict], rows: Rows) -> None:
@@ -90,7 +98,7 @@ def main(name: str, args: argparse.Namespace, check: Callable[[argparse.Namespac
         record["against"] = other.version
     for row in rows(args):
         if args.only in row.name:
-            times = measure(row, args.repeats, other)
+            times = measure(row, args, other)
             print(line(row, times), flush=True)
             record["rows"].append({"name": row.name, "tokens": row.tokens, "seconds": times})
             write(args.out or RESULTS / f"{name}.json", record)  # what there is so far outlives a broken run
@@ -184,9 +192,13 @@ def serve(rows: Iterable[Row]) -> None:
 # -- checks
 
 
+def below(error: float, most: float) -> str:
+    """The error in words. SystemExit: it is more than `most`, or no number."""
+    if not error <= most:
+        sys.exit(f"not the same work: {error:.1e} apart, expected at most {most:g}")
+    return f"{error:.1e}"
+
+
 def near(found: float, expected: float, relative: float) -> str:
     """A sentence for the log. SystemExit: the two differ by more than `relative`."""
-    error = abs(found - expected) / max(abs(expected), 1e-12)
-    if not error <= relative or not math.isfinite(found):
-        sys.exit(f"not the same work: found {found}, expected {expected} within {relative:g}")
-    return f"{found:.6g} and {expected:.6g} ({error:.1e} apart)"
+    return f"{found:.6g} and {expected:.6g} ({below(abs(found - expected) / abs(expected), relative)} apart)"
