@@ -160,36 +160,34 @@ def evaluated(protocol: str, cfg: Config, subject: Subject) -> np.ndarray:
 # -- what must be the same before anything is timed; tolerances are those of rounding in each dtype
 
 
-def check_step(size: str, dtype: str, meta: bool) -> dict[str, str]:
-    """Loss, clipped gradient and update of one step from equal weights, in both programs."""
+def check_step(size: str, dtype: str) -> dict[str, str]:
+    """Gradient from equal weights, then loss and update of a step with a meta call, in both programs."""
     cfg = configuration(size)
     theirs, ours = Plain(cfg, DTYPES[dtype]), Training(cfg, the_runtime(DTYPES[dtype]))
-    before = plain.leaves(ours.state.weights)
-    loss = theirs.step(*ours.batch(), meta)
-    report = ours.step(4 if meta else 1)
-    if (report.meta is not None) != meta:
-        raise SystemExit("expected a meta call at multiples of four only")
-    after, gradient = plain.leaves(ours.state.weights), plain.leaves(gradients(ours.state.weights))
+    before, (x, y) = plain.leaves(ours.state.weights), ours.batch()
+    ours.loss(ours.state.weights, x, y).backward()
+    theirs.model.loss(theirs.w, x, y).backward()
+    gradient = distance(plain.leaves(gradients(ours.state.weights)), {n: t.grad for n, t in theirs.w.items()})
+    loss, report = theirs.step(x, y, True), ours.step(4)
+    if report.meta is None:
+        raise SystemExit("expected a meta call at step 4, found none")
+    after = plain.leaves(ours.state.weights)
     moved = [{n: t.detach() - before[n].detach() for n, t in tensors.items()} for tensors in (after, theirs.w)]
     matrices = [{n: t for n, t in found.items() if plain.is_matrix(n)} for found in moved]
     others = [{n: t for n, t in found.items() if not plain.is_matrix(n)} for found in moved]
-    tight, what = dtype == "float32", f"{size}, {dtype}, step{' with a meta call' if meta else ''}"
-    # gradients are clipped: torch's norm of a bank of 9M values in float32 is 1.5e-3 too small on a CPU
-    return {
-        f"{what}: loss": near(report.loss, loss, 1e-5 if tight else 1e-3),
-        f"{what}: gradient": within(gradient, {n: t.grad for n, t in theirs.w.items()}, 3e-3 if tight else 0.03),
-        f"{what}: update of tables and scalars": within(*others, 3e-3 if tight else 0.1),
-        f"{what}: update of matrices": within(*matrices, 0.1),  # Newton-Schulz may be in float32 or in bfloat16
+    tight = dtype == "float32"
+    apart = {
+        "gradient": below(gradient, 1e-5 if tight else 0.03),
+        "update of tables and scalars": below(distance(*others), 3e-3 if tight else 0.1),
+        "update of matrices": below(distance(*matrices), 0.15),  # Newton-Schulz may be in float32 or in bfloat16
     }
+    found = {"loss": near(report.loss, loss, 1e-5 if tight else 1e-3)}
+    found |= {what: f"{error} of its norm apart" for what, error in apart.items()}
+    return {f"{size}, {dtype}, step: {what}": text for what, text in found.items()}
 
 
 def gradients(weights: Weights) -> Weights:
     return tree_map(lambda t: torch.zeros_like(t) if t.grad is None else t.grad, weights)
-
-
-def within(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], most: float) -> str:
-    """A sentence for the log. SystemExit: the tensors are further apart than `most` of their norm."""
-    return f"{below(distance(found, expected), most)} of its norm apart"
 
 
 def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

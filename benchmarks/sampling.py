@@ -6,7 +6,7 @@ Two rows of 256 tokens at 27M. That both draw the same tokens is checked first.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cases
 import plain
@@ -19,37 +19,27 @@ from golfcore.model.forward import Net
 from golfcore.model.generate import generate
 
 
-class Sampling:
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.size = cases.sizes(args, "27M")[0]
-        cfg = cases.configuration(self.size)
-        self.weights, tables = cases.weights(cfg.model), cases.tables(cfg)
-        self.net = Net(cfg.model, tables)
-        self.model, self.w = plain.Model(cfg.model, tables.word_start), plain.leaves(self.weights)
-
-    def ours(self, length: int) -> Tensor:
-        return generate(self.net, self.weights, torch.zeros(2, 1, dtype=torch.long), length, seeded())
-
-    def theirs(self, length: int) -> Tensor:
-        return plain.sample(self.model, self.w, torch.zeros(2, 1, dtype=torch.long), length, seeded())
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def both(size: str, length: int) -> dict[str, Callable[[], Tensor]]:
+    """What samples two rows of that length, by side."""
+    cfg, first = cases.configuration(size), torch.zeros(2, 1, dtype=torch.long)
+    weights, tables = cases.weights(cfg.model), cases.tables(cfg)
+    model, w, net = plain.Model(cfg.model, tables.word_start), plain.leaves(weights), Net(cfg.model, tables)
+    return {
+        "plain": lambda: plain.sample(model, w, first, length, torch.Generator().manual_seed(0)),
+        OURS: lambda: generate(net, weights, first, length, torch.Generator().manual_seed(0)),
+    }
 
 
 def check(args: argparse.Namespace) -> dict[str, str]:
-    both = Sampling(args)
-    a, b = both.ours(32), both.theirs(32)
+    a, b = (sample() for sample in both(cases.sizes(args, "27M")[0], 32).values())
     if not torch.equal(a, b):
         raise SystemExit(f"not the same work: {int((a != b).sum())} of {a.numel()} sampled tokens differ")
     return {"the first 32 tokens of each row": "equal"}
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
-    both, length = Sampling(args), 64 if args.small else args.length
-    sides = {"plain": lambda: both.theirs(length), OURS: lambda: both.ours(length)}
-    yield Row(f"{both.size}: sampling 2 x {length} tokens", sides, 2 * length)
+    size, length = cases.sizes(args, "27M")[0], 64 if args.small else args.length
+    yield Row(f"{size}: sampling 2 x {length} tokens", both(size, length), 2 * length)
 
 
 if __name__ == "__main__":

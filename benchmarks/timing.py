@@ -119,8 +119,9 @@ def settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def machine() -> dict[str, object]:
-    features = torch.backends.cpu.get_cpu_capability()
-    return {**runtime.describe(), "processor": processor(), "capability": features}
+    known = runtime.describe()
+    kept = {key: known[key] for key in ("golfcore", "python", "torch", "cuda", "cpus", "threads")}
+    return {**kept, "processor": processor(), "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def processor() -> str:
