@@ -1,8 +1,8 @@
 """exp101's published arithmetic as its description reads: what golfcore is compared with, and held against first.
 
-Eager, one matrix after another, every position of every window. Nothing here is golfcore's but the configuration, the
-names of the tensors and the windows' order of a batch. `W` is a dict: "block0.query" and so on, each matrix a leaf of
-its own, and the other tensors by name. Run as a program, it compares itself with golfcore and times nothing.
+Eager, one matrix after another, every position of every window. Nothing here is golfcore's but the configuration and
+the names of tensors. `W` is a dict: "block0.query" and so on, each matrix a leaf of its own, and the other tensors by
+name.
 """
 
 import math
