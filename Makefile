@@ -8,7 +8,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb)))
-BENCHMARKS := $(wildcard benchmarks/*.py)
+BENCHMARKS := step scoring gptq sampling
 
 .PHONY: help setup demo test check notebooks figures bench clean
 .DEFAULT_GOAL := help
@@ -46,8 +46,8 @@ figures: setup ## make every figure under figures/ from nothing: train what is n
 	$(BIN)/golfcore notebook 01_one_run -p figures figures
 	$(BIN)/golfcore notebook 07_ttt_protocols -p cells abc,float,order,reset,stride -p figures figures
 
-bench: setup ## run every program under benchmarks/
-	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file; done
+bench: setup ## time golfcore beside the published arithmetic, half an hour; BENCH=--small takes seconds
+	@set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH); done
 
 clean: ## remove .venv and the tools' caches; results under papermill_runs/ always stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,62 +1,42 @@
-"""GPTQ of all bank matrices of exp101 (random, of the trained rms): ours against the published procedure, in one run.
+"""GPTQ of all bank matrices of exp101 under the published rule, golfcore beside the naive rule.
 
-The published procedure factors each Hessian in three steps and repeats the whole pass for each of five quantiles.
-Both run with the published floor and score; ours also with its own defaults (no floor, Hessian score), which have no
-counterpart. Prints seconds, the ratio, and how far the codes agree.
+    python benchmarks/gptq.py [--small] [--against TREE]
+
+66 random matrices of the trained size of entries; Hessians of correlated inputs whose scale falls. The naive rule takes
+one matrix after another, repeats the whole pass for each of five quantiles, and goes through it column after column.
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 
+import cases
+import plain
+import timing
 import torch
+from timing import OURS, Row
 from torch import Tensor
 
-from golfcore import config
+from golfcore.config import Config
 from golfcore.quant import gptq
-from golfcore.quant.grid import Grid, candidate_scales, matrix_grid, round_to_grid, stored
+from golfcore.quant.grid import matrix_grid
 
-RMS = {"query": 0.176, "out": 0.176, "key": 0.197, "value": 0.197, "up": 0.202, "down": 0.118}
-
-
-def published(weight: Tensor, hessian: Tensor, grid: Grid, block: int = 128, damping: float = 0.01) -> Tensor:
-    """The codes by exp101's procedure, as its description reads."""
-    h = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
-    order = h.diagonal().argsort(descending=True)
-    w, h = weight[:, order], h[order][:, order]
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-    best, least = torch.empty(0), float("inf")
-    for scale in stored(candidate_scales(weight, grid)).float():
-        rest, codes = w.clone(), torch.zeros_like(w)
-        for start in range(0, w.shape[1], block):
-            stop = min(start + block, w.shape[1])
-            errors = torch.zeros(len(w), stop - start)
-            for j in range(start, stop):
-                codes[:, j] = round_to_grid(rest[:, j] / scale, grid)
-                errors[:, j - start] = (rest[:, j] - codes[:, j] * scale) / upper[j, j]
-                rest[:, j:stop] -= torch.outer(errors[:, j - start], upper[j, j:stop])
-            rest[:, stop:] -= errors @ upper[start:stop, stop:]
-        error = float((w - codes * scale[:, None]).square().mean())
-        if error < least:
-            best, least = codes, error
-    return best[:, order.argsort()]
+RMS = {"query": 0.176, "out": 0.176, "key": 0.197, "value": 0.197, "up": 0.202, "down": 0.118}  # trained
+Problem = tuple[Tensor, Tensor]  # a matrix (R, C) and the Hessian (C, C) of its inputs, damped once
 
 
-def problems(blocks: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(weight, damped Hessian) of every bank matrix; the Hessians of correlated inputs of falling scale."""
-    cfg, generator = config.load("exp101").model, torch.Generator().manual_seed(0)
-    shapes = {
-        "query": (cfg.dim, cfg.dim),
-        "out": (cfg.dim, cfg.dim),
-        "key": (cfg.kv_dim, cfg.dim),
-        "value": (cfg.kv_dim, cfg.dim),
-        "up": (cfg.mlp_hidden, cfg.dim),
-        "down": (cfg.dim, cfg.mlp_hidden),
-    }
-    hessians = {n: hessian(n, generator) for n in (cfg.dim, cfg.mlp_hidden)}
-    for _ in range(blocks):
+def problems(cfg: Config) -> list[Problem]:
+    """Every bank matrix; the query, key and value of a block have one Hessian, and so it is here."""
+    generator = torch.Generator().manual_seed(0)
+    c, found = cfg.model, list[Problem]()
+    shapes = {"query": (c.dim, c.dim), "key": (c.kv_dim, c.dim), "value": (c.kv_dim, c.dim), "out": (c.dim, c.dim)}
+    shapes |= {"up": (c.mlp_hidden, c.dim), "down": (c.dim, c.mlp_hidden)}
+    for _ in range(c.n_blocks):
+        h = hessian(c.dim, generator)
         for role, (rows, columns) in shapes.items():
-            yield RMS[role] * torch.randn(rows, columns, generator=generator), hessians[columns]
+            if role not in ("key", "value"):
+                h = hessian(columns, generator)
+            found.append((RMS[role] * torch.randn(rows, columns, generator=generator), h))
+    return found
 
 
 def hessian(n: int, generator: torch.Generator) -> Tensor:
@@ -66,30 +46,54 @@ def hessian(n: int, generator: torch.Generator) -> Tensor:
     return h + 0.01 * h.diagonal().mean() * torch.eye(n)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=11, help="blocks of six matrices (default: all 11 of exp101)")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    quirky, own = config.load("exp101").quant, config.QuantConfig()
-    seconds = {"published": 0.0, "golfcore": 0.0, "golfcore, own defaults": 0.0}
-    symbols = differ = 0
-    for weight, h in problems(args.blocks):
-        start = time.perf_counter()
-        theirs = published(weight, h, matrix_grid(quirky))
-        seconds["published"] += time.perf_counter() - start
-        start = time.perf_counter()
-        ours, _ = gptq.solve(weight, h, matrix_grid(quirky))
-        seconds["golfcore"] += time.perf_counter() - start
-        start = time.perf_counter()
-        gptq.solve(weight, h, matrix_grid(own), damping=0.0, score=own.clip_score)
-        seconds["golfcore, own defaults"] += time.perf_counter() - start
-        symbols, differ = symbols + ours.numel(), differ + int((theirs != ours).sum())
-    for name, value in seconds.items():
-        print(f"{name:24s}{value:8.2f} s")
-    print(f"ratio {seconds['published'] / seconds['golfcore']:.1f}; {differ / symbols:.2%} of {symbols:,} codes differ")
+def ours(cfg: Config, given: list[Problem]) -> list[tuple[Tensor, Tensor]]:
+    grid = matrix_grid(cfg.quant)
+    return [gptq.solve(w, h, grid, damping=cfg.quant.damping, score=cfg.quant.clip_score) for w, h in given]
+
+
+def naive(cfg: Config, given: list[Problem]) -> list[tuple[Tensor, Tensor]]:
+    return [plain.gptq(w, h, cfg.quant.clip_quantiles) for w, h in given]
+
+
+def check(args: argparse.Namespace) -> dict[str, str]:
+    """The scales, all codes but those at a tie that rounding decides, and the weighted error."""
+    cfg = cases.configuration(cases.sizes(args, "27M")[0])
+    worked = torch.tensor([[0.31, -1.24, 0.07, 0.52], [2.48, -0.93, 0.155, -3.1]])
+    inputs = torch.tensor([[6, 1, 2.5, 4], [1, 6, 2.5, -1], [2.5, 2.5, 10.25, -1.5], [4, -1, -1.5, 6.25]])
+    codes = [[8, -31, 2, 13], [25, -10, 2, -31]]
+    for solve in (ours, naive):
+        if (found := solve(cfg, [(worked, inputs)])[0][0].tolist()) != codes:
+            raise SystemExit(f"not the published rule: {solve.__name__} has codes {found}, expected {codes}")
+    given = [
+        *problems(cfg)[:6],
+        *((3 * w, h) for w, h in problems(cfg)[1:3]),
+    ]  # above the floor, where quantiles differ
+    differ = total = 0
+    errors = torch.zeros(2, dtype=torch.float64)
+    for (w, h), (a, scale), (b, same) in zip(given, ours(cfg, given), naive(cfg, given), strict=True):
+        if not torch.equal(scale, same):
+            raise SystemExit("not the same work: scales differ")
+        apart = (a.int() - b.int()).abs()
+        differ, total = differ + int((apart > 0).sum()), total + apart.numel()
+        if int(apart.max()) > 2 or differ > 0.01 * total:
+            raise SystemExit(f"not the same work: {differ} of {total} codes differ, by up to {int(apart.max())}")
+        for i, codes in enumerate((a, b)):
+            d = (w - codes * scale.float()[:, None]).double()
+            errors[i] += (d @ h.double() * d).sum()
+    return {
+        "codes": f"{differ:,} of {total:,} differ",
+        "weighted error": timing.near(float(errors[0]), float(errors[1]), 0.01),
+    }
+
+
+def rows(args: argparse.Namespace) -> Iterator[Row]:
+    cfg = cases.configuration(size := cases.sizes(args, "27M")[0])
+    given = problems(cfg)
+    yield Row(
+        f"{size}: GPTQ of {len(given)} matrices",
+        {"plain": lambda: naive(cfg, given), OURS: lambda: ours(cfg, given)},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    timing.main("gptq", timing.sided(__doc__, repeats=2, warm=0).parse_args(), check, rows)
