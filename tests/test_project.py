@@ -31,7 +31,7 @@ LEVELS = """
 base config data model optim quant evals train runs analysis plots
 interop notebook api __init__ cli __main__
 """.split()
-MAX_PACKAGE_LINES = 14_306  # what it is: lower it with every module that says less; 10,500 are wanted
+MAX_PACKAGE_LINES = 13_184
 MAX_ROOT_MODULES = 6
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
@@ -315,7 +315,7 @@ def test_project_metadata_is_complete_and_the_changelog_knows_the_version():
 
 def test_the_top_level_is_laid_out():
     files = "README.md CONTRIBUTING.md LICENSE CHANGELOG.md Makefile pyproject.toml constraints.txt environment.yml"
-    readmes = ".gitignore .ci/run figures/README.md notebooks/README.md papermill_runs/README.md benchmarks/model.py"
+    readmes = ".gitignore .ci/run figures/README.md notebooks/README.md papermill_runs/README.md benchmarks/README.md"
     assert not [name for name in f"{files} {readmes}".split() if not (ROOT / name).is_file()]
 
 
