@@ -11,7 +11,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.files import check, read_json, sha256_json, write_json
 
 MANIFEST = "manifest.json"
-SCHEMA = "golfcore-data-1"
+SCHEMA = "golfcore-data-2"
 LISTED = {"schema": str, "data_hash": str, "files": {"*": {"sha256": str}}}
 
 
