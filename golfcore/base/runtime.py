@@ -1,11 +1,12 @@
 """Where a run runs: device, compute dtype, ranks and seeds. The only module that reads the environment."""
 
+import ctypes
 import os
 import platform
 import random
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import metadata
@@ -38,7 +39,7 @@ class Runtime(NamedTuple):
 def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
     """Choose device and dtype, join the other processes of a `torchrun`, seed every generator alike on all ranks.
 
-    "auto" is bfloat16 on CUDA and float32 elsewhere. float32 on CUDA stays full float32; bfloat16 runs let their
+    "auto" is bfloat16 on CUDA and on processors that multiply it natively, float32 elsewhere. float32 on CUDA stays full float32; bfloat16 runs let their
     remaining float32 products use TF32, as the originals did. UserError: torchrun variables that are incomplete.
     """
     rank, world, local_rank = _ranks()
@@ -46,7 +47,9 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
     if cuda and local_rank >= gpus:
         raise UserError(f"LOCAL_RANK: expected less than the {gpus} visible GPUs, found {local_rank}")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    name = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype
+    name = ("bfloat16" if multiplies_bfloat16(device) else "float32") if dtype == "auto" else dtype
+    if not cuda:
+        keep_memory()
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high" if name == "bfloat16" else "highest")
@@ -57,6 +60,19 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
     np.random.seed(seed)
     torch.manual_seed(seed)
     return Runtime(device, rank, world, local_rank, getattr(torch, name))
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory for the next step: returned to the system, every page of it is zeroed again."""
+    with suppress(OSError, AttributeError):  # another C library
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 2**31 - 1)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself: GPUs, and processors with AVX512-BF16 or AMX, as torch finds."""
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return device.type == "cuda" or any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def stop() -> None:

@@ -108,6 +108,7 @@ class OptimConfig:
     matrix_decay: Literal["before", "after"] = "before"  # quirk: after = of what the step has just made (pr294)
     momentum_dtype: Literal["compute", "float32"] = "compute"  # of Muon's buffers
     ns_steps: int = bounded(5, "[1, 100]")
+    ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of Newton-Schulz; auto: bfloat16 where it is native
     grad_clip: float = bounded(0.3, "[0, 1e30]")
     z_loss: float = bounded(0.0, "[0, 1e30]")  # weight of the capped logits' mean squared log-partition; training only
     table_dtype: Literal["float32", "compute"] = "float32"  # quirk: tables (and moments) in the compute dtype
@@ -246,7 +247,9 @@ class TTTConfig:
 @dataclass(frozen=True)
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto = bfloat16 on CUDA
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # compute; auto = bfloat16 where it is native: CUDA, AVX512-BF16, AMX
+    )
     val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
     log_every: int = bounded(10, "[1, 1e9]", hashed=False)
     checkpoint_every: int = bounded(250, "[1, 1e9]", hashed=False)

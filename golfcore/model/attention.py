@@ -41,6 +41,25 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return y.transpose(1, 2)
 
 
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, rows: int = 128) -> Tensor:
+    """The same, `rows` queries at a time against the keys that they see; weights in float32.
+
+    On a CPU in bfloat16 this is faster than torch's kernel, forward and backward (`benchmarks/README.md`).
+    """
+    (b, tq, h, width), (tk, hkv) = q.shape, k.shape[1:3]
+    q = (q * width**-0.5).view(b, tq, hkv, h // hkv, width).permute(0, 2, 3, 1, 4)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    out = []
+    for block in q.split(rows, dim=3):
+        n = block.shape[3]
+        seen = tk - tq + n + rows * len(out)
+        scores = (block.flatten(2, 3) @ k[:, :, :seen].mT).unflatten(2, (h // hkv, n))
+        scores[..., seen - n :] += scores.new_full((n, n), float("-inf")).triu(1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+        out.append((weights.flatten(2, 3) @ v[:, :, :seen]).unflatten(2, (h // hkv, n)))
+    return torch.cat(out, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
 def attend_fa3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same through FlashAttention-3, which takes half precision only and aligns the causal mask at the end."""
     from flash_attn_interface import flash_attn_func
@@ -64,9 +83,11 @@ class Compute(NamedTuple):
 
 
 def choose_compute(device: torch.device, dtype: torch.dtype) -> Compute:
-    """FlashAttention-3 on CUDA in bfloat16 if it is installed, torch's kernels otherwise."""
-    half = device.type == "cuda" and dtype == torch.bfloat16
-    return Compute(dtype, attend_fa3 if half and find_spec("flash_attn_interface") else attend_sdpa)
+    """In bfloat16 FlashAttention-3 on CUDA if it is installed, and blocks of queries on a CPU; else torch's kernels."""
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        return Compute(dtype, attend_blocks)
+    fa3 = dtype == torch.bfloat16 and device.type == "cuda" and find_spec("flash_attn_interface")
+    return Compute(dtype, attend_fa3 if fa3 else attend_sdpa)
 
 
 def rope_base(cfg: ModelConfig, length: int) -> float:

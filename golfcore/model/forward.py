@@ -55,9 +55,9 @@ def forward(
 ) -> Tensor:
     """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
 
-    `last`: only the logits of that many last positions. `tap(name, x)` observes the input of every matrix and the
-    output of every layer ("layer3"). With `cache`, `tokens` continue the sequence that it holds; it is extended in
-    place. Nothing else is read or written.
+    `last`: only the logits of that many last positions; the last layer then computes only keys and values of the others.
+    `tap(name, x)` observes the input of every matrix and the output of every layer ("layer3"). With `cache`, `tokens`
+    continue the sequence that it holds; it is extended in place. Nothing else is read or written.
     """
     cfg, weights, t = net.cfg, unbound(weights), tokens.shape[1]
     start, length, context = 0, t, tokens
@@ -71,13 +71,11 @@ def forward(
     for i in range(cfg.n_layers):
         if i >= n_encoder and stack:
             x = x + weights.rest["skip"][i - n_encoder].to(x.dtype) * stack.pop()
-        x = layer(shared, i, x)
+        x = layer(shared, i, x, first=t - last if last is not None and i == cfg.n_layers - 1 else 0)
         if i < n_encoder:
             stack.append(x)
     if cache:
         cache.filled += t
-    if last is not None:
-        x = x[:, t - last :]
     logits = linear(rms(x), weights.rest["tok_emb"], "head", tap).float()
     return cfg.softcap * torch.tanh(logits / cfg.softcap)
 
@@ -141,36 +139,43 @@ def value_embedding(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None)
     return e * rest["ve_scale"].to(dtype)
 
 
-def layer(p: Pass, i: int, x: Tensor) -> Tensor:
-    """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale. (B, T, D) -> same."""
+def layer(p: Pass, i: int, x: Tensor, first: int = 0) -> Tensor:
+    """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale.
+
+    Shape: (B, T, D) -> (B, T - first, D), the positions from `first` on.
+    """
     cfg, rest = p.net.cfg, p.weights.rest
     c = (i + 1) ** -0.5 if cfg.ln_scale else 1.0
     mix = rest["resid_mix"][i].to(x.dtype)
     x = mix[0] * x + mix[1] * p.x0
-    x = x + rest["attn_scale"][i].to(x.dtype) * attention(p, i, c * rms(x))
+    x = x[:, first:] + rest["attn_scale"][i].to(x.dtype) * attention(p, i, c * rms(x), first)
     x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(p, cfg.blocks[i], c * rms(x))
     if p.tap is not None:
         p.tap(f"layer{i}", x)
     return x
 
 
-def attention(p: Pass, i: int, x: Tensor) -> Tensor:
-    """Causal grouped-query attention with QK norm, partial RoPE, per-head gain, value embedding and XSA."""
+def attention(p: Pass, i: int, x: Tensor, first: int = 0) -> Tensor:
+    """Causal grouped-query attention with QK norm, partial RoPE, per-head gain, value embedding and XSA.
+
+    Shape: (B, T, D) -> (B, T - first, D), the positions from `first` on.
+    """
     cfg, rest, (b, t, _) = p.net.cfg, p.weights.rest, x.shape
     block = cfg.blocks[i]
-    q = p.product("query", block, x).view(b, t, cfg.n_heads, cfg.head_dim)
+    q = p.product("query", block, x[:, first:]).view(b, t - first, cfg.n_heads, cfg.head_dim)
     k = p.product("key", block, x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
     v = p.product("value", block, x)
     if p.ve is not None and i in cfg.ve_layers:
         v = v + rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * p.ve
     v = v.view(b, t, cfg.n_kv_heads, cfg.head_dim)
-    q, k = rotate(rms(q), *p.rope), rotate(rms(k), *p.rope)
+    cos, sin = p.rope
+    q, k = rotate(rms(q), cos[first:], sin[first:]), rotate(rms(k), cos, sin)
     q = q * rest["q_gain"][block].to(x.dtype)[:, None]
     keys, values = p.cache.extend(i, k, v) if p.cache else (k, v)
     y = p.net.compute.attend(q, keys, values)
     if i >= cfg.n_layers - cfg.xsa_last_n:
-        y = exclude_self(y, v)
-    return p.product("out", block, y.reshape(b, t, -1))
+        y = exclude_self(y, v[:, first:])
+    return p.product("out", block, y.flatten(2))
 
 
 def mlp(p: Pass, block: int, x: Tensor) -> Tensor:

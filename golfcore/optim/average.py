@@ -33,7 +33,7 @@ def update(cfg: AverageConfig, state: Average, weights: Weights, step: int, lr_m
     if cfg.kind == "lawa":
         return Average(taken, (*state.copies[1:], detach(weights)))
     new = 1 - cfg.decay**cfg.every if cfg.kind == "ema" else 1 / taken
-    tree_map(lambda e, w: e.mul_(1 - new).add_(w.detach().to(e.dtype), alpha=new), *state.copies, weights)
+    tree_map(lambda e, w: e.lerp_(w.detach().to(e.dtype), new), *state.copies, weights)
     return state._replace(taken=taken)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from golfcore.base.runtime import multiplies_bfloat16
 from golfcore.config import ModelConfig, OptimConfig
 from golfcore.model.params import table
 from golfcore.model.weights import Weights, flat, unflat
@@ -68,8 +69,8 @@ def leaves(
 def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, compute_dtype: torch.dtype) -> Optimizers:
     """AdamW for tables and scalars, Muon for matrices, nothing for the rest, by the groups of the parameter table.
 
-    `weights` are leaves, updated in place. `compute_dtype` is that of Newton-Schulz, and of Muon's momentum if
-    `optim_cfg.momentum_dtype` says so; AdamW's moments have the dtype of their parameter.
+    `weights` are leaves, updated in place. `compute_dtype` is that of Muon's momentum if `optim_cfg.momentum_dtype`
+    says so; AdamW's moments have the dtype of their parameter.
     ValueError if `weights` have other names than the table.
     """
     c, tensors, rows = optim_cfg, flat(weights), table(model_cfg)
@@ -81,17 +82,25 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
     rates = {"table": c.table_lr, "scalar": c.scalar_lr, "matrix": c.matrix_lr}
     groups = {g: {"params": list(named[g].values()), "lr": lr, "base_lr": lr} for g, lr in rates.items()}
     by_adam = [groups["table"], groups["scalar"]]
-    fused = weights.banks.qo.is_cuda
-    adam = torch.optim.AdamW(by_adam, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.adam_wd, fused=fused)
+    adam = torch.optim.AdamW(by_adam, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.adam_wd, fused=True)
     for p in (*named["table"].values(), *named["scalar"].values()):  # as torch begins at the first step
-        count = torch.zeros((), device=p.device if fused else "cpu")
+        count = torch.zeros((), device=p.device)
         adam.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
     group = groups["matrix"] | {
         "momentum_dtype": torch.float32 if c.momentum_dtype == "float32" else compute_dtype,
         "decay_after": c.matrix_decay == "after",
     }
-    muon = Muon([group], c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, compute_dtype, c.nesterov)
+    muon = Muon(
+        [group], c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, ns_dtype(c, weights.banks.qo.device), c.nesterov
+    )
     return Optimizers(adam, muon, named["table"] | named["scalar"] | named["matrix"])
+
+
+def ns_dtype(cfg: OptimConfig, device: torch.device) -> torch.dtype:
+    """The dtype of Newton-Schulz: bfloat16, as published, wherever the device multiplies it itself."""
+    if cfg.ns_dtype == "auto":
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    return getattr(torch, cfg.ns_dtype)
 
 
 def mask_frozen_skips(model_cfg: ModelConfig, weights: Weights) -> None:

@@ -21,15 +21,14 @@ def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16
     rectangular Gaussian matrices the results lie in about [0.68, 1.14]; zero matrices stay zero.
     """
     a, b, c = COEFFICIENTS
-    x = g.to(dtype)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS)
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:  # the smaller Gram matrix
+    x = g.to(dtype).flatten(0, -3) if g.ndim > 2 else g.to(dtype)[None]
+    if g.shape[-2] > g.shape[-1]:  # the smaller Gram matrix
         x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x  # not baddbmm: in bfloat16 it would round elsewhere than exp101
-    return x.mT if tall else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if g.shape[-2] > g.shape[-1] else x).reshape(g.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -78,7 +77,7 @@ class Muon(torch.optim.Optimizer):
                 kept = 1 - group["lr"] * group["weight_decay"]
                 if not group["decay_after"]:
                     p.mul_(kept)
-                p.add_(update().to(p.dtype), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+                p.add_(update(), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
                 if group["decay_after"]:
                     p.mul_(kept)
 
