@@ -39,8 +39,9 @@ class Runtime(NamedTuple):
 def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
     """Choose device and dtype, join the other processes of a `torchrun`, seed every generator alike on all ranks.
 
-    "auto" is bfloat16 on CUDA and on processors that multiply it natively, float32 elsewhere. float32 on CUDA stays full float32; bfloat16 runs let their
-    remaining float32 products use TF32, as the originals did. UserError: torchrun variables that are incomplete.
+    "auto" is bfloat16 on CUDA and on processors that multiply it natively, float32 elsewhere. float32 on CUDA stays
+    full float32; bfloat16 runs let their remaining float32 products use TF32, as the originals did.
+    UserError: torchrun variables that are incomplete.
     """
     rank, world, local_rank = _ranks()
     cuda, gpus = torch.cuda.is_available(), torch.cuda.device_count()
@@ -71,8 +72,9 @@ def keep_memory() -> None:
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 itself: GPUs, and processors with AVX512-BF16 or AMX, as torch finds."""
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return device.type == "cuda" or any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    if device.type != "cpu":
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def stop() -> None:

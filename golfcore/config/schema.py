@@ -247,9 +247,7 @@ class TTTConfig:
 @dataclass(frozen=True)
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
-    dtype: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # compute; auto = bfloat16 where it is native: CUDA, AVX512-BF16, AMX
-    )
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: bfloat16 where it is native
     val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
     log_every: int = bounded(10, "[1, 1e9]", hashed=False)
     checkpoint_every: int = bounded(250, "[1, 1e9]", hashed=False)

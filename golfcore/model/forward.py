@@ -55,7 +55,7 @@ def forward(
 ) -> Tensor:
     """(B, T) int64 token ids -> (B, T, V) float32 soft-capped logits of the next token.
 
-    `last`: only the logits of that many last positions; the last layer then computes only keys and values of the others.
+    `last`: only the logits of that many last positions; of the others the last layer makes only keys and values.
     `tap(name, x)` observes the input of every matrix and the output of every layer ("layer3"). With `cache`, `tokens`
     continue the sequence that it holds; it is extended in place. Nothing else is read or written.
     """
