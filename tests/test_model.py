@@ -1,6 +1,7 @@
 """Laws of the one forward: weights are an argument, taps observe, caches and backends change nothing."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 from golfcore.config import ModelConfig, load
 from golfcore.data.tokens import Tables
 from golfcore.model import params
-from golfcore.model.attention import Cache, Compute, attend_reference, attend_sdpa, rope_angles, rope_base
+from golfcore.model.attention import (
+    Attend,
+    Cache,
+    Compute,
+    attend_blocks,
+    attend_reference,
+    attend_sdpa,
+    rope_angles,
+    rope_base,
+)
 from golfcore.model.forward import Net, forward, nll, rms, training_loss
 from golfcore.model.generate import generate
 from golfcore.model.params import init
@@ -125,12 +135,13 @@ def test_last_gives_the_last_positions_only() -> None:
     torch.testing.assert_close(forward(Net(SMALL, tables(SMALL)), weights, x, last=4), whole[:, 5:], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("attend", [attend_sdpa, attend_blocks, partial(attend_blocks, rows=4)])
 @pytest.mark.parametrize("lengths", [(6, 6), (1, 6), (3, 6)], ids=str)
-def test_attention_backends_agree(lengths: tuple[int, int]) -> None:
+def test_attention_backends_agree(lengths: tuple[int, int], attend: Attend) -> None:
     g = torch.Generator().manual_seed(0)
     q = torch.randn(2, lengths[0], 4, 8, generator=g)
     k, v = (torch.randn(2, lengths[1], 2, 8, generator=g) for _ in range(2))
-    torch.testing.assert_close(attend_sdpa(q, k, v), attend_reference(q, k, v))
+    torch.testing.assert_close(attend(q, k, v), attend_reference(q, k, v))
 
 
 def test_rotary_angles_follow_the_ntk_rule_and_the_quirk() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from golfcore.config import ModelConfig, OptimConfig
 from golfcore.model.params import init, table
 from golfcore.model.weights import Weights, flat, tree_map
-from golfcore.optim.build import Optimizers, build, clip_, leaves, mask_frozen_skips
+from golfcore.optim.build import Optimizers, build, clip_, leaves, mask_frozen_skips, ns_dtype
 from golfcore.optim.muon import Muon, newton_schulz
 
 GOLDEN = np.load(Path(__file__).parent / "golden/c_newton_schulz_muon.npz")
@@ -233,9 +233,26 @@ def adamw(w: Tensor, gradients: list[Tensor], lrs: list[float], b1: float, b2: f
     return w
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_newton_schulz_is_bfloat16_where_it_is_native(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert ns_dtype(OptimConfig(), cpu) == (BF16 if native else torch.float32)
+    assert ns_dtype(OptimConfig(ns_dtype="float32"), torch.device("meta")) == torch.float32
+
+
 def test_every_tensor_moves_by_the_rule_of_its_group():
     cfg = OptimConfig(
-        table_lr=0.5, scalar_lr=0.25, matrix_lr=0.125, adam_wd=0.1, matrix_wd=0.2, beta1=0.6, beta2=0.8, eps=1e-3
+        table_lr=0.5,
+        scalar_lr=0.25,
+        matrix_lr=0.125,
+        adam_wd=0.1,
+        matrix_wd=0.2,
+        beta1=0.6,
+        beta2=0.8,
+        eps=1e-3,
+        ns_dtype="float32",
     )
     weights = leaves(MODEL, cfg, init(MODEL, 1), torch.float32, "cpu")
     expected = {name: t.detach().clone() for name, t in flat(weights).items()}

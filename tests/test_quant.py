@@ -232,6 +232,20 @@ def test_blocked_gptq_is_the_plain_method(seed, block):
     assert torch.equal(codes.double(), one_column_at_a_time(weight, hessian, scale))
 
 
+@pytest.mark.parametrize("score", ["mse", "hessian"])
+def test_matrices_side_by_side_get_the_codes_that_each_gets_alone(score):
+    (first, shared), (second, other) = problem(1), problem(2)
+    problems = {
+        "a": (first, shared),
+        "b": (second[:5], shared),
+        "c": (second, other),
+        "d": (first[:, :40], shared[:40, :40]),
+    }
+    for name, (codes, scale) in gptq.solve_all(problems, FREE, score=score).items():
+        alone = gptq.solve(*problems[name], FREE, score=score)
+        assert torch.equal(codes, alone[0]) and torch.equal(scale, alone[1])
+
+
 def test_each_score_chooses_what_it_says():
     """Against one run for each quantile: "hessian" the best of each row, "mse" the best on the whole."""
     weight, hessian = problem(5, columns=300)
@@ -574,8 +588,8 @@ def test_the_matrix_whose_hessian_cannot_be_used_is_named():
     cfg = small()
     weights = random_weights(cfg)
     hessians = hessians_of(cfg, weights)
-    hessians["block1.key"][0, 0] = math.nan
-    with pytest.raises(UserError, match="block1.key: expected a finite Hessian"):
+    hessians["block1.out"][0, 0] = math.nan
+    with pytest.raises(UserError, match="block1.out: expected a finite Hessian"):
         quantize_weights(cfg, weights, hessians)
 
 

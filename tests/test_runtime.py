@@ -80,7 +80,9 @@ def test_a_single_process_is_rank_0_of_1(dtype):
     found = runtime.start(dtype, 1)
     assert (found.rank, found.world, found.local_rank, found.is_main) == (0, 1, 0, True)
     assert found.device.type == ("cuda" if CUDA else "cpu")
-    expected = {"auto": torch.bfloat16 if CUDA else torch.float32}.get(dtype) or getattr(torch, dtype)
+    expected = {"auto": torch.bfloat16 if runtime.multiplies_bfloat16(found.device) else torch.float32}.get(
+        dtype
+    ) or getattr(torch, dtype)
     assert found.dtype == expected
     x = torch.tensor([1.0, 2.0])
     runtime.all_reduce_mean_([x])

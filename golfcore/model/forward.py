@@ -162,7 +162,7 @@ def attention(p: Pass, i: int, x: Tensor, first: int = 0) -> Tensor:
     """
     cfg, rest, (b, t, _) = p.net.cfg, p.weights.rest, x.shape
     block = cfg.blocks[i]
-    q = p.product("query", block, x[:, first:]).view(b, t - first, cfg.n_heads, cfg.head_dim)
+    q = p.product("query", block, x[:, first:] if first else x).view(b, t - first, cfg.n_heads, cfg.head_dim)
     k = p.product("key", block, x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
     v = p.product("value", block, x)
     if p.ve is not None and i in cfg.ve_layers:

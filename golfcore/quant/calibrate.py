@@ -37,32 +37,36 @@ def collect(
     """H = sum X^T X / N + damping * max(mean diagonal, 1e-6) * I, (C, C), of each matrix's inputs X (..., C) (exp101).
 
     Over `sequences` (N, T) of ids, the last token of each left out; in float32, on the weights' device; of the block
-    matrices and the small projections. `progress` is called with the sequences done in each batch. UserError:
-    sequences of fewer than 2 tokens, which have no input. RuntimeError: a matrix was never used.
+    matrices and the small projections; those that read one input share one tensor. `progress` is called with the
+    sequences done in each batch. UserError: sequences of fewer than 2 tokens, which have no input. RuntimeError: a
+    matrix was never used.
     """
     if sequences.shape[1] < 2:
         raise UserError(f"quant.calib_len: expected sequences of at least 2 tokens, found {sequences.shape[1]}")
     names = [name for name, spec in entries(net.cfg).items() if spec.kind in ("matrix", "projection")]
-    sums: dict[str, Tensor] = {}
-    last: tuple[Tensor, Tensor] | None = None  # an input and its product: query, key and value read one tensor
+    sums: dict[str, Tensor] = {}  # by the first reader of an input: query, key and value read one tensor
+    reader: dict[str, str] = {}
+    last: tuple[Tensor, str] | None = None
 
     def tap(name: str, x: Tensor) -> None:
         nonlocal last
         if name not in names:
             return
-        if last is None or x is not last[0]:
-            rows = x.flatten(0, -2).float()
-            with full_float32():
-                last = x, rows.T @ rows
-        sums[name] = sums[name].add_(last[1]) if name in sums else last[1].clone()
+        if last is not None and x is last[0]:
+            reader[name] = last[1]
+            return
+        reader[name], last, rows = name, (x, name), x.flatten(0, -2).float()
+        with full_float32():
+            products = rows.T @ rows
+        sums[name] = sums[name].add_(products) if name in sums else products
 
     for part in sequences[:, :-1].split(batch):
         forward(net, weights, part, tap=tap)
         if progress:
             progress(len(part))
-    if unused := [name for name in names if name not in sums]:
+    if unused := [name for name in names if name not in reader]:
         raise RuntimeError(f"no input of {unused[0]} was seen in calibration")
-    hessians = {name: total / len(sequences) for name, total in sums.items()}
-    for h in hessians.values():
-        h.diagonal().add_(damping * h.diagonal().mean().clamp(min=1e-6))
-    return hessians
+    for total in sums.values():
+        total /= len(sequences)
+        total.diagonal().add_(damping * total.diagonal().mean().clamp(min=1e-6))
+    return {name: sums[reader[name]] for name in names}

@@ -1,6 +1,6 @@
 """GPTQ (Frantar et al. 2022, as exp101 runs it): round one column after another; later columns make up for the error.
 
-Shapes: R rows, C columns, Q candidate quantiles, P distinct (row, scale) pairs.
+Shapes: G Hessians, R rows, C columns, Q candidate quantiles, P distinct (row, scale) pairs.
 
 Let H be the Hessian of the inputs and U upper triangular with inv(H) = U^T U. Going through the columns in order,
 
@@ -8,10 +8,13 @@ Let H be the Hessian of the inputs and U upper triangular with inv(H) = U^T U. G
 
 so that the row's error is w - code s = e U, and its weighted error (w - code s) H (w - code s)^T is just e e^T.
 Rows do not interact. A row therefore runs once for each different scale that the quantiles propose, all such pairs
-side by side; where they propose one scale, as they do under the published floor, the search costs nothing.
+side by side; where they propose one scale, as they do under the published floor, the search costs nothing. So do the
+rows of all matrices with one Hessian (query, key and value), and those of all Hessians of one size.
 """
 
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,70 +23,136 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import full_float32
 from golfcore.quant.grid import Grid, candidate_scales, dequantize, round_to_grid, stored
 
+INNER = 16  # columns whose errors are fed back one by one: few enough for them to stay in the cache
 
-def factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Column order, U and dead inputs of a Hessian (C, C), after `damping` times its mean diagonal was added to it.
 
-    Shape: order (C,), columns by falling diagonal; upper (C, C), of the permuted Hessian; dead (C,) bool, inputs that
-    were always 0. UserError: values that are not finite, or a matrix that is not positive definite even so.
+def factor(hessians: Tensor, damping: float, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Column order, U and dead inputs of Hessians (G, C, C), `damping` times its mean diagonal added to each.
+
+    Shape: order (G, C), columns by falling diagonal; upper (G, C, C), of the permuted Hessians; dead (G, C) bool,
+    inputs that were always 0. UserError, with the Hessian's name: values that are not finite, or a matrix that is not
+    positive definite even so.
     """
-    h = hessian.detach().to(torch.float32, copy=True)
-    diagonal = h.diagonal()
-    if not bool(h.isfinite().all()):
-        raise UserError("expected a finite Hessian of its inputs, found NaN or infinite values")
+    h = hessians.detach().to(torch.float32, copy=True)
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    if broken := [name for name, one in zip(names, h, strict=True) if not bool(one.isfinite().all())]:
+        raise UserError(f"{broken[0]}: expected a finite Hessian of its inputs, found NaN or infinite values")
     dead = diagonal == 0
     diagonal[dead] = 1
-    diagonal += damping * diagonal.mean()
-    order = diagonal.argsort(descending=True)
+    diagonal += damping * diagonal.mean(1, keepdim=True)
+    order = diagonal.argsort(dim=1, descending=True)
     # With the order reversed, H = L L^T gives inv(H) = inv(L)^T inv(L) already: one Cholesky factor, no inverse of H.
-    backward = order.flip(0)
-    lower, failed = torch.linalg.cholesky_ex(h[backward][:, backward])
-    if int(failed):
+    backward = order.flip(1)
+    permuted = h.gather(1, backward[:, :, None].expand_as(h)).gather(2, backward[:, None].expand_as(h))
+    lower, failed = torch.linalg.cholesky_ex(permuted)
+    if broken := [name for name, code in zip(names, failed.tolist(), strict=True) if code]:
         raise UserError(
-            f"expected a positive definite Hessian of its inputs, found one that is not at quant.damping {damping:g}: "
-            "calibrate on more text or raise quant.damping"
+            f"{broken[0]}: expected a positive definite Hessian of its inputs, found one that is not at quant.damping "
+            f"{damping:g}: calibrate on more text or raise quant.damping"
         )
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(h), device=h.device), upper=False)
-    return order, inverse.flip(0, 1).contiguous(), dead
+    return order, _inverse(lower).flip(1, 2).contiguous(), dead
 
 
-def solve(
-    weight: Tensor,
-    hessian: Tensor,
+def _inverse(lower: Tensor) -> Tensor:
+    """Inverses of lower triangular matrices (G, C, C), by halves: a third of the work of solving for the identity."""
+    n, half = lower.shape[1], lower.shape[1] // 2
+    if n <= 64:
+        identity = torch.eye(n, dtype=lower.dtype, device=lower.device).expand_as(lower)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    out = torch.zeros_like(lower)
+    out[:, :half, :half] = first = _inverse(lower[:, :half, :half])
+    out[:, half:, half:] = second = _inverse(lower[:, half:, half:])
+    out[:, half:, :half] = -second @ (lower[:, half:, :half] @ first)
+    return out
+
+
+class _Matrix(NamedTuple):
+    weight: Tensor  # (R, C)
+    pair: Tensor  # (Q, R) number of each quantile's (row, scale)
+    row: Tensor  # (P,) row of each pair
+    scale: Tensor  # (P,) float16
+
+
+def solve(weight: Tensor, hessian: Tensor, grid: Grid, **how: Any) -> tuple[Tensor, Tensor]:
+    """Codes and scales of one matrix: `solve_all`."""
+    return solve_all({"the matrix": (weight, hessian)}, grid, **how)["the matrix"]
+
+
+def solve_all(
+    problems: Mapping[str, tuple[Tensor, Tensor]],
     grid: Grid,
     *,
     block: int = 128,
     damping: float = 0.01,
     score: Literal["mse", "hessian"] = "mse",
-) -> tuple[Tensor, Tensor]:
-    """int8 codes (R, C) and float16 scales (R,) of `weight` (R, C), given the Hessian (C, C) of its inputs.
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """int8 codes (R, C) and float16 scales (R,) by name of each weight (R, C), given the Hessian (C, C) of its inputs.
 
-    `damping` is added in here, to whatever `hessian` already has; exp101 damps both times. `score` decides among the
+    `damping` is added in here, to whatever a Hessian already has; exp101 damps both times. `score` decides among the
     grid's quantiles: "mse" as published, one choice for the matrix by plain squared error (which GPTQ does not
     minimise); "hessian", a choice for each row by weighted error, the damping included. Equals: the first.
     Weights of dead inputs get the code 0, but count for the scales, as published. Codes always come from the stored
-    scale. Float32 throughout, also where TF32 is allowed. Neither tensor is changed. UserError as `factor`.
+    scale. Float32 throughout, also where TF32 is allowed. Nothing given is changed. Weights whose Hessian is one tensor
+    share its factor. `progress` is called with the number of weights done. UserError as `factor`.
     """
     if not grid.stored_scale_codes:
         raise ValueError("GPTQ needs a grid with stored_scale_codes")
-    scales = stored(candidate_scales(weight.detach().float(), grid))
+    sizes: dict[int, dict[int, list[str]]] = {}  # columns -> identity of the Hessian -> names
+    for name, (weight, hessian) in problems.items():
+        sizes.setdefault(weight.shape[1], {}).setdefault(id(hessian), []).append(name)
+    out: dict[str, tuple[Tensor, Tensor]] = {}
+    for groups in ([*size.values()] for size in sizes.values()):
+        matrices = [[_matrix(problems[name][0].detach().float(), grid) for name in names] for names in groups]
+        with full_float32():
+            hessians = torch.stack([problems[names[0]][1] for names in groups])
+            factors = factor(hessians, damping, [names[0] for names in groups])
+            found = _side_by_side(matrices, factors, grid, block, score)
+        for name, coded in zip(chain(*groups), chain(*found), strict=True):
+            out[name] = coded
+            if progress:
+                progress(coded[0].numel())
+    return out
+
+
+def _matrix(weight: Tensor, grid: Grid) -> _Matrix:
+    scales = stored(candidate_scales(weight, grid))
     pair, row = _distinct(scales)
     scale = torch.empty(len(row), dtype=torch.float16, device=weight.device)
     scale[pair] = scales
-    with full_float32():
-        order, upper, dead = factor(hessian, damping)
-        w = weight.detach().float().masked_fill(dead, 0)
-        runs = w[:, order][row]
-        codes, weighted = _feed_back(runs.T.contiguous(), scale.float(), upper, grid, block)
-    if score == "hessian":
-        best = weighted[pair].argmin(0)
-    else:
-        squared = (runs - dequantize(codes.T, scale)).square().sum(1, dtype=torch.float64)
-        best = squared[pair].sum(1).argmin().expand(len(w))
-    chosen = pair.gather(0, best[None])[0]
-    out = torch.empty(w.shape, dtype=torch.int8, device=w.device)
-    out[:, order] = codes[:, chosen].T
-    return out, scale[chosen]
+    return _Matrix(weight, pair, row, scale)
+
+
+def _side_by_side(
+    groups: list[list[_Matrix]], factors: tuple[Tensor, Tensor, Tensor], grid: Grid, block: int, score: str
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """Codes and scales of each group's matrices, group g by the factor g; shorter groups are filled up with zeros."""
+    order, upper, dead = factors
+    pairs = max(sum(len(m.row) for m in group) for group in groups)
+    runs, scale = upper.new_zeros(len(groups), pairs, upper.shape[1]), upper.new_ones(len(groups), pairs)
+    for g, group in enumerate(groups):
+        rows = torch.cat([m.weight.masked_fill(dead[g], 0)[:, order[g]][m.row] for m in group])
+        runs[g, : len(rows)], scale[g, : len(rows)] = rows, torch.cat([m.scale.float() for m in group])
+    codes, weighted = _feed_back(runs.mT.contiguous(), scale, upper, grid, block)
+    squared = weighted if score == "hessian" else _squared(runs, codes, scale)
+    out: list[list[tuple[Tensor, Tensor]]] = []
+    for g, group in enumerate(groups):
+        ends = [0, *accumulate(len(m.row) for m in group)]
+        out.append([])
+        for m, a, b in zip(group, ends, ends[1:], strict=False):
+            errors = squared[g, a:b][m.pair]  # (Q, R)
+            best = errors.argmin(0) if score == "hessian" else errors.sum(1).argmin().expand(len(m.weight))
+            chosen = m.pair.gather(0, best[None])[0]
+            own = torch.empty(m.weight.shape, dtype=torch.int8, device=runs.device)
+            own[:, order[g]] = codes[g, :, a:b][:, chosen].T
+            out[-1].append((own, m.scale[chosen]))
+    return out
+
+
+def _squared(runs: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """(G, P) squared errors in float64 of runs (G, P, C) with codes (G, C, P); a group at a time, to spare room."""
+    together = zip(runs, codes, scale, strict=True)
+    return torch.stack([(w - dequantize(c.T, s)).square().sum(1, dtype=torch.float64) for w, c, s in together])
 
 
 def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,21 +167,26 @@ def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _feed_back(columns: Tensor, scale: Tensor, upper: Tensor, grid: Grid, block: int) -> tuple[Tensor, Tensor]:
-    """Codes (C, P) and weighted errors (P,) of transposed weights (C, P), which are overwritten.
+    """Codes (G, C, P) and weighted errors (G, P) of transposed weights (G, C, P), which are overwritten.
 
-    Errors reach the columns of the same block one by one, those of later blocks in one product.
+    Errors reach the next INNER columns one by one, the rest of the block and the later blocks in one product each.
     """
     codes = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
     weighted = torch.zeros_like(scale)
-    for start in range(0, len(columns), block):
-        stop = min(start + block, len(columns))
-        errors = torch.empty_like(columns[start:stop])
-        for j in range(start, stop):
-            done = j - start
-            target = torch.addmv(columns[j], errors[:done].T, upper[start:j, j], alpha=-1)
-            code = round_to_grid(target / scale, grid)
-            errors[done] = (target - code * scale) / upper[j, j]
-            codes[j] = code
-        columns[stop:] -= upper[start:stop, stop:].T @ errors
-        weighted += errors.square().sum(0)
+    for start, stop in _spans(0, columns.shape[1], block):
+        errors = torch.empty_like(columns[:, start:stop])
+        for a, b in _spans(start, stop, INNER):
+            for j in range(a, b):
+                known, u = errors[:, a - start : j - start], upper[:, a : j + 1, j]
+                target = torch.baddbmm(columns[:, j : j + 1], u[:, None, :-1], known, alpha=-1)[:, 0]
+                code = round_to_grid(target / scale, grid)
+                errors[:, j - start] = (target - code * scale) / u[:, -1:]
+                codes[:, j] = code
+            columns[:, b:stop].baddbmm_(upper[:, a:b, b:stop].mT, errors[:, a - start : b - start], alpha=-1)
+        columns[:, stop:].baddbmm_(upper[:, start:stop, stop:].mT, errors, alpha=-1)
+        weighted += errors.square().sum(1)
     return codes, weighted
+
+
+def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((a, min(a + size, stop)) for a in range(start, stop, size))

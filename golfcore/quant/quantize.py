@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -12,8 +13,8 @@ from golfcore.config import Config, QuantConfig
 from golfcore.model.generate import Progress
 from golfcore.model.params import Param
 from golfcore.model.weights import Weights, matrices
-from golfcore.quant.gptq import solve
-from golfcore.quant.grid import SCALE_MAX, matrix_grid, round_to_nearest, stored, table_grid
+from golfcore.quant.gptq import solve_all
+from golfcore.quant.grid import SCALE_MAX, Grid, matrix_grid, round_to_nearest, stored, table_grid
 from golfcore.quant.stored import Coded, Entry, Quantized, entries
 
 NO_BITS: Mapping[str, int] = MappingProxyType({})
@@ -36,28 +37,30 @@ def quantize_weights(
     """
     q, tensors = cfg.quant, {**dict(matrices(weights)), **weights.rest}
     used = hessians if hessians and q.rounding == "gptq" else {}
-    damping = q.damping if q.damp_twice else 0.0
+    specs = check_names(cfg)
+    by_grid: dict[Grid, dict[str, tuple[Tensor, Tensor]]] = {}  # what GPTQ solves
     out: Quantized = {}
-    for name, spec in check_names(cfg).items():
+    for name, spec in specs.items():
         tensor = tensors[name].detach()
         largest = float(tensor.abs().max())
         if not largest <= SCALE_MAX:  # NaN compares as false
             raise UserError(f"{name}: expected finite weights within float16, found {largest}")
         grid = table_grid(q) if spec.kind == "table" else matrix_grid(q, bits.get(name))
-        if not is_coded(q, spec):
-            out[name] = stored(tensor).cpu()
-        elif used and spec.kind == "matrix":
-            try:
-                codes, scale = solve(tensor, used[name], grid, block=q.block, damping=damping, score=q.clip_score)
-            except UserError as e:
-                raise UserError(f"{name}: {e}") from None
-            out[name] = Coded(codes.cpu(), scale.cpu())
-        else:
+        if used and spec.kind == "matrix" and is_coded(q, spec):
+            by_grid.setdefault(grid, {})[name] = tensor, used[name]
+            continue
+        if is_coded(q, spec):
             codes, scale = round_to_nearest(tensor, grid)
             out[name] = Coded(codes.cpu(), scale.cpu())
+        else:
+            out[name] = stored(tensor).cpu()
         if progress:
             progress(tensor.numel())
-    return out
+    how: dict[str, Any] = {"block": q.block, "damping": q.damping if q.damp_twice else 0.0, "score": q.clip_score}
+    for grid, problems in by_grid.items():
+        for name, (codes, scale) in solve_all(problems, grid, **how, progress=progress).items():
+            out[name] = Coded(codes.cpu(), scale.cpu())
+    return {name: out[name] for name in specs}
 
 
 def check_names(cfg: Config) -> dict[str, Param]:
