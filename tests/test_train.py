@@ -363,7 +363,8 @@ def ranks_train(folder: Path, rt: runtime.Runtime) -> None:
     """What one rank does: it trains each arm, takes Muon's steps, and leaves all weights in `folder`."""
     found = {f"muon/{name}": t for name, t in three_steps(torch.float32).items()}
     for name, changes in ARMS.items():
-        cfg = override(TINY, {"schedule.iterations": 4, "run.val_every": 0, **changes}, name)
+        exact = {"schedule.iterations": 4, "run.val_every": 0, "optim.ns_dtype": "float32"}
+        cfg = override(TINY, exact | changes, name)
         stream = TokenStream([folder / "train_000000.bin"], cfg.model.vocab_size)
         data = TrainingData(stream, TOKENS[:130], tables(cfg), 3.0, BELONGS)
         found |= tensors.under(name, flat(loop.train(cfg, RunFolder(folder / f"{name}-{rt.world}"), data, rt)))
