@@ -76,9 +76,9 @@ class Training:
 
     def __init__(self, cfg: Config, runtime: Runtime, compute: Compute | None = None, compiled: bool = False) -> None:
         self.cfg, self.runtime = cfg, runtime
-        compute = compute or choose_compute(runtime.device, runtime.dtype)
+        compute = (compute or choose_compute(runtime))._replace(compiled=compiled)
         self.net = Net(cfg.model, tables(cfg).to(runtime.device), compute)
-        self.loss: Loss = loss_function(self.net, cfg.optim.z_loss, compiled)
+        self.loss: Loss = loss_function(self.net, cfg.optim.z_loss)
         self.state = state.start(cfg, weights(cfg.model), runtime.dtype, runtime.device)
         self.folder = tempfile.TemporaryDirectory()
         shard = Path(self.folder.name) / "text.bin"
@@ -99,7 +99,7 @@ class Training:
     def parts(self) -> Parts:
         """The parts of a step, on the gradients of one micro-batch."""
         (x, y), c, s = self.batch(), self.cfg, self.state
-        muon = next(part.optimizer for part in s.optimizers.parts if part.kind == "muon").param_groups[0]
+        muon = s.optimizers.muon.param_groups[0]
 
         def backward() -> None:
             s.optimizers.zero_grad()

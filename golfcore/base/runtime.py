@@ -29,6 +29,7 @@ class Runtime(NamedTuple):
     world: int  # processes that train together
     local_rank: int  # number of this process on its machine, and of its GPU
     dtype: torch.dtype  # of the computation
+    compiled: bool = False  # whether torch's compiler makes graphs of training, adaptation and scoring
 
     @property
     def is_main(self) -> bool:
@@ -36,11 +37,12 @@ class Runtime(NamedTuple):
         return self.rank == 0
 
 
-def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
+def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int, graphs: str = "auto") -> Runtime:
     """Choose device and dtype, join the other processes of a `torchrun`, seed every generator alike on all ranks.
 
     "auto" is bfloat16 on CUDA and on processors that multiply it natively, float32 elsewhere. float32 on CUDA stays
-    full float32; bfloat16 runs let their remaining float32 products use TF32, as the originals did.
+    full float32; bfloat16 runs let their remaining float32 products use TF32, as the originals did. `graphs`, whether
+    torch's compiler is used: "always", "never", or "auto", on CUDA.
     UserError: torchrun variables that are incomplete.
     """
     rank, world, local_rank = _ranks()
@@ -60,7 +62,8 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int) -> Runtime:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return Runtime(device, rank, world, local_rank, getattr(torch, name))
+    compiled = cuda if graphs == "auto" else graphs == "always"
+    return Runtime(device, rank, world, local_rank, getattr(torch, name), compiled)
 
 
 def keep_memory() -> None:

@@ -109,6 +109,8 @@ class OptimConfig:
     momentum_dtype: Literal["compute", "float32"] = "compute"  # of Muon's buffers
     ns_steps: int = bounded(5, "[1, 100]")
     ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of Newton-Schulz; auto: bfloat16 where it is native
+    ns_quintics: Literal["muon", "polar-express"] = "muon"  # its polynomials (arXiv 2505.16932 for the second)
+    equal_rows: bool = False  # rows of Muon's direction have length 1 before Newton-Schulz (MuonEq-R, arXiv 2603.28254)
     grad_clip: float = bounded(0.3, "[0, 1e30]")
     z_loss: float = bounded(0.0, "[0, 1e30]")  # weight of the capped logits' mean squared log-partition; training only
     table_dtype: Literal["float32", "compute"] = "float32"  # quirk: tables (and moments) in the compute dtype
@@ -248,6 +250,7 @@ class TTTConfig:
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: bfloat16 where it is native
+    graphs: Literal["auto", "always", "never"] = bounded("auto", "", hashed=False)  # of torch's compiler; auto: on CUDA
     val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
     log_every: int = bounded(10, "[1, 1e9]", hashed=False)
     checkpoint_every: int = bounded(250, "[1, 1e9]", hashed=False)

@@ -5,6 +5,7 @@ the one forward. Shapes: U blocks, r rank; "ROLE.a" (U, r, columns), "ROLE.b" (U
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config, TTTConfig
 from golfcore.model import params
-from golfcore.model.forward import Net, forward, nll
+from golfcore.model.forward import Net, forward, graph, nll
 from golfcore.model.weights import ROLES, Weights, detach, flat, matrix, slot
 from golfcore.optim.inner import adam, clipped, open_gradient, velocity
 from golfcore.quant.grid import fake_quant, projection_grid
@@ -128,18 +129,15 @@ def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: floa
     total = torch.zeros((), device=x.device)
     seen = torch.tensor(float(len(x[mine])), device=x.device)
     size, (names, masks) = y.numel(), adapter.scope
+    rounded = tuple(projections(cfg) if cfg.ttt.qat_projections else ())
+    usual = len(x[mine]) * runtime.world == cfg.ttt.batch_seqs  # what is left of a chunk is not worth a graph
+    summed = graph(sum_of_nats) if net.compute.compiled and usual else sum_of_nats
 
     def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        folded = fold(weights)
-        if cfg.ttt.qat_projections:  # what the published late-QAT flag did to adaptation, and nothing else
-            rounded = {name: fake_quant(folded.rest[name], projection_grid()) for name in projections(cfg)}
-            folded = folded._replace(rest={**folded.rest, **rounded})
-        found = nll(forward(net, folded, x), y).sum() / size
-        total.copy_(found.detach())
-        return found
+        return summed(net, rounded, weights, x, y) / size
 
     if len(x[mine]):
-        grads = open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]), create_graph=False)
+        total, grads = open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]))
     else:
         grads = {name: torch.zeros_like(flat(adapter.weights)[name]) for name in names}
     if runtime.world > 1:
@@ -149,6 +147,16 @@ def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: floa
         raise RuntimeError(f"{runtime.world} ranks trained on {int(seen)} of {len(x)} rows")
     update(cfg.ttt, adapter, grads, lr)
     return float(total)
+
+
+def sum_of_nats(net: Net, rounded: Sequence[str], weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+    """Nats of the rows under `weights` with their adapters.
+
+    `rounded` tensors pass through the artifact's grid: all that the published late-QAT flag did to adaptation.
+    """
+    folded = fold(weights)
+    through = {name: fake_quant(folded.rest[name], projection_grid()) for name in rounded}
+    return nll(forward(net, folded._replace(rest={**folded.rest, **through}), x), y).sum()
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class Evaluation:
     def __init__(self, name: str, cfg: Config, span: int, subject: Subject, look: Look | None = None) -> None:
         self.name, self.cfg, self.span, self.subject, self.look = name, cfg, span, subject, look
         self.runtime, tables = subject.runtime, subject.tables.to(subject.runtime.device)
-        self.net = Net(cfg.model, tables, choose_compute(self.runtime.device, self.runtime.dtype))
+        self.net = Net(cfg.model, tables, choose_compute(self.runtime))
         self.ledger = Ledger(subject.tokens, rescore=cfg.eval.tail != "exact")
         if self.ledger.total < 1:
             raise UserError(f"protocol {name}: expected at least 2 validation tokens, found {len(subject.tokens)}")

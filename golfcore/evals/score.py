@@ -9,7 +9,7 @@ from torch import Tensor
 
 from golfcore.data.tokens import Tables, target_bytes
 from golfcore.evals.ledger import Ledger
-from golfcore.model.forward import Net, forward, nll
+from golfcore.model.forward import Net, forward, graph, nll
 from golfcore.model.weights import Weights
 
 # Sees a batch as it is scored: its windows, the logits (scored positions, V) of each, the weights that made them.
@@ -26,17 +26,26 @@ def score(
     """
     device = weights.rest["tok_emb"].device
     out: list[np.ndarray] = []
+    usual = np.bincount(rows[:, 2] - rows[:, 0]).argmax() if len(rows) else 0
     for at in range(0, len(rows), batch):
         part = rows[at : at + batch]
         x, y = (t.to(device) for t in ledger.read(part, seq_len))
         first = int((part[:, 2] - part[:, 0]).min())  # logits before the earliest scored position are not needed
-        logits = forward(net, weights, x, last=seq_len - first)
-        losses = nll(logits, y[:, first:]).cpu().numpy()
+        # a graph for windows that slide; their beginning and end, and rows that are scored whole, are not worth one
+        sliding = net.compute.compiled and look is None and len(part) == batch and first == usual > 0
+        logits, nats = (graph(_scored) if sliding else _scored)(net, weights, x, y, seq_len - first)
+        losses = nats.cpu().numpy()
         spans = [slice(s - a - first, b - a - first) for a, b, s in part]
         out += [losses[i, span] for i, span in enumerate(spans)]
         if look is not None:
             look(part, [logits[i, span] for i, span in enumerate(spans)], weights)
     return out
+
+
+def _scored(net: Net, weights: Weights, x: Tensor, y: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """Logits of the last positions, and the nats of their targets."""
+    logits = forward(net, weights, x, last=last)
+    return logits, nll(logits, y[:, -last:])
 
 
 def bytes_of(tables: Tables, previous: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from golfcore.base.runtime import Runtime
 from golfcore.config import ModelConfig
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -80,14 +81,17 @@ class Compute(NamedTuple):
 
     dtype: torch.dtype = torch.float32  # of the activations
     attend: Attend = attend_sdpa
+    compiled: bool = False  # losses and scores through torch's compiler
 
 
-def choose_compute(device: torch.device, dtype: torch.dtype) -> Compute:
+def choose_compute(runtime: Runtime) -> Compute:
     """In bfloat16 FlashAttention-3 on CUDA if it is installed, and blocks of queries on a CPU; else torch's kernels."""
-    if dtype == torch.bfloat16 and device.type == "cpu":
-        return Compute(dtype, attend_blocks)
-    fa3 = dtype == torch.bfloat16 and device.type == "cuda" and find_spec("flash_attn_interface")
-    return Compute(dtype, attend_fa3 if fa3 else attend_sdpa)
+    attend = attend_sdpa
+    if runtime.dtype == torch.bfloat16 and runtime.device.type == "cpu":
+        attend = attend_blocks
+    elif runtime.dtype == torch.bfloat16 and runtime.device.type == "cuda" and find_spec("flash_attn_interface"):
+        attend = attend_fa3
+    return Compute(runtime.dtype, attend, runtime.compiled)
 
 
 def rope_base(cfg: ModelConfig, length: int) -> float:

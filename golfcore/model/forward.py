@@ -4,7 +4,8 @@ Shapes: B batch, T time, D width, V vocabulary, Hkv*K width of keys and values.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,16 @@ class Net(NamedTuple):
     cfg: ModelConfig
     tables: Tables | None = None  # of the tokenizer: what begins a word
     compute: Compute = Compute()
+
+
+@cache
+def graph(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` by torch's compiler: one graph for each shape of its arguments; what would break a graph raises.
+
+    Compiled once a process: other weights, and other networks of equal configuration, find the graph made.
+    """
+    torch._dynamo.config.recompile_limit = 64  # a study trains many configurations in one process
+    return torch.compile(fn, dynamic=False, fullgraph=True)
 
 
 class Pass(NamedTuple):

@@ -89,6 +89,8 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
     group = groups["matrix"] | {
         "momentum_dtype": torch.float32 if c.momentum_dtype == "float32" else compute_dtype,
         "decay_after": c.matrix_decay == "after",
+        "quintics": c.ns_quintics,
+        "equal_rows": c.equal_rows,
     }
     muon = Muon(
         [group], c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, ns_dtype(c, weights.banks.qo.device), c.nesterov
@@ -110,9 +112,13 @@ def mask_frozen_skips(model_cfg: ModelConfig, weights: Weights) -> None:
 
 
 def clip_(weights: Weights, max_norm: float) -> Tensor:
-    """Scale all gradients by min(1, max_norm / (norm + 1e-6)); 0 leaves them alone. Returns the norm before (0-dim)."""
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)); 0 leaves them alone. Returns the norm before (0-dim).
+
+    Summed in float64: torch's float32 norm of nine million values on a CPU is a thousandth too small.
+    """
     params = list(flat(weights).values())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    gradients = [p.grad for p in params if p.grad is not None]
+    norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm()
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return norm

@@ -1,12 +1,13 @@
 """What is differentiated in training and in the inner loops of meta-learning and TTT, and their SGD and Adam."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from golfcore.model.forward import Net, forward, training_loss
-from golfcore.model.weights import Weights, flat, unflat
+from golfcore.model.forward import Net, forward, graph, training_loss
+from golfcore.model.weights import Weights, flat, tree_map, unflat
 
 Loss = Callable[[Weights, Tensor, Tensor], Tensor]  # banks come as stacks or as tuples of slices, indexed alike
 Batch = tuple[Tensor, Tensor]  # x, y: (B, T) each
@@ -14,13 +15,14 @@ Batch = tuple[Tensor, Tensor]  # x, y: (B, T) each
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as torch has them
 
 
-def loss_function(net: Net, z_loss: float = 0.0, compiled: bool = False) -> Loss:
-    """`training_loss` of a batch; one graph for own, fake-quantized and adapted weights."""
+def batch_loss(net: Net, z_loss: float, weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+    """`training_loss` of a batch."""
+    return training_loss(net.cfg, forward(net, weights, x), y, z_loss)
 
-    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return training_loss(net.cfg, forward(net, weights, x), y, z_loss)
 
-    return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
+def loss_function(net: Net, z_loss: float = 0.0) -> Loss:
+    """`batch_loss` as a function of weights and batch; in a graph of torch's compiler if `net.compute` says so."""
+    return partial(graph(batch_loss) if net.compute.compiled else batch_loss, net, z_loss)
 
 
 def clipped(gradients: Mapping[str, Tensor], most: float) -> dict[str, Tensor]:
@@ -59,26 +61,43 @@ def joint_norm(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([t.square().sum() for t in tensors.values()]).sum().sqrt()
 
 
-def open_gradient(
+def gradient(
     loss: Loss, weights: Weights, names: Sequence[str], masks: Mapping[str, Tensor], data: Batch, create_graph: bool
 ) -> dict[str, Tensor]:
-    """Gradient of the named tensors; rows that `masks` freezes are 0 and are not differentiated at all.
+    """Gradient of the named tensors; of the rows that `masks` freezes 0.
+
+    All of `weights` are differentiated, or none of them if they are not yet: one graph serves every use of `loss`.
+    """
+    here = weights if create_graph else tree_map(lambda t: t.detach().requires_grad_(), weights)
+    tensors = [flat(here)[n] for n in names]
+    found = torch.autograd.grad(loss(here, *data), tensors, create_graph=create_graph, allow_unused=True)
+    whole = {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
+    return {
+        n: g.masked_fill(masks[n].to(g.device).view(-1, *[1] * (g.ndim - 1)), 0) if n in masks else g
+        for n, g in whole.items()
+    }
+
+
+def open_gradient(
+    loss: Loss, weights: Weights, names: Sequence[str], masks: Mapping[str, Tensor], data: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and the gradient of the named tensors; rows that `masks` freezes are 0 and not differentiated at all.
 
     Not differentiating them lets the backward pass end above the frozen blocks.
     """
     tensors = flat(weights)
     held = {n: masks[n].tolist() if n in masks else [False] for n in names}
-    pieces = {n: tensors[n].unbind() if n in masks else (tensors[n],) for n in names}
-    if not create_graph:
-        both = {n: zip(pieces[n], held[n], strict=True) for n in names}
-        pieces = {n: tuple(p.detach().requires_grad_(not h) for p, h in pairs) for n, pairs in both.items()}
-    wanted = [p for n in names for p, h in zip(pieces[n], held[n], strict=True) if not h]
-    cut = {n: ps if n in masks else ps[0] for n, ps in pieces.items()}
+    rows = {n: tensors[n].unbind() if n in masks else (tensors[n],) for n in names}
+    pieces = {n: [r.detach().requires_grad_(not h) for r, h in zip(rows[n], held[n], strict=True)] for n in names}
+    wanted = [p for n in names for p in pieces[n] if p.requires_grad]
+    cut = {n: tuple(ps) if n in masks else ps[0] for n, ps in pieces.items()}
     value = loss(unflat({**tensors, **cut}), *data)  # type: ignore[dict-item]
-    found = iter(torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True) if wanted else ())
+    found = iter(torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ())
     out = {}
     for n in names:
-        taken = [(p, None if h else next(found)) for p, h in zip(pieces[n], held[n], strict=True)]
-        rows = [torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in taken]
-        out[n] = torch.stack(rows) if n in masks else rows[0]
-    return out
+        taken = [next(found) if p.requires_grad else None for p in pieces[n]]
+        rows_of = [
+            torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in zip(pieces[n], taken, strict=True)
+        ]
+        out[n] = torch.stack(rows_of) if n in masks else rows_of[0]
+    return value.detach(), out

@@ -1,6 +1,7 @@
 """Muon for stacks of matrices (Jordan et al., 2024; form and constants of exp101): momentum, then orthogonalisation."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,22 +11,33 @@ from torch import Tensor
 
 from golfcore.base.runtime import world_size
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic that is steepest at 0; it overshoots 1 a little on purpose
+QUINTICS = {  # (a, b, c) of each step, the last repeated
+    "muon": ((3.4445, -4.7750, 2.0315),),  # steepest at 0; overshoots 1 a little on purpose
+    "polar-express": (  # each the best for what the one before leaves (Amsel et al. 2025, arXiv 2505.16932)
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ),
+}
+MARGINS = {"muon": 1.0, "polar-express": 1.02}  # how far above every singular value X begins: rounding adds to them
 EPS = 1e-7
 
 
-def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16, quintics: str = "muon") -> Tensor:
     """Move every singular value of each (rows, cols) matrix in `g` (..., rows, cols) close to 1; returned in `dtype`.
 
     With X = g / |g|_F, `steps` times: A = X X^T, X <- a X + (b A + c A A) X. Everything is computed in `dtype`. For
-    rectangular Gaussian matrices the results lie in about [0.68, 1.14]; zero matrices stay zero.
+    rectangular Gaussian matrices the results lie in about [0.68, 1.14], by "polar-express" in [0.85, 1.15]; zero
+    matrices stay zero.
     """
-    a, b, c = COEFFICIENTS
     x = g.to(dtype).flatten(0, -3) if g.ndim > 2 else g.to(dtype)[None]
     if g.shape[-2] > g.shape[-1]:  # the smaller Gram matrix
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS)
-    for _ in range(steps):
+    x = x / (MARGINS[quintics] * x.norm(dim=(-2, -1), keepdim=True) + EPS)
+    for step in range(steps):
+        a, b, c = QUINTICS[quintics][: step + 1][-1]
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if g.shape[-2] > g.shape[-1] else x).reshape(g.shape)
@@ -38,7 +50,8 @@ class Muon(torch.optim.Optimizer):
 
     Without `nesterov` u = m. Parameters have shape (..., rows, cols); those without a gradient are skipped. `dtype` is
     that of Newton-Schulz. A parameter group may say "momentum_dtype" if the buffer's is another (pr294, pr398:
-    float32), and "decay_after" if the last two steps change places (pr294).
+    float32), "decay_after" if the last two steps change places (pr294), "quintics" of another name, and "equal_rows"
+    if every row of u is brought to length 1 first (MuonEq-R, arXiv 2603.28254).
 
     In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum and
     orthogonalises its share of the matrices; the updates are then gathered.
@@ -56,6 +69,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "dtype": dtype}
         defaults |= {"nesterov": nesterov, "momentum_dtype": dtype, "decay_after": False}
+        defaults |= {"quintics": "muon", "equal_rows": False}
         super().__init__(params, defaults)
         for p, group in ((p, g) for g in self.param_groups for p in g["params"]):
             if p.ndim < 2:
@@ -71,7 +85,10 @@ class Muon(torch.optim.Optimizer):
                 m = self.state[p]["momentum"].mul_(momentum).add_(g)
                 # torch.add rounds once, as the original's fused multiply-add
                 u = torch.add(g, m, alpha=momentum) if group["nesterov"] else m
-                pending.append((p, shared(u.to(group["dtype"]), group["ns_steps"])))
+                if group["equal_rows"]:
+                    u = F.normalize(u, dim=-1, eps=EPS)
+                orthogonal = partial(newton_schulz, steps=group["ns_steps"], quintics=group["quintics"])
+                pending.append((p, shared(u.to(group["dtype"]), orthogonal)))
             for p, update in pending:
                 rows, cols = p.shape[-2:]
                 kept = 1 - group["lr"] * group["weight_decay"]
@@ -82,17 +99,17 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(kept)
 
 
-def shared(u: Tensor, steps: int) -> Callable[[], Tensor]:
-    """What waits for `newton_schulz(u, steps, u.dtype)`, its matrices divided among the ranks; begins at once."""
+def shared(u: Tensor, orthogonal: Callable[..., Tensor]) -> Callable[[], Tensor]:
+    """What waits for `orthogonal(u, dtype=u.dtype)`, its matrices divided among the ranks; begins at once."""
     world = world_size()
     if world == 1:
-        alone = newton_schulz(u, steps, u.dtype)
+        alone = orthogonal(u, dtype=u.dtype)
         return lambda: alone
     slots = u.reshape(-1, *u.shape[-2:])
     share = -(-len(slots) // world)
     slots = F.pad(slots, (0, 0, 0, 0, 0, share * world - len(slots)))  # every rank sends as much
     first = dist.get_rank() * share
-    mine = newton_schulz(slots[first : first + share], steps, u.dtype).contiguous()
+    mine = orthogonal(slots[first : first + share], dtype=u.dtype).contiguous()
     updates = torch.empty_like(slots)
     work = dist.all_gather(list(updates.chunk(world)), mine, async_op=True)
 

@@ -49,7 +49,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
     Training is taken from the first of the runs `donors` that trained alike, if one did.
     Raises UserError if `out` holds a run of another configuration or data, or anything else.
     """
-    rt = runtime.start(cfg.run.dtype, cfg.run.seed)
+    rt = runtime.start(cfg.run.dtype, cfg.run.seed, cfg.run.graphs)
     try:
         check(cfg, rt.world)
         tell = say if rt.is_main else (lambda text: None)
@@ -169,7 +169,7 @@ class _Stages:
     def calibrate(self, weights: Weights) -> dict[str, Tensor]:
         """Damped Hessians of the matrices on self-generated text."""
         q, device = self.cfg.quant, self.rt.device
-        net = Net(self.cfg.model, self.tables.to(device), choose_compute(device, self.rt.dtype))
+        net = Net(self.cfg.model, self.tables.to(device), choose_compute(self.rt))
         with bar(-(-q.calib_seqs // q.calib_batch) * (q.calib_len - 1), "calibration text", "tok") as progress:
             tokens = self_generated(q, net, weights, self.cfg.run.seed, progress.update)
         with bar(q.calib_seqs, "hessians", "seq") as progress:

@@ -76,8 +76,8 @@ class _Loop:
     def __init__(self, cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> None:
         self.cfg, self.run, self.data, self.runtime = cfg, run, data, runtime
         self.schedule, self.plan = ordinary(cfg), plan(cfg, runtime.world)  # may refuse the number of ranks
-        self.net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime.device, runtime.dtype))
-        self.loss_fn = loss_function(self.net, cfg.optim.z_loss, compiled=runtime.device.type == "cuda")
+        self.net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime))
+        self.loss_fn = loss_function(self.net, cfg.optim.z_loss)
         self.bits = 1 / (np.log(2) * data.bytes_per_token)
         self.state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
         if run.file(CHECKPOINT).exists():

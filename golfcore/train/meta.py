@@ -23,7 +23,7 @@ from golfcore.model import params
 from golfcore.model.attention import Compute, attend_reference, attend_sdpa
 from golfcore.model.forward import Net
 from golfcore.model.weights import Banks, Weights, flat, tree_map, unflat
-from golfcore.optim.inner import Batch, Loss, clipped, joint_norm, loss_function, open_gradient, velocity
+from golfcore.optim.inner import Batch, Loss, clipped, gradient, joint_norm, loss_function, velocity
 
 
 class Outcome(NamedTuple):
@@ -107,11 +107,11 @@ def inner_steps(
     momentum: dict[str, Tensor] = {}
     for _ in range(cfg.inner_steps):
         here = displaced(base, moved)
-        g = open_gradient(loss, here, names, masks, data, second)
+        g = gradient(loss, here, names, masks, data, second)
         if cfg.sam_rho:
             ascent = cfg.sam_rho / joint_norm(g).clamp(min=1e-12)
             uphill = unflat({**flat(here), **{n: flat(here)[n] + ascent * g[n] for n in names}})
-            g = open_gradient(loss, uphill, names, masks, data, second)
+            g = gradient(loss, uphill, names, masks, data, second)
         momentum = velocity(clipped(g, cfg.inner_clip), momentum, cfg.inner_momentum)
         steps = {n: cfg.inner_lr * v for n, v in momentum.items()}
         moved = {n: moved[n] + step if n in moved else step for n, step in steps.items()}
@@ -181,7 +181,7 @@ def _now(device: torch.device) -> float:
 def counted_cost(cfg: Config) -> float:
     """What a meta call computes, in micro-batches: 1 is the forward and backward pass of one over all its tokens.
 
-    Not counted: attention is cheaper in half rows, and the inner backward ends above the frozen blocks.
+    Not counted: attention is cheaper in half rows.
     """
     m, (inner, outer) = cfg.meta, _sizes(cfg)
     passes = m.inner_steps * (2 if m.sam_rho else 1) * (2 if m.order == "second" else 1)

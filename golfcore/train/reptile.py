@@ -63,14 +63,9 @@ def meta_step(cfg: Config, loss: Loss, weights: Weights, batches: Iterable[Batch
     """
     r, losses, adapted = cfg.reptile, list[Tensor](), weights
     masks = params.frozen(cfg.model, r.freeze_blocks, ("matrix",))
-
-    def recorded(w: Weights, x: Tensor, y: Tensor) -> Tensor:
-        value = loss(w, x, y)
-        losses.append(value.detach())
-        return value
-
     for batch in batches:
-        gradient = open_gradient(recorded, adapted, MOVED, masks, batch, create_graph=False)
+        value, gradient = open_gradient(loss, adapted, MOVED, masks, batch)
+        losses.append(value)
         here = flat(adapted)
         adapted = unflat({**here, **{name: here[name] - r.inner_lr * g for name, g in gradient.items()}})
     return tree_map(lambda t, a: t + r.outer_lr * (a - t), weights, adapted), torch.stack(losses).tolist()
@@ -96,8 +91,8 @@ def _meta_steps(
     """Meta-steps until the budget is used, with a bar, rows of metrics, and a checkpoint now and then."""
     r, start, device, (most, cap) = cfg.reptile, flat(weights), runtime.device, budget(cfg)
     block = r.batch_seqs * cfg.data.seq_len + 1  # tokens of text that an inner step uses up
-    net = Net(cfg.model, data.tables.to(device), choose_compute(device, runtime.dtype))
-    loss = loss_function(net, cfg.optim.z_loss, compiled=device.type == "cuda")
+    net = Net(cfg.model, data.tables.to(device), choose_compute(runtime))
+    loss = loss_function(net, cfg.optim.z_loss)
     path, belongs = run.file(CHECKPOINT), {**data.belongs, "weights": tensors.digest(start)}
     done, elapsed = 0, 0.0  # meta-steps, and their seconds
     if path.exists():
