@@ -264,21 +264,6 @@ def test_the_delta_objective_holds_one_graph_at_a_time() -> None:
     assert peak_bytes(both) > 1.5 * without
 
 
-def test_the_inner_backward_ends_above_the_frozen_blocks() -> None:
-    """Frozen slots and everything else that is not adapted are not differentiated in a first-order inner step."""
-    seen: list[Weights] = []
-
-    def watched(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        seen.append(weights)
-        return loss_of(SMOKE)(weights, x, y)
-
-    meta.inner_steps(SMOKE.meta, watched, lively(SMOKE), batch(2), meta.freeze_masks(SMOKE.model, SMOKE.meta))
-    (given,) = seen
-    assert [t.requires_grad for t in given.banks.qo] == [False, False, True, True]
-    assert [t.requires_grad for t in given.banks.up] == [False, True]
-    assert not any(t.requires_grad for t in given.rest.values())
-
-
 def test_compiled_losses_give_the_eager_gradients() -> None:
     """Training hands its compiled loss to the meta call: stacks, slices and adapted weights must all trace."""
     weights, data, masks = lively(RATES), meta.split(RATES.meta, *batch(4)), meta.freeze_masks(RATES.model, RATES.meta)

@@ -116,6 +116,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def send(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the host on the device; to a GPU from pinned memory, so that the host goes on meanwhile."""
+    if device.type != "cuda":
+        return [t.to(device) for t in batch]
+    return [t.pin_memory().to(device, non_blocking=True) for t in batch]
+
+
 def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over the ranks, in its own dtype; one message for each dtype."""
     world = world_size()

@@ -100,7 +100,8 @@ def fold(weights: Weights) -> Weights:
 
     Banks and adapters may be stacks or tuples of slices (`golfcore.model.weights.unbound`).
     """
-    rest, banks = dict(weights.rest), dict[str, list[Tensor]]()
+    rest = dict(weights.rest)
+    banks: dict[str, list[Tensor]] = {}
     for role in ROLES:
         if f"{role}.a" in rest:
             for u, (a, b) in enumerate(zip(rest.pop(f"{role}.a"), rest.pop(f"{role}.b"), strict=True)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from golfcore.base.errors import UserError
-from golfcore.base.runtime import Runtime, all_reduce_sum
+from golfcore.base.runtime import Runtime, all_reduce_sum, send
 from golfcore.config import Config
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
@@ -182,7 +182,7 @@ class Evaluation:
 
     def _steps(self, adapter: ttt.Adapter, batches: list[np.ndarray], lr: float, chunk: int) -> None:
         for starts in batches:
-            x, y = (z.to(self.runtime.device) for z in self.ledger.train(starts, self.cfg.data.seq_len))
+            x, y = send(self.ledger.train(starts, self.cfg.data.seq_len), self.runtime.device)
             loss = ttt.step(self.cfg, self.net, adapter, x, y, lr, self.runtime)
             if not math.isfinite(loss):
                 raise NotFinite(f"the loss of step {adapter.steps} is {loss}")

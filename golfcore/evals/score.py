@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golfcore.base.runtime import send
 from golfcore.data.tokens import Tables, target_bytes
 from golfcore.evals.ledger import Ledger
 from golfcore.model.forward import Net, forward, graph, nll
@@ -29,7 +30,7 @@ def score(
     usual = np.bincount(rows[:, 2] - rows[:, 0]).argmax() if len(rows) else 0
     for at in range(0, len(rows), batch):
         part = rows[at : at + batch]
-        x, y = (t.to(device) for t in ledger.read(part, seq_len))
+        x, y = send(ledger.read(part, seq_len), device)
         first = int((part[:, 2] - part[:, 0]).min())  # logits before the earliest scored position are not needed
         # a graph for windows that slide; their beginning and end, and rows that are scored whole, are not worth one
         sliding = net.compute.compiled and look is None and len(part) == batch and first == usual > 0

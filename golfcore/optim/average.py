@@ -33,7 +33,9 @@ def update(cfg: AverageConfig, state: Average, weights: Weights, step: int, lr_m
     if cfg.kind == "lawa":
         return Average(taken, (*state.copies[1:], detach(weights)))
     new = 1 - cfg.decay**cfg.every if cfg.kind == "ema" else 1 / taken
-    tree_map(lambda e, w: e.lerp_(w.detach().to(e.dtype), new), *state.copies, weights)
+    copies = list(flat(state.copies[0]).values())
+    with torch.no_grad():
+        torch._foreach_lerp_(copies, [w.to(e) for e, w in zip(copies, flat(weights).values(), strict=True)], new)
     return state._replace(taken=taken)
 
 

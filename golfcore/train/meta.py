@@ -152,8 +152,8 @@ def add_gradient(
     began, pre = _now(device), None
     with full_float32() if m.dtype == "float32" else nullcontext():
         if _watches_before(m) and step % (m.every * m.log_pre_every) == 0:
-            with torch.no_grad():
-                pre = loss(tree_map(lambda t: t.detach().float().requires_grad_(), weights), *inner_outer[1])
+            watching = tree_map(lambda t: t.detach().float().requires_grad_(), weights)  # finds the objective's graph
+            pre = loss(watching, *inner_outer[1]).detach()
         watched = _now(device)
         found = evaluate(m, loss, weights, inner_outer, freeze_masks(cfg.model, m))
     all_reduce_mean_(flat(found.gradients).values())  # equal but for rounding, and the ranks must stay equal

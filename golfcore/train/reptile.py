@@ -18,7 +18,7 @@ from golfcore.base import tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.base.records import RunFolder
-from golfcore.base.runtime import Runtime, all_reduce_mean_
+from golfcore.base.runtime import Runtime, all_reduce_mean_, send
 from golfcore.config import Config
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
@@ -106,7 +106,7 @@ def _meta_steps(
     def batches(number: int) -> list[Batch]:
         """What each inner step of a meta-step trains on."""
         rows = (data.stream.rows((number * r.inner_steps + i) * block, r.batch_seqs, cfg.data.seq_len) for i in inner)
-        return [(x.to(device), y.to(device)) for x, y in rows]
+        return [(x, y) for x, y in (send(batch, device) for batch in rows)]
 
     def save() -> None:
         values, plain = {name: flat(weights)[name] for name in MOVED}, {"meta_steps": done, "elapsed": elapsed}

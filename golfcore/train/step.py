@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from golfcore.base.errors import UserError
-from golfcore.base.runtime import Runtime, all_reduce_mean_
+from golfcore.base.runtime import Runtime, all_reduce_mean_, send
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.model.forward import Net
@@ -93,26 +94,26 @@ def fake_quantized(cfg: Config, weights: Weights) -> Weights:
 def train_step(
     cfg: Config, net: Net, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime
 ) -> Report:
-    """Advance `state` by one step. Raises Diverged before any update."""
+    """Advance `state` by one step. Raises Diverged before any update: there alone the host waits for the device."""
     o, scheduled, shared = cfg.optim, schedule.ordinary(cfg), plan(cfg, runtime.world)
     ms, began = state.elapsed * 1000, (state.qat, state.adaptive.triggered is not None)
     multiplier = schedule.lr_multiplier(scheduled, Clock(state.step, ms, state.adaptive.triggered))
     state.qat = state.qat or (o.qat != "none" and multiplier < o.qat_scale)
     state.optimizers.zero_grad()
-    loss = _main_gradient(cfg, state, stream, loss_fn, runtime)
+    total = main_gradient(cfg, state, stream, loss_fn, runtime)
     row = None
     if meta.due(cfg.meta, state.step, multiplier):
         data = meta_data(cfg, shared, stream, runtime.device)
         row = meta.add_gradient(cfg, net, state.weights, state.step, data, loss_fn)
     stream.position += shared.tokens
-    state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, ms, loss)
     momentum = schedule.momentum(o, state.step)
     build.mask_frozen_skips(cfg.model, state.weights)
     # before clipping, as published
     sensed = sensitivity.update(cfg.quant, state.sensitivity, state.weights, multiplier)
-    norm = float(build.clip_(state.weights, o.grad_clip))
+    loss, norm = torch.stack((total.double(), build.clip_(state.weights, o.grad_clip))).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(f"step {state.step}: expected a finite loss and gradient, found loss {loss}, norm {norm}")
+    state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, ms, loss)
     state.sensitivity = sensed
     state.optimizers.step(multiplier, momentum)
     state.step += 1
@@ -123,13 +124,13 @@ def train_step(
     return Report(loss, multiplier, momentum, norm, row, tuple(events))
 
 
-def _main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime) -> float:
-    """Leave the gradient of the step's mean loss in the weights, on all ranks; returns that loss."""
+def main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime) -> Tensor:
+    """Leave the gradient of the step's mean loss in the weights, on all ranks; returns that loss, 0-dim."""
     shared = plan(cfg, runtime.world)
     n_pieces, quantizes = shared.micro * shared.parts // shared.world, state.qat and cfg.optim.qat == "matrices"
     total, targets = torch.zeros((), device=runtime.device), 0
     for piece in shared.pieces(stream, runtime.rank):
-        x, y = (t.to(runtime.device) for t in piece)
+        x, y = send(piece, runtime.device)
         seen = fake_quantized(cfg, state.weights) if quantizes else state.weights
         loss = loss_fn(seen, x, y)
         (loss / n_pieces).backward()
@@ -138,7 +139,7 @@ def _main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn:
     if targets * shared.world != cfg.optim.batch_tokens:
         raise RuntimeError(f"expected {cfg.optim.batch_tokens} targets in a step, found {targets} x {shared.world}")
     all_reduce_mean_([total, *(t.grad for t in flat(state.weights).values() if t.grad is not None)])
-    return float(total)
+    return total
 
 
 def meta_data(cfg: Config, shared: Plan, stream: TokenStream, device: torch.device) -> tuple[Batch, Batch]:
@@ -147,5 +148,5 @@ def meta_data(cfg: Config, shared: Plan, stream: TokenStream, device: torch.devi
     Every rank takes all of that micro-batch. The text after it is read ahead: the next step trains on it.
     """
     blocks = (shared.micro - 1, shared.micro) if cfg.meta.split == "next-chunk" else (shared.micro - 1,)
-    (x, y), *ahead = [(x.to(device), y.to(device)) for x, y in (shared.piece(stream, block) for block in blocks)]
+    (x, y), *ahead = [(x, y) for x, y in (send(shared.piece(stream, block), device) for block in blocks)]
     return meta.split(cfg.meta, x, y, *ahead)
