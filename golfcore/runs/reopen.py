@@ -90,7 +90,7 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
     if found <= total:
         raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {found}")
     text = packed.subject.tokens[: total + 1]
-    alone = packed.subject.runtime._replace(rank=0, world=1, dtype=torch.float32)
+    alone = packed.subject.runtime._replace(rank=0, world=1, dtype=torch.float32, compiled=False)
     scorer = ProtocolScorer(protocol, cfg, packed.subject._replace(runtime=alone), packed.changes)
     with bar(len(TESTS), "audit", "test") as progress, full_float32():
         report = audit(
