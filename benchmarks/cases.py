@@ -28,7 +28,7 @@ from golfcore.optim import average, build
 from golfcore.optim.inner import Loss, loss_function
 from golfcore.optim.muon import newton_schulz
 from golfcore.train import state
-from golfcore.train.step import Report, train_step
+from golfcore.train.step import Report, plan, train_step
 
 Parts = dict[str, Callable[[], object]]  # by name, what of a step can be called alone
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -94,7 +94,7 @@ class Training:
     def step(self, number: int = 1) -> Report:
         """Step `number` on the text's first rows: a meta call at multiples of four, averaging before those of ten."""
         self.state.step, self.stream.position = number, 0
-        return train_step(self.cfg, self.net, self.state, self.stream, self.loss, self.runtime)
+        return train_step(self.cfg, self.net, self.state, self.stream, self.loss, self.runtime, plan(self.cfg, 1))
 
     def parts(self) -> Parts:
         """The parts of a step, on the gradients of one micro-batch."""

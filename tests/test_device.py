@@ -74,7 +74,7 @@ def test_a_step_up_to_where_the_host_waits(stream: TokenStream, changes: dict) -
     cfg, net, weights = system("exp101", optim={"equal_rows": True, **changes}, quant={"guided_high": 0.1})
     runtime = RUNTIME._replace(device=META, dtype=torch.bfloat16)
     state = SimpleNamespace(weights=weights, qat=bool(changes))
-    loss = step.main_gradient(cfg, state, stream, loss_function(net), runtime)
+    loss = step.main_gradient(cfg, state, stream, loss_function(net), runtime, step.plan(cfg, 1))
     norm = clip_(weights, cfg.optim.grad_clip)
     sensed = sensitivity.update(cfg.quant, sensitivity.start(cfg.quant, weights), weights, 0.0)
     assert {loss.device, norm.device, *(t.device for t in sensed.sums.values())} == {META}

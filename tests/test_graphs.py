@@ -9,12 +9,14 @@ import torch
 from tiny import lively, tables
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from golfcore.base.errors import UserError
 from golfcore.config import load
 from golfcore.model import forward
 from golfcore.model.attention import Compute, attend_blocks
 from golfcore.model.forward import Net
 from golfcore.optim.inner import loss_function
 from golfcore.runs import pipeline
+from golfcore.train.step import Plan
 
 CHANGES = {"run.dtype": "float32", "run.val_every": 4, "meta.enabled": True, "meta.every": 2, "schedule.iterations": 6}
 CHANGES |= {"schedule.warmdown_steps": 2, "model.vocab_size": 320, "data.reserve_tokens": 300, "data.val_tokens": 1400}
@@ -62,3 +64,19 @@ def test_every_system_trains_in_one_graph(name: str, made: CompileCounterWithBac
         losses[-1].backward()
     assert made.frame_count == 1
     torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0)
+
+
+def test_micro_batches_that_do_not_fit_are_cut_by_rows() -> None:
+    """A device with room for a third of 12 rows; one without room for a row is said to have too little."""
+    tried = []
+
+    def attempt(rows: int, shared: Plan) -> None:
+        tried.append(shared.rows // shared.parts)
+        if tried[-1] > rows:
+            raise torch.OutOfMemoryError
+
+    whole = Plan(micro=2, rows=12, parts=1, seq_len=64, world=1)
+    assert whole.fitted(partial(attempt, 4)) == whole._replace(parts=4)
+    assert tried == [12, 6, 3]
+    with pytest.raises(UserError, match="data.seq_len 64: expected room for one row on the device"):
+        whole.fitted(partial(attempt, 0))

@@ -21,7 +21,7 @@ from golfcore.model.weights import Weights, tree_map
 from golfcore.optim.inner import loss_function
 from golfcore.train import loop, state
 from golfcore.train.state import TrainingData
-from golfcore.train.step import train_step
+from golfcore.train.step import plan, train_step
 
 CHANGES = {"schedule.iterations": 8, "schedule.warmdown_steps": 4, "run.val_every": 4, "run.checkpoint_every": 2}
 TINY = load("smoke", CHANGES | {"optim.grad_accum": 2, "optim.batch_tokens": 512})
@@ -46,7 +46,7 @@ def steps(cfg: Config, stream: TokenStream, n: int, s: state.TrainState | None =
     stream.position = s.position
     net = Net(cfg.model, tables(cfg))
     loss = loss_function(net, cfg.optim.z_loss)
-    return s, [train_step(cfg, net, s, stream, loss, RUNTIME) for _ in range(n)]
+    return s, [train_step(cfg, net, s, stream, loss, RUNTIME, plan(cfg, 1)) for _ in range(n)]
 
 
 def lively(cfg: Config, seed: int = 0) -> Weights:

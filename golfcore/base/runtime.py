@@ -147,6 +147,15 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
+def all_reduce_max(number: int) -> int:
+    """The largest `number` of all ranks."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def barrier() -> None:
     """Wait until every rank is here, for up to PATIENCE. On the CPU: ranks that wait leave their GPUs alone."""
     if world_size() > 1:

@@ -25,7 +25,7 @@ from golfcore.train import reptile, sensitivity
 from golfcore.train import state as states
 from golfcore.train.meta import add_gradient, due, freeze_masks, split
 from golfcore.train.state import TrainingData
-from golfcore.train.step import Diverged, Report, plan, train_step
+from golfcore.train.step import Diverged, Plan, Report, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -115,7 +115,7 @@ class _Loop:
     def _step(self) -> Report:
         s, began = self.state, time.perf_counter()
         try:
-            report = train_step(self.cfg, self.net, s, self.data.stream, self.loss_fn, self.runtime)
+            report = train_step(self.cfg, self.net, s, self.data.stream, self.loss_fn, self.runtime, self.plan)
         except Diverged as e:
             kept = self.run.file(CHECKPOINT)
             where = f"the last good state is in {kept}" if kept.exists() else "no checkpoint had been written yet"
@@ -164,11 +164,18 @@ class _Loop:
         barrier()
 
     def _warm_up(self) -> None:
-        """Compile before the clock starts: one forward and backward, and one meta call, that change nothing."""
+        """Compile before the clock starts: one forward and backward, and one meta call, that change nothing.
+
+        Micro-batches that do not fit into the GPU's memory are cut by rows until they do.
+        """
         c, p, weights = self.cfg, self.plan, self.state.weights
         zeros = torch.zeros(p.rows, p.seq_len, dtype=torch.int64, device=self.runtime.device)
-        part = zeros[: p.rows // p.parts]
-        self.loss_fn(weights, part, part).backward()
+
+        def attempt(plan: Plan) -> None:
+            part = zeros[: plan.rows // plan.parts]
+            self.loss_fn(weights, part, part).backward()
+
+        self.plan = self.plan.fitted(attempt)
         if c.meta.enabled:
             add_gradient(c, self.net, weights, 0, split(c.meta, zeros, zeros, (zeros, zeros)), self.loss_fn)
         self.state.optimizers.zero_grad()

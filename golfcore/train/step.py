@@ -1,14 +1,14 @@
 """One optimizer step: micro-batches, meta gradient, schedule, clipping, update, averaging (exp101's order)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from golfcore.base.errors import UserError
-from golfcore.base.runtime import Runtime, all_reduce_mean_, send
+from golfcore.base.runtime import Runtime, all_reduce_max, all_reduce_mean_, send
 from golfcore.config import Config
 from golfcore.data.stream import TokenStream
 from golfcore.model.forward import Net
@@ -62,6 +62,24 @@ class Plan(NamedTuple):
         at = stream.position + block * (self.rows * self.seq_len + 1) + part * rows * self.seq_len
         return stream.rows(at, rows, self.seq_len)
 
+    def smaller(self) -> "Plan":
+        """The same text in the next smaller pieces: gradients equal but for rounding. UserError: a piece is a row."""
+        factors = (k for k in range(2, self.rows // self.parts + 1) if self.rows // self.parts % k == 0)
+        if (factor := next(factors, None)) is None:
+            raise UserError(f"data.seq_len {self.seq_len}: expected room for one row on the device, found too little")
+        return self._replace(parts=self.parts * factor)
+
+    def fitted(self, attempt: Callable[["Plan"], None]) -> "Plan":
+        """The plan with the largest pieces that leave `attempt` the memory it needs, on every rank."""
+        fits = self
+        while True:
+            try:
+                attempt(fits)
+                break
+            except torch.OutOfMemoryError:
+                fits = fits.smaller()
+        return self._replace(parts=all_reduce_max(fits.parts))
+
     def pieces(self, stream: TokenStream, rank: int) -> Iterator[Batch]:
         """The pieces of the step that `rank` reads."""
         for index in range(rank, self.micro * self.parts, self.world):
@@ -92,15 +110,15 @@ def fake_quantized(cfg: Config, weights: Weights) -> Weights:
 
 
 def train_step(
-    cfg: Config, net: Net, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime
+    cfg: Config, net: Net, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime, shared: Plan
 ) -> Report:
     """Advance `state` by one step. Raises Diverged before any update: there alone the host waits for the device."""
-    o, scheduled, shared = cfg.optim, schedule.ordinary(cfg), plan(cfg, runtime.world)
+    o, scheduled = cfg.optim, schedule.ordinary(cfg)
     ms, began = state.elapsed * 1000, (state.qat, state.adaptive.triggered is not None)
     multiplier = schedule.lr_multiplier(scheduled, Clock(state.step, ms, state.adaptive.triggered))
     state.qat = state.qat or (o.qat != "none" and multiplier < o.qat_scale)
     state.optimizers.zero_grad()
-    total = main_gradient(cfg, state, stream, loss_fn, runtime)
+    total = main_gradient(cfg, state, stream, loss_fn, runtime, shared)
     row = None
     if meta.due(cfg.meta, state.step, multiplier):
         data = meta_data(cfg, shared, stream, runtime.device)
@@ -124,9 +142,10 @@ def train_step(
     return Report(loss, multiplier, momentum, norm, row, tuple(events))
 
 
-def main_gradient(cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime) -> Tensor:
+def main_gradient(
+    cfg: Config, state: TrainState, stream: TokenStream, loss_fn: Loss, runtime: Runtime, shared: Plan
+) -> Tensor:
     """Leave the gradient of the step's mean loss in the weights, on all ranks; returns that loss, 0-dim."""
-    shared = plan(cfg, runtime.world)
     n_pieces, quantizes = shared.micro * shared.parts // shared.world, state.qat and cfg.optim.qat == "matrices"
     total, targets = torch.zeros((), device=runtime.device), 0
     for piece in shared.pieces(stream, runtime.rank):
