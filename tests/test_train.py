@@ -79,12 +79,14 @@ def test_steps_saved_and_as_many_more_are_all_steps(changes: dict, stream: Token
     assert whole.position == 5 * 514
 
 
-def test_a_run_killed_between_checkpoints_ends_the_same(finished, stream, tmp_path: Path, monkeypatch) -> None:
-    folder, whole = finished
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_killed_between_checkpoints_ends_the_same(dtype, stream, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "whole"
+    whole = train(TINY, folder, stream, dtype)
     calls = killed_at(6, monkeypatch, loop, "train_step")  # steps 0..4 are done, the last checkpoint is of step 4
     with pytest.raises(KeyboardInterrupt):
-        train(TINY, tmp_path / "cut", stream)
-    resumed = train(TINY, tmp_path / "cut", stream)
+        train(TINY, tmp_path / "cut", stream, dtype)
+    resumed = train(TINY, tmp_path / "cut", stream, dtype)
     assert len(calls) == 6 + 8 - 4 and same(flat(whole), flat(resumed))
     assert logged(folder) == logged(tmp_path / "cut")
     assert [r["step"] for r in RunFolder(tmp_path / "cut").metrics("val")] == [0, 4, 8]
@@ -353,7 +355,7 @@ folder = Path(sys.argv[1])
 ranks_train(folder, runtime.start("float32", 1))
 runtime.stop()
 """
-ARMS = {  # two ranks share micro-batches or rows
+ARMS = {  # ranks share micro-batches, rows, or both
     "halves": {"meta.enabled": True, "meta.every": 2, "meta.inner_lr": 0.1, "reptile.share": 0.25},
     "rows": {"meta.enabled": True, "meta.split": "next-chunk", "optim.grad_accum": 1},
 }
@@ -371,25 +373,32 @@ def ranks_train(folder: Path, rt: runtime.Runtime) -> None:
     tensors.save(folder / f"{rt.world}-{rt.rank}.safetensors", found, {})
 
 
-def test_two_ranks_train_as_one(stream: TokenStream, tmp_path: Path, monkeypatch) -> None:
-    """Within rounding: Muon on stacks that do not divide, shared micro-batches or rows, meta-learning, Reptile."""
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_train_as_one(world: int, stream: TokenStream, tmp_path: Path, monkeypatch) -> None:
+    """Within rounding: Muon on stacks that do not divide, shared micro-batches or rows, meta-learning, Reptile.
+
+    The four go on with what one began: the checkpoint of its second step.
+    """
     shutil.copy(stream.shards[0], tmp_path)
     ranks_train(tmp_path, RUNTIME)
+    if world == 4:
+        (begun := tmp_path / "halves-4").mkdir()
+        for name in (loop.CHECKPOINT, "metrics.jsonl"):
+            shutil.copy(tmp_path / "halves-1" / name.replace("checkpoint", "checkpoint.previous"), begun / name)
     (tmp_path / "rank.py").write_text(RANK)
     root = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     done = subprocess.run([*torchrun, tmp_path / "rank.py", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    alone, first, second = (
-        tensors.load(tmp_path / f"{run}.safetensors", "weights")[0] for run in ("1-0", "2-0", "2-1")
-    )
-    assert same(first, second)
+    runs = ["1-0", *(f"{world}-{rank}" for rank in range(world))]
+    alone, first, *others = (tensors.load(tmp_path / f"{run}.safetensors", "weights")[0] for run in runs)
+    assert all(same(first, other) for other in others)
     for key in alone:
         torch.testing.assert_close(first[key], alone[key], rtol=1e-3, atol=1e-5)
     for name in ARMS:
-        one, two = (RunFolder(tmp_path / f"{name}-{world}") for world in (1, 2))
+        one, two = (RunFolder(tmp_path / f"{name}-{n}") for n in (1, world))
         assert [r["tokens"] for r in one.metrics("train")] == [r["tokens"] for r in two.metrics("train")]
         for kind, keys in (("train", ["loss"]), ("meta", ["loss_post", "main_norm", "meta_norm", "cosine"])):
             for a, b in zip(one.metrics(kind), two.metrics(kind), strict=True):

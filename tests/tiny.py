@@ -81,9 +81,9 @@ def logged(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in timed} for row in RunFolder(folder).metrics()]
 
 
-def train(cfg: Config, folder: Path, stream: TokenStream) -> Weights:
+def train(cfg: Config, folder: Path, stream: TokenStream, dtype: torch.dtype = torch.float32) -> Weights:
     """The whole training of `cfg` from the stream's first token."""
     stream.position = 0
     val = np.random.default_rng(1).integers(0, cfg.model.vocab_size, 513).astype(np.uint16)
     data = TrainingData(stream, val, tables(cfg), 3.0, BELONGS)
-    return loop.train(cfg, RunFolder(folder), data, RUNTIME)
+    return loop.train(cfg, RunFolder(folder), data, RUNTIME._replace(dtype=dtype))
