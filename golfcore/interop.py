@@ -137,17 +137,26 @@ def from_reference(state: Mapping[str, Tensor], model_cfg: ModelConfig) -> Weigh
     return unflat(tensors)
 
 
-def to_reference(weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Values by the original's tensor names and shapes, whatever the weights hold: parameters or gradients."""
-    known, ours = _layout(model_cfg, set(shapes)), flat(weights)
+def to_reference(
+    weights: Weights, model_cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
+    """Values by the original's tensor names and shapes, whatever the weights hold: parameters or gradients.
+
+    Without `shapes` the names are those of exp101 and its kin.
+    """
+    known, ours = _layout(model_cfg, set(shapes or {"qo_bank"})), flat(weights)
     pieces: dict[str, dict[int, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
     for p in [p for p in table(model_cfg) if p.name in ours]:
         places = known[p.name]
         parts = [ours[p.name]] if len(places) == 1 else list(ours[p.name])
         for (name, index), part in zip(places, parts, strict=True):
-            pieces.setdefault(name, {})[index or 0] = part
-    whole = {name: torch.stack([by[i] for i in sorted(by)]) for name, by in pieces.items()}
-    return {name: whole[name].reshape(shape) for name, shape in shapes.items() if name in whole}
+            if index is None:
+                whole[name] = part
+            else:
+                pieces.setdefault(name, {})[index] = part
+    whole |= {name: torch.stack([by[i] for i in sorted(by)]) for name, by in pieces.items()}
+    return whole if shapes is None else {name: whole[name].reshape(s) for name, s in shapes.items() if name in whole}
 
 
 def matrix_names(model_cfg: ModelConfig) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import golden_analysis
 import numpy as np
 import torch
 from torch import Tensor
@@ -618,6 +619,16 @@ def schedules(check: Check, cfg: Options, spec: Options, run: Options) -> None:
     check.close(f"mom/{name}/cyclic", np.array(cyclic), 1e-6)
 
 
+# -- h: weight space as published
+
+
+def case_h(meta: Options, arrays: Arrays) -> Outcome:
+    check = Check(arrays)
+    meta["cfg"].all()
+    golden_analysis.compare(meta, arrays, generated, check.note)
+    return check.outcome
+
+
 CASES: dict[str, Callable[[dict, Arrays], Outcome]] = {
     "a": case_a,
     "b": case_b,
@@ -626,5 +637,5 @@ CASES: dict[str, Callable[[dict, Arrays], Outcome]] = {
     "e": case_e,
     "f": case_f,
     "g": case_g,
+    "h": case_h,
 }
-LATER = {"h": "weight-space analysis comes with its notebook"}
