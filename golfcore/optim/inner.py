@@ -57,8 +57,8 @@ def adam(
 
 
 def joint_norm(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Euclidean norm of all tensors together, 0-dim."""
-    return torch.stack([t.square().sum() for t in tensors.values()]).sum().sqrt()
+    """Euclidean norm of all tensors together, 0-dim float32."""
+    return torch.stack([t.float().square().sum() for t in tensors.values()]).sum().sqrt()
 
 
 def gradient(

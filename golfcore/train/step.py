@@ -128,7 +128,7 @@ def train_step(
     build.mask_frozen_skips(cfg.model, state.weights)
     # before clipping, as published
     sensed = sensitivity.update(cfg.quant, state.sensitivity, state.weights, multiplier)
-    loss, norm = torch.stack((total.double(), build.clip_(state.weights, o.grad_clip))).tolist()
+    loss, norm = torch.stack((total, build.clip_(state.weights, o.grad_clip))).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(f"step {state.step}: expected a finite loss and gradient, found loss {loss}, norm {norm}")
     state.adaptive = schedule.update_adaptive(scheduled, state.adaptive, state.step, ms, loss)
