@@ -154,7 +154,7 @@ def evaluated(protocol: str, cfg: Config, subject: Subject) -> np.ndarray:
     evaluation = protocols.begin(protocol, cfg, subject)
     while not evaluation.finished:
         evaluation.step()
-    return evaluation.ledger.first_scores()
+    return evaluation.ledger.nats
 
 
 # -- what must be the same before anything is timed; tolerances are those of rounding in each dtype

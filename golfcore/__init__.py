@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["audit", "buckets", "compare", "evaluate", "load", "open_artifact", "open_run", "run"]
+__all__ = ["audit", "buckets", "geometry", "compare", "evaluate", "load", "open_artifact", "open_run", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,16 +13,18 @@ import pandas as pd
 from golfcore import config
 from golfcore.analysis import compare as comparison
 from golfcore.analysis import frames, scores, sizes, text
+from golfcore.analysis import geometry as geometries
 from golfcore.analysis import runs as reports
-from golfcore.analysis.buckets import bucket_occupancy
+from golfcore.analysis.buckets import Buckets
 from golfcore.base import tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.config import Config, load  # noqa: F401, which is gc.load
+from golfcore.data.datasets import prepare_data
 from golfcore.data.tokens import Tables
 from golfcore.evals import audit as audits
 from golfcore.evals.result import EvalResult
-from golfcore.model.weights import Weights, unflat
+from golfcore.model.weights import Weights, fingerprint, unflat
 from golfcore.quant import artifact as packed
 from golfcore.runs import pipeline, reopen
 from golfcore.runs.folder import default_out, find_run, find_target
@@ -178,18 +180,52 @@ def audit(
     return audits.audit(target, tokens, **settings)
 
 
-def buckets(source: Run | str | Path | np.ndarray, tables: Tables | None = None, rows: int = 0) -> pd.DataFrame:
-    """Occupancy of the n-gram table by the text of a run, or by tokens (N,): `analysis.buckets.bucket_occupancy`.
+def buckets(
+    source: Target | np.ndarray, tables: Tables | None = None, rows: int = 0, pieces: Sequence[str] | None = None
+) -> Buckets:
+    """The n-gram table of a run or an artifact on its training text, or of tokens (N,): `analysis.buckets.Buckets`.
 
-    Tokens need `tables`, which tell word starts; `rows` are those of the table (of a run: its own, unless given).
+    `.row(17)`, `.pair(" the", "re")`, `.predicts(17)`, `.rows`, `.pairs`, `.occupancy`, `.collisions()`. Tokens need
+    `tables`, which tell word starts; `rows` are those of the table (of a model: its own, unless given).
     """
-    if not isinstance(source, np.ndarray):
-        found = source if isinstance(source, Run) else open_run(source)
-        its = text.text_of(found.folder)
-        source, tables, rows = its.train, its.tables, rows or found.config.model.bigram_rows
-    if tables is None or rows < 2:
-        raise UserError(f"buckets: expected tables of the tokenizer and at least 2 rows, found {rows} rows")
-    return bucket_occupancy(source, tables, rows)
+    if isinstance(source, np.ndarray):
+        if tables is None:
+            raise UserError("buckets: expected tables of the tokenizer beside tokens, found none")
+        return Buckets(source, tables, rows, pieces=pieces)
+    where, scored = _where(source), None
+    if where.is_dir():
+        run = open_run(where)
+        cfg, weights, its = run.config, run.weights, text.text_of(run.folder)
+        if run.folder.file(RESULTS).exists():
+            scored = its.val, np.asarray(scores.evaluation(run.folder, "static").per_target)
+    else:
+        packed_one = reopen.open_packed(where, {})
+        cfg, weights = packed_one.cfg, packed_one.subject.weights
+        its = text.text_for(cfg, prepare_data(cfg, lambda message: None))
+    own, split = rows or cfg.model.bigram_rows, cfg.model.bigram_split
+    theirs = weights if own == cfg.model.bigram_rows else None
+    return Buckets(its.train, its.tables, own, split, text.pieces_for(cfg), theirs, scored)
+
+
+def geometry(*models: Target | Weights, dimensions: Sequence[int] = geometries.DIMENSIONS) -> pd.DataFrame:
+    """Leading subspaces of every block matrix between every two models: `analysis.geometry.overlaps`.
+
+    Models are runs, artifacts, or weights; they are named by run id or file, weights by their place, and what each is
+    (hash of its weights, configuration) is printed.
+    """
+    named: dict[str, Weights] = {}
+    for place, model in enumerate(models, 1):
+        if isinstance(model, Weights):
+            label, weights, origin = f"model {place}", model, ""
+        else:
+            where = _where(model)
+            opened = open_run(where) if where.is_dir() else open_artifact(where)
+            label, weights = where.name, opened.weights
+            origin = f", {opened.config.name}, configuration {opened.config.hash}"
+        label = label if label not in named else f"{label} ({place})"
+        print(f"{label}: weights {fingerprint(weights)[:12]}{origin}")
+        named[label] = weights
+    return geometries.overlaps(named, dimensions)
 
 
 def compare(runs: Sequence[Run | str | Path]) -> pd.DataFrame:

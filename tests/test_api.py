@@ -10,7 +10,7 @@ from synthetic_run import make_run
 
 import golfcore as gc
 from golfcore import api, cli
-from golfcore.analysis import runs
+from golfcore.analysis import runs, text
 from golfcore.base.errors import UserError
 from golfcore.config import Config
 from golfcore.evals.audit import Condition, Scores, Verdict
@@ -111,10 +111,31 @@ def test_a_scorer_is_audited_on_its_tokens() -> None:
 
 
 def test_buckets_of_a_run_and_of_tokens(made: api.Run) -> None:
-    whole = gc.buckets(made)
-    assert whole.equals(gc.buckets(made.path)) and (whole["kind"] == "summary").sum() == 4
-    with pytest.raises(UserError, match="expected tables of the tokenizer and at least 2 rows"):
+    """Of the run, of its artifact and of its text alone: the same pairs; only the first knows losses."""
+    found = gc.buckets(made)
+    its = text.text_of(made.folder)
+    alone = gc.buckets(its.train, its.tables, made.config.model.bigram_rows)
+    assert (found.occupancy["kind"] == "summary").sum() == 4
+    assert found.pairs["nats"].notna().any() and not alone.pairs["nats"].notna().any()
+    assert alone.pairs[["row", "times"]].equals(found.pairs[["row", "times"]])
+    whole = gc.buckets(made.artifact).pairs.set_index(["previous", "current"])[
+        "row"
+    ]  # on more text than was trained on
+    assert len(whole) > len(found.pairs)
+    assert whole[found.pairs.set_index(["previous", "current"]).index].tolist() == found.pairs["row"].tolist()
+    assert len(found.predicts(int(found.pairs["row"][0]))) == 10 and repr(found).startswith("split n-gram table of 127")
+    with pytest.raises(UserError, match="expected a model with an n-gram table, found tokens alone"):
+        alone.predicts(0)
+    with pytest.raises(UserError, match="expected tables of the tokenizer beside tokens"):
         gc.buckets(np.arange(10))
+
+
+def test_geometry_of_runs_artifacts_and_weights(made: api.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model against itself, rounded, and as weights; what each is is printed."""
+    found = gc.geometry(made, made.artifact, made.weights, dimensions=[4])
+    assert set(found["models"]) == {"run vs artifact.golf", "run vs model 3", "artifact.golf vs model 3"}
+    assert found[found["models"] == "run vs model 3"]["overlap"].min() > 1 - 1e-5
+    assert f"configuration {made.config.hash}" in capsys.readouterr().out
 
 
 def test_runs_are_compared(tmp_path: Path) -> None:

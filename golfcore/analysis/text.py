@@ -9,7 +9,8 @@ import numpy as np
 from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
-from golfcore.data.datasets import check_same, prepare_data, train_stream, val_tokens
+from golfcore.config import Config
+from golfcore.data.datasets import Dataset, check_same, prepare_data, train_stream, val_tokens
 from golfcore.data.tokens import SPACE, Tables, load_tables, load_tokenizer, token_classes
 
 TRAIN_TOKENS = 10_000_000  # enough to count pairs of 1,024 tokens
@@ -28,9 +29,15 @@ def text_of(run: RunFolder) -> Text:
     cfg = config.of_run(run)
     dataset = prepare_data(cfg, lambda message: None)
     check_same(dataset, run.data_hash(), dataset.tokenizer_hash, str(run.path))
-    vocab, trained = cfg.model.vocab_size, max((row["tokens"] for row in run.metrics("train")), default=0)
+    trained = max((row["tokens"] for row in run.metrics("train")), default=0)
     if not trained:
         raise UserError(f"{run.path}: expected a run that has trained, found no training rows")
+    return text_for(cfg, dataset, trained)
+
+
+def text_for(cfg: Config, dataset: Dataset, trained: int = TRAIN_TOKENS) -> Text:
+    """The validation text of a configuration, and the first `trained` tokens of its training text."""
+    vocab = cfg.model.vocab_size
     stream = train_stream(dataset, vocab, cfg.data.reserve_tokens)
     return Text(
         val=val_tokens(dataset, vocab, cfg.data.val_tokens),
@@ -41,8 +48,12 @@ def text_of(run: RunFolder) -> Text:
 
 
 def pieces_of(run: RunFolder) -> list[str]:
-    """The piece of every id of a run's tokenizer, with plain spaces. UserError as `text_of`."""
-    cfg = config.of_run(run)
+    """`pieces_for` of a run's configuration."""
+    return pieces_for(config.of_run(run))
+
+
+def pieces_for(cfg: Config) -> list[str]:
+    """The piece of every id of a configuration's tokenizer, with plain spaces. UserError: its data are not there."""
     tokenizer = load_tokenizer(prepare_data(cfg, lambda message: None).tokenizer, cfg.model.vocab_size)
     return [tokenizer.id_to_piece(i).replace(SPACE, " ") for i in range(tokenizer.vocab_size())]
 

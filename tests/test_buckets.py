@@ -1,0 +1,94 @@
+"""Laws of the n-gram table seen row by row, on a text whose counts are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from golfcore.analysis.buckets import Buckets
+from golfcore.base.errors import UserError
+from golfcore.data.tokens import Tables
+from golfcore.model.hashing import ngram_rows
+
+PIECES = [" a", "b", " c", "d", "e"]
+STARTS = torch.tensor([p.startswith(" ") for p in PIECES])
+TABLES = Tables(torch.ones(5, dtype=torch.int16), STARTS, torch.zeros(5, dtype=torch.bool))
+TOKENS = np.array([0, 1, 2, 0, 1, 3, 0, 1, 2, 4, 0, 1, 3], dtype=np.int64)  # " a" then "b" four times
+
+
+def buckets(n_rows: int = 8, split: bool = True, **more) -> Buckets:
+    return Buckets(TOKENS, TABLES, n_rows, split, PIECES, **more)
+
+
+def test_pairs_are_counted_with_their_rows_and_losses() -> None:
+    nats = np.arange(12.0)
+    found = buckets(scored=(TOKENS, nats)).pairs
+    first = found.iloc[0]
+    assert (first["text"], first["times"], first["word_start"]) == (" ab", 4, False)
+    assert found["times"].sum() == 12 and not found.duplicated(["previous", "current"]).any()
+    # " ab" ends at positions 1, 4, 7 and 11; the targets that follow are numbers 1, 4, 7 and 11 of `nats`
+    assert (first["targets"], first["nats"]) == (4, 5.75)
+    want = ngram_rows(torch.from_numpy(TOKENS)[None], STARTS, 8, True)[0, 1].item()
+    assert first["row"] == want
+
+
+def test_a_row_lists_who_shares_it_and_a_pair_finds_its_row() -> None:
+    made = buckets(4)  # three rows for nine pairs
+    for number in range(3):
+        here = made.row(number)
+        assert set(here["row"]) <= {number} and here["share"].sum() == pytest.approx(1 if len(here) else 0)
+    found = made.pair(" a", "b")
+    assert found["asked"].tolist() == [True] + [False] * (len(found) - 1)
+    assert found.loc[0, "text"] == " ab" and len(found) == len(made.row(int(found.loc[0, "row"])))
+    unseen = made.pair("e", "e")
+    assert (unseen.loc[0, "text"], unseen.loc[0, "times"]) == ("ee", 0) and unseen["asked"].sum() == 1
+    with pytest.raises(UserError, match="' x': expected a piece of the tokenizer, found ' a', ' c'|none like it"):
+        made.pair(" x", "b")
+    with pytest.raises(UserError, match="row 3: expected 0 to 2"):
+        made.row(3)
+
+
+def test_split_rows_hold_one_class_and_shared_rows_both() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 5, 4000)
+    split, shared = (Buckets(tokens, TABLES, 9, kind, PIECES).rows for kind in (True, False))
+    assert set(split["word_start"]) <= {0.0, 1.0} and shared["word_start"].between(0.01, 0.99).any()
+
+
+def test_bits_hidden_by_sharing_are_those_of_the_closed_form() -> None:
+    """Two pairs in one row, each followed by one token always: nothing to know of the pair, one bit of the row."""
+    tokens = np.tile([0, 1, 2, 3, 1, 4], 50)  # "ab" -> " c", "db" -> "e"
+    found = Buckets(tokens, TABLES, 2, False, PIECES).rows  # one row
+    assert len(found) == 1
+    made = Buckets(tokens, TABLES, 2, False, PIECES)
+    row = made.rows.iloc[0]
+    assert row["own_bits"] == pytest.approx(0, abs=1e-9) and row["mixed_bits"] == pytest.approx(row["next_bits"])
+    share = np.bincount(tokens[2:], minlength=5) / len(tokens[2:])
+    assert row["next_bits"] == pytest.approx(-(share[share > 0] * np.log2(share[share > 0])).sum())
+
+
+def test_sharing_by_chance_is_that_of_random_hashes() -> None:
+    rng = np.random.default_rng(0)
+    tables = Tables(torch.ones(64, dtype=torch.int16), torch.arange(64) % 2 == 0, torch.zeros(64, dtype=torch.bool))
+    found = Buckets(rng.integers(0, 64, 3000), tables, 1001, False).collisions()
+    n, drawn = int(found["pairs"]), []
+    for _ in range(50):
+        rows = rng.integers(0, 1000, n)
+        drawn.append([len(set(rows)), (np.bincount(rows)[rows] > 1).mean()])
+    used, sharing = np.mean(drawn, axis=0)
+    assert found["used_by_chance"] == pytest.approx(used, rel=0.01)
+    assert found["sharing_by_chance"] == pytest.approx(sharing, rel=0.01)
+
+
+def test_a_vector_speaks_for_the_tokens_that_it_points_to() -> None:
+    from golfcore.config import load
+    from golfcore.model import params
+
+    cfg = load("exp101", {"model.vocab_size": 5, "model.bigram_rows": 8}, "smoke").model
+    weights = params.init(cfg, 0)
+    weights.rest["bigram_proj"] = torch.eye(cfg.dim)[:, : cfg.bigram_dim]
+    weights.rest["tok_emb"] = torch.eye(5, cfg.dim)
+    weights.rest["bigram"][3] = torch.eye(8)[2] * 7
+    made = buckets(weights=weights)
+    assert made.predicts(3, 2)["piece"][0] == " c"
+    scale = float(weights.rest["bigram_scale"])
+    assert made.rows["norm"].tolist() == pytest.approx([7 * scale * (row == 3) for row in made.rows["row"]])
