@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from golfcore import config
 from golfcore.analysis import compare as comparison
 from golfcore.analysis import frames, scores, sizes, text
 from golfcore.analysis import geometry as geometries
+from golfcore.analysis import models as several
 from golfcore.analysis import runs as reports
 from golfcore.analysis.buckets import Buckets
 from golfcore.base import tensors
@@ -24,6 +26,7 @@ from golfcore.data.datasets import prepare_data
 from golfcore.data.tokens import Tables
 from golfcore.evals import audit as audits
 from golfcore.evals.result import EvalResult
+from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, fingerprint, unflat
 from golfcore.quant import artifact as packed
 from golfcore.runs import pipeline, reopen
@@ -115,6 +118,10 @@ class Run:
     @property
     def artifact(self) -> Artifact:
         return open_artifact(self.folder.file(ARTIFACT))
+
+    def rows(self, n: int) -> tuple[Net, Tensor, Tensor]:
+        """The network without weights, and inputs and targets (n, T) of the first rows of the validation text."""
+        return several.rows_of(self.folder, n)
 
     def __repr__(self) -> str:
         finished = self.folder.file(RESULTS).exists()

@@ -11,9 +11,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from golfcore.analysis.frames import frame
+from golfcore.analysis.stats import interval
+from golfcore.analysis.surface import row_scores
 from golfcore.analysis.text import render
 from golfcore.base.errors import UserError
 from golfcore.data.tokens import Tables
+from golfcore.model.forward import Net
 from golfcore.model.hashing import ngram_rows
 from golfcore.model.weights import Weights
 
@@ -227,6 +230,48 @@ class Buckets:
         ids, nats = self.scored
         code = ids[:-2].astype(np.int64) * len(self._starts) + ids[1:-1]
         return pd.Series(nats[1:]).groupby(code).agg(["count", "mean"])
+
+
+def sizes(tokens: np.ndarray, tables: Tables, rows: Sequence[int]) -> pd.DataFrame:
+    """`Buckets.collisions` of a text for tables of so many rows, shared and split: with columns hashing and rows."""
+    made = [(kind, Buckets(tokens, tables, n + 1, kind == "split")) for n in rows for kind in ("shared", "split")]
+    return frame({"hashing": kind, **one.collisions().to_dict()} for kind, one in made)
+
+
+def routes(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Losses of the targets that follow a pair, by its class and by who shares its row.
+
+    `pairs`: of `Buckets`. Columns: word_start, route ("alone" in its row; "leads" it, the most frequent of several;
+    "follows"), pairs, times, targets, nats (mean over targets).
+    """
+    shared = pairs.groupby("row")["times"].transform("size") > 1
+    leads = pairs.groupby("row")["times"].transform("idxmax") == pairs.index
+    route = np.select([~shared, leads], ["alone", "leads"], "follows")
+    cells = pairs.assign(route=route, total=pairs["nats"] * pairs["targets"]).groupby(["word_start", "route"])
+    found = cells.agg(
+        pairs=("times", "size"), times=("times", "sum"), targets=("targets", "sum"), total=("total", "sum")
+    )
+    return frame(found.assign(nats=found.pop("total") / found["targets"].where(found["targets"] > 0)).reset_index())
+
+
+def removals(net: Net, weights: Weights, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
+    """Loss on the targets y of x, (B, T), of a model as it is and without parts of its n-gram embedding.
+
+    Columns: removed ("", "word-start boost", "whole table"), nats, difference (to the model as it is), low and high
+    (its 95 % interval over rows of text). What was trained with a part may miss it more than it ever gained.
+    """
+    score = row_scores(net, x, y)
+    parts: dict[str, dict[str, torch.Tensor]] = {"": {}}
+    if "word_start_boost" in weights.rest:
+        parts["word-start boost"] = {"word_start_boost": torch.ones(())}
+    parts["whole table"] = {"bigram_scale": torch.zeros(())}
+    found = {name: score(weights._replace(rest={**weights.rest, **part})) for name, part in parts.items()}
+    rows = []
+    for name, nats in found.items():
+        less = nats - found[""]
+        row = {"removed": name, "nats": nats.mean(), "difference": less.mean()}
+        rows.append(row | {k: interval(less[None], np.ones(len(less)))[k] for k in ("low", "high")})
+    return frame(rows)
 
 
 def _entropies(known: np.ndarray, following: np.ndarray, row: np.ndarray, v: int) -> pd.Series:
