@@ -1,13 +1,18 @@
 """Laws of the n-gram table seen row by row, on a text whose counts are known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from golfcore.analysis.buckets import Buckets
+from golfcore.analysis.buckets import Buckets, removals, routes, sizes
 from golfcore.base.errors import UserError
+from golfcore.config import load
 from golfcore.data.tokens import Tables
+from golfcore.model import params
+from golfcore.model.forward import Net, forward, nll
 from golfcore.model.hashing import ngram_rows
+from golfcore.model.weights import tree_map
 
 PIECES = [" a", "b", " c", "d", "e"]
 STARTS = torch.tensor([p.startswith(" ") for p in PIECES])
@@ -80,9 +85,6 @@ def test_sharing_by_chance_is_that_of_random_hashes() -> None:
 
 
 def test_a_vector_speaks_for_the_tokens_that_it_points_to() -> None:
-    from golfcore.config import load
-    from golfcore.model import params
-
     cfg = load("exp101", {"model.vocab_size": 5, "model.bigram_rows": 8}, "smoke").model
     weights = params.init(cfg, 0)
     weights.rest["bigram_proj"] = torch.eye(cfg.dim)[:, : cfg.bigram_dim]
@@ -92,3 +94,29 @@ def test_a_vector_speaks_for_the_tokens_that_it_points_to() -> None:
     assert made.predicts(3, 2)["piece"][0] == " c"
     scale = float(weights.rest["bigram_scale"])
     assert made.rows["norm"].tolist() == pytest.approx([7 * scale * (row == 3) for row in made.rows["row"]])
+
+
+def test_routes_tell_who_is_alone_leads_or_follows() -> None:
+    rows = [(0, 5, True, 2, 1.0), (0, 3, True, 4, 2.0), (1, 2, True, 1, 7.0), (0, 1, False, 0, np.nan)]
+    pairs = pd.DataFrame(rows, columns=["row", "times", "word_start", "targets", "nats"])
+    found = routes(pairs).set_index(["word_start", "route"])
+    assert found.loc[(True, "leads"), ["pairs", "times", "nats"]].tolist() == [1, 5, 1.0]
+    assert found.loc[(True, "follows"), "nats"] == 2.0 and found.loc[(True, "alone"), "nats"] == 7.0
+    assert found.loc[(False, "follows"), "targets"] == 0 and np.isnan(found.loc[(False, "follows"), "nats"])
+
+
+def test_larger_tables_share_less_and_as_much_as_chance() -> None:
+    found = sizes(np.random.default_rng(0).integers(0, 5, 500), TABLES, [8, 512])
+    assert found.groupby("rows")["sharing"].mean().is_monotonic_decreasing and len(found) == 4
+
+
+def test_removals_are_scores_without_the_part() -> None:
+    cfg = load("exp101", {"model.vocab_size": 5, "model.bigram_rows": 8}, "smoke").model
+    g = torch.Generator().manual_seed(0)
+    weights = tree_map(lambda t: t + 0.3 * torch.randn(t.shape, generator=g), params.init(cfg, 0))
+    x, y = torch.randint(5, (2, 9, 12), generator=g)
+    found = removals(Net(cfg, TABLES), weights, x, y).set_index("removed")
+    bare = weights._replace(rest=weights.rest | {"bigram": torch.zeros_like(weights.rest["bigram"])})
+    want = float(nll(forward(Net(cfg, TABLES), bare, x), y).double().mean())
+    assert found.loc["whole table", "nats"] == pytest.approx(want, rel=1e-6)
+    assert found.loc["", "difference"] == 0 and abs(found.loc["word-start boost", "difference"]) > 1e-6

@@ -68,6 +68,28 @@ def test_a_quadratic_is_predicted_exactly_and_a_step_of_a_model_nearly() -> None
     assert near["change"][0] == pytest.approx(near["quadratic"][0], rel=0.05, abs=2e-6) and near["linear"][0] < 0
 
 
+def test_rows_that_are_held_are_no_part_of_the_point() -> None:
+    """The gradient of the free rows is that of the whole tensor; a step moves those rows alone."""
+    weights, net = tree_map(torch.Tensor.detach, lively(TINY)), Net(TINY.model, tables())
+    masks = {"up": torch.tensor([True, False])}
+    point = surface.free(weights, ["up", "smear"], masks)
+    assert point["up"].shape == weights.banks.up[1:].shape
+    found = surface.gradient(surface.text_loss(net, weights, X[:2], Y[:2], masks), point)
+    whole = surface.gradient(surface.text_loss(net, weights, X[:2], Y[:2]), surface.free(weights, ["up", "smear"]))
+    torch.testing.assert_close(found["up"][0], whole["up"][1])
+    torch.testing.assert_close(found["smear"], whole["smear"])
+
+
+def test_the_loss_around_what_ttt_adapts_in_numbers() -> None:
+    weights = tree_map(torch.Tensor.detach, lively(TINY))
+    found = surface.adaptation(TINY, Net(TINY.model, tables()), weights, X[:2, :12], Y[:2, :12], 0.01)
+    facts = found["facts"].iloc[0]
+    assert facts["tokens"] == 24 and found["density"]["weight"].sum() == pytest.approx(1)
+    assert found["eigenvalues"]["value"].is_monotonic_decreasing
+    assert facts["curvature_along"] <= found["eigenvalues"]["value"][0] * 1.001
+    assert found["step"]["change"][0] == pytest.approx(found["step"]["quadratic"][0], rel=0.05)
+
+
 def test_lines_and_planes_between_models_and_a_planted_copy() -> None:
     """Between a model and its permuted copy lies a barrier; after alignment there is none."""
     weights = tree_map(lambda t: t.detach(), lively(TINY))

@@ -5,6 +5,7 @@ tensors that move (those that TTT adapts, say). Nothing here forms a Hessian.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -15,20 +16,48 @@ from torch import Tensor
 
 from golfcore.analysis.frames import frame
 from golfcore.analysis.stats import interval
+from golfcore.config import Config
+from golfcore.evals.adapt import scope
 from golfcore.model.attention import Compute, attend_reference
 from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights, flat, unflat
 
 Point = Mapping[str, Tensor]
 Loss = Callable[[Point], Tensor]
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 Score = Callable[[Weights], np.ndarray]  # mean nats of each block of text, (C,)
 
 
-def text_loss(net: Net, weights: Weights, x: Tensor, y: Tensor) -> Loss:
-    """Mean nats of the targets y (B, T) with some tensors of `weights` replaced by the point; twice differentiable."""
+def text_loss(net: Net, weights: Weights, x: Tensor, y: Tensor, masks: Mapping[str, Tensor] = NOTHING) -> Loss:
+    """Mean nats of the targets y (B, T) with some tensors of `weights` replaced by the point; twice differentiable.
+
+    Rows that `masks` (bool, of the first axis) holds are not part of the point: `free` makes one.
+    """
     exact = net._replace(compute=Compute(torch.float32, attend_reference))
     whole = {name: t.detach() for name, t in flat(weights).items()}
-    return lambda point: nll(forward(exact, unflat({**whole, **point}), x), y).mean()
+
+    def placed(name: str, values: Tensor) -> Tensor:
+        if name not in masks:
+            return values
+        return whole[name].to(values.dtype).index_copy(0, (~masks[name]).nonzero()[:, 0], values)
+
+    def loss(point: Point) -> Tensor:
+        moved = {name: placed(name, t) for name, t in point.items()}
+        return nll(forward(exact, unflat({**whole, **moved}), x), y).mean()
+
+    return loss
+
+
+def free(weights: Weights, names: Sequence[str], masks: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
+    """The named tensors as a point, without the rows that `masks` holds, and without those of which nothing is left."""
+    tensors = flat(weights)
+    cut = {n: tensors[n].detach()[~masks[n]] if n in masks else tensors[n].detach() for n in names}
+    return {name: t for name, t in cut.items() if t.numel()}
+
+
+def gradient(loss: Loss, point: Point) -> dict[str, Tensor]:
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in point.items()}
+    return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
 
 
 def row_scores(net: Net, x: Tensor, y: Tensor, batch: int = 8) -> Score:
@@ -100,9 +129,9 @@ def hessian(loss: Loss, point: Point) -> LinearOperator:
 
 
 def top_eigenvalues(operator: LinearOperator, k: int = 4, seed: int = 0) -> np.ndarray:
-    """The k largest eigenvalues of a symmetric operator, falling (ARPACK's Lanczos)."""
+    """The k largest eigenvalues of a symmetric operator, falling, to 1e-4 of each (ARPACK's Lanczos)."""
     start = np.random.default_rng(seed).standard_normal(operator.shape[0])
-    return np.sort(eigsh(operator, k, which="LA", v0=start, return_eigenvectors=False))[::-1]
+    return np.sort(eigsh(operator, k, which="LA", v0=start, tol=1e-4, return_eigenvectors=False))[::-1]
 
 
 def trace(operator: LinearOperator, draws: int = 32, seed: int = 0) -> tuple[float, float]:
@@ -168,6 +197,31 @@ def noise_scale(small: Sequence[Point], tokens: int) -> float:
     square = float(gradients.square().sum(1).mean())
     signal, noise = (n * of_mean - square) / (n - 1), (square - of_mean) * tokens * n / (n - 1)
     return noise / signal if signal > 0 else float("nan")
+
+
+def adaptation(cfg: Config, net: Net, weights: Weights, x: Tensor, y: Tensor, lr: float) -> dict[str, pd.DataFrame]:
+    """The loss around a model in the directions that its TTT adapts, on the rows (x, y).
+
+    eigenvalues: the largest, with their rank. density: `density` of that Hessian. step: `along` the negative gradient
+    of all rows, at multiples of the rate `lr`. facts: one row; values that adapt, trace and trace_error, squared norm
+    of the gradient, curvature along it (g.H g / g.g), tokens, noise_scale (of gradients of single rows, in tokens).
+    """
+    names, masks = scope(cfg)
+    point, loss = free(weights, names, masks), text_loss(net, weights, x, y, masks)
+    operator, slope = hessian(loss, point), gradient(loss, point)
+    g = _flat(list(slope.values())).double().cpu().numpy()
+    top, (total, error) = top_eigenvalues(operator), trace(operator, draws=16)
+    single = [gradient(text_loss(net, weights, a[None], b[None], masks), point) for a, b in zip(x, y, strict=True)]
+    facts = {"values": len(g), "trace": total, "trace_error": error, "gradient_squared": float(g @ g)}
+    facts |= {"curvature_along": float(g @ operator.matvec(g) / (g @ g)), "tokens": y.numel()}
+    facts["noise_scale"] = noise_scale(single, y.shape[1]) if len(single) > 1 else float("nan")
+    steps = [lr * multiple for multiple in (0.3, 1, 3, 10, 30, 100)]
+    return {
+        "eigenvalues": frame({"rank": i, "value": float(v)} for i, v in enumerate(top, 1)),
+        "density": density(operator, steps=24, draws=2),
+        "step": along(loss, point, {name: -t for name, t in slope.items()}, steps),
+        "facts": frame([facts]),
+    }
 
 
 def _bounds(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
