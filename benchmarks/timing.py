@@ -82,6 +82,7 @@ def measure(row: Row, args: argparse.Namespace, other: "Other | None" = None) ->
 def main(name: str, args: argparse.Namespace, check: Callable[[argparse.Namespace], dict], rows: Rows) -> None:
     """Compare the sides with `check`, which fails if they do not do the same work; then measure, print and write."""
     torch.set_num_threads(args.threads)
+    runtime.keep_memory()  # as every run does
     if args.serve:
         serve(rows(args))
         return

@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-FIGURES = {"03_bucket_contention": 4, "05_error_surface": 2, "10_ablation_suite": 1}  # at least; of the others 6
+FIGURES = {
+    "03_bucket_contention": 4,
+    "05_error_surface": 2,
+    "06_quantization": 3,
+    "10_ablation_suite": 1,
+}  # at least; of the others 6
 MOST = 30_000  # characters that one output holds: more is read by nobody
 
 

@@ -14,13 +14,13 @@ from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.plots import buckets as bucket_plots
-from golfcore.plots import depth, index, meta, protocols, style, suite, surface, tokens, weights
+from golfcore.plots import depth, index, meta, protocols, rounding, style, suite, surface, tokens, weights
 from golfcore.plots import run as run_plots
 from golfcore.runs.folder import find_run
 
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
-SUBJECTS = (run_plots, meta, depth, suite, protocols, tokens, bucket_plots, weights, surface)
+SUBJECTS = (run_plots, meta, depth, suite, protocols, tokens, bucket_plots, weights, surface, rounding)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
 SUITE = "suite-"  # and the name of the sweep: a folder may hold those of several
 

@@ -1,0 +1,99 @@
+"""The figures of quantization seen from inside, and what each says: golfcore.analysis.rounding makes the frame."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from golfcore.analysis.frames import only
+from golfcore.analysis.rounding import floor_error
+from golfcore.plots import parts, style
+from golfcore.plots.style import BLACK, BLUE, GREY, ORANGE
+from golfcore.plots.weights import ROLES
+
+RULES = {"nearest": ("to nearest", ORANGE), "gptq": ("GPTQ", BLUE)}
+
+
+def _single(table: pd.DataFrame, floor: bool) -> pd.DataFrame:
+    return table[(table["matrix"] != "all") & (table["floor"].astype(bool) == floor)]
+
+
+def _whole(table: pd.DataFrame, rule: str, floor: bool) -> dict:
+    rows = only(table, matrix="all", rule=rule)
+    return rows[rows["floor"].astype(bool) == floor].iloc[0].to_dict()
+
+
+def cost(table: pd.DataFrame) -> Figure:
+    """Nats that rounding each kind of matrix costs, one matrix at a time, without the floor. Frame: `by_matrix`."""
+    fig = style.figure(2.9, "Which matrices cost what?")
+    ax = fig.subplots()
+    for offset, (rule, look) in zip((-0.19, 0.19), RULES.items(), strict=True):
+        sums = only(_single(table, False), rule=rule).groupby("role")["difference"].sum()
+        parts.bars(ax, [sums[r] for r in ROLES], [f"{sums[r]:+.2g}" for r in ROLES], (look[1], look[0]), offset)
+    parts.rows_axis(ax, list(ROLES))
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.margins(x=0.15)
+    ax.set_xlabel("nats a target, summed over blocks, each matrix rounded alone")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_cost(table: pd.DataFrame) -> str:
+    said = [f"{label} {style.effect(_whole(table, rule, False))}" for rule, (label, _) in RULES.items()]
+    by = only(_single(table, False), rule="gptq").groupby("role")["difference"].sum()
+    return f"All matrices together, nats a target: {'; '.join(said)}. By GPTQ the dearest kind is {by.idxmax()}."
+
+
+def errors(table: pd.DataFrame) -> Figure:
+    """Squared errors of weights, with and without the floor, and the published constant. Frame: `by_matrix`."""
+    fig = style.figure(2.7, "What does the published quantization error measure?")
+    ax = fig.subplots()
+    looks = {True: ("with the floor 1/31", GREY, "s"), False: ("without", BLUE, "o")}
+    for floor, (label, colour, marker) in looks.items():
+        rows = only(_single(table, floor), rule="nearest")
+        for i, role in enumerate(ROLES):
+            own = rows[rows["role"] == role]
+            ax.plot(own["mse"], [i] * len(own), marker, ms=4, alpha=0.6, color=colour, label=None if i else label)
+    ax.axvline(floor_error(31), color=BLACK, lw=0.8, ls="--", label="(1/31)\u00b2/12")
+    parts.rows_axis(ax, list(ROLES))
+    ax.set_xscale("log")
+    ax.set_xlabel("mean squared error of the weights, rounded to nearest")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_errors(table: pd.DataFrame) -> str:
+    with_floor, without = (only(_single(table, floor), rule="nearest")["mse"] for floor in (True, False))
+    return (
+        f"With the floor every matrix has an error of {with_floor.min():.3g} to {with_floor.max():.3g}, beside the "
+        f"constant {floor_error(31):.3g}; without, {without.min():.2g} to {without.max():.2g}."
+    )
+
+
+def bits(table: pd.DataFrame) -> Figure:
+    """Entropy of the codes beside a normal variable's. Frame: `by_matrix`."""
+    fig = style.figure(3.0, "How many bits do the codes hold?")
+    axes = fig.subplots(1, 2, sharex=True, sharey=True)
+    for ax, floor in zip(axes, (True, False), strict=True):
+        for rule, (label, colour) in RULES.items():
+            rows = only(_single(table, floor), rule=rule)
+            ax.plot(rows["gaussian_bits"], rows["bits"], "o", ms=3, alpha=0.7, color=colour, label=label)
+        ends = parts.padded([*table["bits"], *table["gaussian_bits"]])
+        ax.plot(ends, ends, color=GREY, lw=0.8, ls="--")
+        ax.set_xlabel("normal variable, bits a weight")
+        style.subtitle(ax, "with the floor" if floor else "without")
+    axes[0].set_ylabel("entropy of the codes, bits a weight")
+    parts.legend_below(fig, axes)
+    return fig
+
+
+def say_bits(table: pd.DataFrame) -> str:
+    held = {word: _whole(table, "gptq", floor)["bits"] for word, floor in (("with", True), ("without", False))}
+    said = [f"{value:.2f} bits {word} the floor" for word, value in held.items()]
+    apart = (table["bits"] - table["gaussian_bits"]).abs().max()
+    return f"Codes of GPTQ hold {' and '.join(said)}; no matrix is further than {apart:.2f} from a normal variable."
+
+
+FIGURES = {
+    "rounding-cost": (cost, say_cost),
+    "rounding-errors": (errors, say_errors),
+    "rounding-bits": (bits, say_bits),
+}
