@@ -45,6 +45,8 @@ notebook-%: setup
 figures: setup ## make every figure under figures/ from nothing: train what is not there, score, draw
 	$(BIN)/golfcore notebook 01_one_run -p figures figures
 	$(BIN)/golfcore notebook 07_ttt_protocols -p cells abc,float,order,reset,stride -p figures figures
+	@set -e; for name in 03_bucket_contention 04_weight_space 05_error_surface 06_quantization; do \
+	$(BIN)/golfcore notebook $$name -p figures figures; done
 
 bench: setup ## time golfcore beside the published arithmetic, half an hour; BENCH=--small takes seconds
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH); done
