@@ -176,7 +176,13 @@ def test_bounds_are_those_of_the_quantity() -> None:
 
 def test_the_hash_leaves_out_what_changes_no_number() -> None:
     base = load("smoke")
-    changes = {"data.path": "/d", "run.log_every": 99, "run.checkpoint_every": 99, "run.val_every": 99}
+    changes = {
+        "data.path": "/d",
+        "run.log_every": 99,
+        "run.checkpoint_every": 99,
+        "run.val_every": 99,
+        "run.graphs": "never",
+    }
     assert {dotted for dotted, f in FIELDS.items() if not f.metadata.get("hashed", True)} == changes.keys()
     other = load("smoke", changes)
     assert other != base and (other.hash, other.training_hash) == (base.hash, base.training_hash)

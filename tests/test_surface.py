@@ -108,6 +108,18 @@ def test_lines_and_planes_between_models_and_a_planted_copy() -> None:
     assert [corners[0.0, 0.0], corners[1.0, 0.0]] == pytest.approx(ends, abs=1e-6)
 
 
+def test_a_matrix_of_an_aligned_copy_stands_in_and_another_does_not() -> None:
+    weights, other = (tree_map(torch.Tensor.detach, lively(TINY, seed)) for seed in (0, 1))
+    copy = symmetry.permute_hidden(weights, TINY.model, 0, torch.randperm(TINY.model.mlp_hidden))
+    score = surface.row_scores(Net(TINY.model, tables()), X, Y)
+    found = surface.swaps(score, weights, alignment.align(TINY.model, weights, copy)).set_index("matrix")
+    assert found["difference"].abs().max() < 1e-5 and len(found) == 6 * TINY.model.n_blocks
+    raw = surface.swaps(score, weights, copy).set_index("matrix")["difference"]
+    assert abs(raw["block0.up"]) > 1e-4 and abs(raw["block1.up"]) < 1e-6
+    whole, part = surface.swaps(score, weights, other), surface.swaps(score, weights, other, k=TINY.model.dim)
+    np.testing.assert_allclose(part["difference"], whole["difference"], atol=1e-4)
+
+
 def test_the_published_midpoint_ratio_is_a_function_of_the_cosine() -> None:
     """Spec F5: 0.7071, 0.7314 and 0.8860 for cosines of 0, 0.07 and 0.57."""
     assert [surface.midpoint_ratio(c) for c in (0, 0.07, 0.57)] == pytest.approx([0.7071, 0.7314, 0.8860], abs=5e-5)

@@ -75,8 +75,9 @@ def tables(models: Models, points: int = 11) -> dict[str, pd.DataFrame]:
     """The frame of each figure of weight space, by its name.
 
     noise: `weight_space.noise`, the published measures beside noise with the same norms. spectra, overlaps: of
-    `geometry`. distances: `alignment.distances` to the first model, with `aligned` (before or after). line:
-    `surface.line` from the first model to every other, `aligned` or not. layers: `functional.representations`.
+    `geometry`. distances: `alignment.distances` to the first model, with `aligned` (before or after). line, swaps:
+    `surface.line` and `surface.swaps` from the first model to every other, `aligned` or not. layers:
+    `functional.representations`.
     """
     names = list(models.weights)
     states = {name: dict(zip(weight_space.BANKS, w.banks, strict=True)) for name, w in models.weights.items()}
@@ -89,12 +90,18 @@ def tables(models: Models, points: int = 11) -> dict[str, pd.DataFrame]:
         for aligned, side in sides.items()
         for name, w in side.items()
     ]
+    swapped = [
+        surface.swaps(score, target, w).assign(models=f"{names[0]} with {name}", aligned=aligned)
+        for aligned, side in sides.items()
+        for name, w in side.items()
+    ]
     return {
         "noise": weight_space.noise(states),
         "spectra": geometry.spectra(models.weights),
         "overlaps": geometry.overlaps(models.weights),
         "distances": frame(pd.concat(distances)),
         "line": frame(pd.concat(lines)),
+        "swaps": frame(pd.concat(swapped)),
         "layers": functional.representations(models.net, models.weights, models.x),
     }
 

@@ -20,7 +20,7 @@ from golfcore.config import Config
 from golfcore.evals.adapt import scope
 from golfcore.model.attention import Compute, attend_reference
 from golfcore.model.forward import Net, forward, nll
-from golfcore.model.weights import Weights, flat, unflat
+from golfcore.model.weights import Weights, flat, matrices, stacked, unflat
 
 Point = Mapping[str, Tensor]
 Loss = Callable[[Point], Tensor]
@@ -103,6 +103,29 @@ def between(a: Weights, b: Weights, t: float) -> Weights:
     """(1 - t) a + t b."""
     other = flat(b)
     return unflat({name: torch.lerp(x, other[name].to(x.dtype), t) for name, x in flat(a).items()})
+
+
+def swaps(score: Score, target: Weights, other: Weights, k: int = 0) -> pd.DataFrame:
+    """Loss of `target` with one block matrix at a time taken from `other`: are they interchangeable?
+
+    With k > 0 only the leading k-dimensional part (of the singular value decomposition) is exchanged. Columns: matrix,
+    block, role, difference (nats more), low and high (its 95 % interval over blocks of text).
+    """
+    before, theirs, rows = score(target), dict(matrices(other)), []
+    for name, m in matrices(target):
+        new = theirs[name] if not k else m - leading(m, k) + leading(theirs[name], k)
+        mixed = stacked({**dict(matrices(target)), name: new.to(m.dtype)}, len(target.banks.up))
+        less = score(target._replace(banks=mixed)) - before
+        block, role = name.removeprefix("block").split(".")
+        row = {"matrix": name, "block": int(block), "role": role, "difference": less.mean()}
+        rows.append(row | _bounds(less, np.ones(len(less))))
+    return frame(rows)
+
+
+def leading(m: Tensor, k: int) -> Tensor:
+    """The best approximation of rank k."""
+    u, s, vh = torch.linalg.svd(m.detach(), full_matrices=False)
+    return (u[:, :k] * s[:k]) @ vh[:k]
 
 
 def midpoint_ratio(cosine: float, ratio: float = 1.0) -> float:

@@ -14,7 +14,7 @@ from golfcore.base.files import canonical_json, sha256_text
 def bounded(default: Any, interval: str, hashed: bool = True) -> Any:
     """A field whose numbers (in a tuple: each) lie in `interval`, as "[0, 1)": without 1.
 
-    Not `hashed` is what changes no number of a run: where its data lie, how often it says something.
+    Not `hashed` is what changes no number of a run but by rounding: where its data lie, how often it says something.
     """
     return field(default=default, metadata={"interval": interval, "hashed": hashed})
 

@@ -150,6 +150,30 @@ def say_line(table: pd.DataFrame) -> str:
     )
 
 
+def swaps(table: pd.DataFrame) -> Figure:
+    """Loss with one matrix of another model in place, as trained and aligned. Frame: `models.tables`, swaps."""
+    fig = style.figure(2.9, "Can a matrix of another model stand in?")
+    ax = fig.subplots()
+    rows = table.groupby(["role", table["aligned"].astype(bool)])["difference"].mean().unstack()
+    for offset, (aligned, look) in zip((-0.19, 0.19), ALIGNED.items(), strict=True):
+        values = [float(rows.loc[role, aligned]) for role in ROLES]
+        parts.bars(ax, values, [f"{v:.3f}" for v in values], (look[1], look[0]), offset)
+    parts.rows_axis(ax, list(ROLES))
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.margins(x=0.12)
+    ax.set_xlabel("nats a target more, mean over blocks and models")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_swaps(table: pd.DataFrame) -> str:
+    means = table.groupby(table["aligned"].astype(bool))["difference"].mean()
+    return (
+        f"One matrix of another model costs {means[False]:.3f} nats as trained and {means[True]:.3f} aligned, in the "
+        "mean: equal subspaces would cost nothing."
+    )
+
+
 def layers(table: pd.DataFrame) -> Figure:
     """What layers compute on the same tokens, between models. Frame: `functional.representations`."""
     fig = style.figure(2.6, "Do the layers compute the same?")
@@ -181,5 +205,6 @@ FIGURES = {
     "weights-overlaps": (overlaps, say_overlaps),
     "weights-distances": (distances, say_distances),
     "weights-line": (line, say_line),
+    "weights-swaps": (swaps, say_swaps),
     "weights-layers": (layers, say_layers),
 }
