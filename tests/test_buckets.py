@@ -119,4 +119,4 @@ def test_removals_are_scores_without_the_part() -> None:
     bare = weights._replace(rest=weights.rest | {"bigram": torch.zeros_like(weights.rest["bigram"])})
     want = float(nll(forward(Net(cfg, TABLES), bare, x), y).double().mean())
     assert found.loc["whole table", "nats"] == pytest.approx(want, rel=1e-6)
-    assert found.loc["", "difference"] == 0 and abs(found.loc["word-start boost", "difference"]) > 1e-6
+    assert found.loc["nothing", "difference"] == 0 and abs(found.loc["word-start boost", "difference"]) > 1e-6

@@ -192,7 +192,8 @@ class Buckets:
         used = sum(m * (1 - (1 - 1 / m) ** n) for n, m in parts)
         sizes = self.pairs["row"].map(self.pairs["row"].value_counts())
         found = {"pairs": len(self.pairs), "rows": self.n_rows - 1, "used": self.pairs["row"].nunique()}
-        return pd.Series(found | {"used_by_chance": used, "sharing": (sizes > 1).mean(), "sharing_by_chance": expected})
+        found |= {"used_by_chance": used, "sharing": (sizes > 1).mean(), "sharing_by_chance": expected}
+        return pd.Series(found, dtype=object)
 
     def __repr__(self) -> str:
         kind = "split" if self.split else "shared"
@@ -257,18 +258,18 @@ def routes(pairs: pd.DataFrame) -> pd.DataFrame:
 def removals(net: Net, weights: Weights, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
     """Loss on the targets y of x, (B, T), of a model as it is and without parts of its n-gram embedding.
 
-    Columns: removed ("", "word-start boost", "whole table"), nats, difference (to the model as it is), low and high
+    Columns: removed ("nothing", "word-start boost", "whole table"), nats, difference (to the model as it is), low and high
     (its 95 % interval over rows of text). What was trained with a part may miss it more than it ever gained.
     """
     score = row_scores(net, x, y)
-    parts: dict[str, dict[str, torch.Tensor]] = {"": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {"nothing": {}}
     if "word_start_boost" in weights.rest:
         parts["word-start boost"] = {"word_start_boost": torch.ones(())}
     parts["whole table"] = {"bigram_scale": torch.zeros(())}
     found = {name: score(weights._replace(rest={**weights.rest, **part})) for name, part in parts.items()}
     rows = []
     for name, nats in found.items():
-        less = nats - found[""]
+        less = nats - found["nothing"]
         row = {"removed": name, "nats": nats.mean(), "difference": less.mean()}
         rows.append(row | {k: interval(less[None], np.ones(len(less)))[k] for k in ("low", "high")})
     return frame(rows)

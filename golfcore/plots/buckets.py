@@ -10,7 +10,7 @@ from golfcore.plots.style import BLACK, BLUE, ORANGE
 
 HASHING = {"shared": ORANGE, "split": BLUE}
 CLASSES = {True: ("word start", BLUE), False: ("within word", ORANGE)}
-ROUTES = {"alone": "alone in its row", "leads": "most frequent of its row", "follows": "another is more frequent"}
+ROUTES = {"alone": "alone in its row", "leads": "most frequent of its row", "follows": "behind a more frequent one"}
 
 
 def _classes(table: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
@@ -101,7 +101,7 @@ def say_routes(table: pd.DataFrame) -> str:
 
 def removals(table: pd.DataFrame) -> Figure:
     """Loss without parts of the n-gram embedding. Frame: `buckets.removals`."""
-    rows = table[table["removed"] != ""].reset_index(drop=True)
+    rows = table[table["removed"] != "nothing"].reset_index(drop=True)
     fig = style.figure(1.3 + 0.3 * len(rows), "What does the model lose without its n-gram table?")
     ax = fig.subplots()
     parts.forest(ax, rows, [parts.Mark(BLACK)] * len(rows))
@@ -111,7 +111,7 @@ def removals(table: pd.DataFrame) -> Figure:
 
 
 def say_removals(table: pd.DataFrame) -> str:
-    rows = table[table["removed"] != ""].to_dict("records")
+    rows = table[table["removed"] != "nothing"].to_dict("records")
     said = "; ".join(f"without the {row['removed']} {style.effect(row)}" for row in rows)
     whole = table["nats"].iloc[0]
     return f"Nats a target {said}, of {whole:.3f}: what a model trained with it misses, not what it gained."
