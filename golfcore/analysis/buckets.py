@@ -258,8 +258,8 @@ def routes(pairs: pd.DataFrame) -> pd.DataFrame:
 def removals(net: Net, weights: Weights, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
     """Loss on the targets y of x, (B, T), of a model as it is and without parts of its n-gram embedding.
 
-    Columns: removed ("nothing", "word-start boost", "whole table"), nats, difference (to the model as it is), low and high
-    (its 95 % interval over rows of text). What was trained with a part may miss it more than it ever gained.
+    Columns: removed ("nothing", "word-start boost", "whole table"), nats, difference (to the model as it is), low and
+    high (its 95 % interval over rows of text). What was trained with a part may miss it more than it ever gained.
     """
     score = row_scores(net, x, y)
     parts: dict[str, dict[str, torch.Tensor]] = {"nothing": {}}
