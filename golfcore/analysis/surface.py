@@ -238,7 +238,7 @@ def adaptation(cfg: Config, net: Net, weights: Weights, x: Tensor, y: Tensor, lr
     facts = {"values": len(g), "trace": total, "trace_error": error, "gradient_squared": float(g @ g)}
     facts |= {"curvature_along": float(g @ operator.matvec(g) / (g @ g)), "tokens": y.numel()}
     facts["noise_scale"] = noise_scale(single, y.shape[1]) if len(single) > 1 else float("nan")
-    steps = [lr * multiple for multiple in (0.3, 1, 3, 10, 30, 100)]
+    steps = [lr * multiple for multiple in (1, 3, 10, 30, 100, 300, 1000)]
     return {
         "eigenvalues": frame({"rank": i, "value": float(v)} for i, v in enumerate(top, 1)),
         "density": density(operator, steps=24, draws=2),
