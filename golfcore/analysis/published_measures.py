@@ -38,8 +38,8 @@ def products(*models: State) -> dict[str, Tensor]:
     """(M, M) float64 inner products of each common tensor of M models; norms, distances and cosines come of them."""
     out = {}
     for name in common(*models):
-        flat = torch.stack([m[name].flatten() for m in models]).double()
-        out[name] = flat @ flat.T
+        pieces = zip(*(m[name].flatten().split(1 << 18) for m in models), strict=True)  # in the cache
+        out[name] = torch.stack([(p := torch.stack(piece).double()) @ p.T for piece in pieces]).sum(0)
     return out
 
 
@@ -66,8 +66,10 @@ def decompose(state: State, names: Iterable[str]) -> dict[str, Decomposed]:
         if not bool(state[name].isfinite().all()):
             raise UserError(f"{name}: expected finite values, found NaN or infinite ones")
         m, frobenius = state[name].float().reshape(len(state[name]), -1), float(state[name].norm())
-        left = torch.linalg.svd(m, full_matrices=False)[0]
-        out[name] = Decomposed(list(state[name].shape), frobenius, torch.linalg.svdvals(m), left)
+        left, values, _ = torch.linalg.svd(m, full_matrices=False)
+        if state[name].ndim == 3:  # whose gaps are in the last digits: as published, without vectors
+            values = torch.linalg.svdvals(m)
+        out[name] = Decomposed(list(state[name].shape), frobenius, values, left)
     return out
 
 
@@ -127,7 +129,7 @@ def rounding_errors(tensor: Tensor) -> list[float]:
     out = []
     for matrix in tensor.float().reshape(-1, *tensor.shape[-2:]):
         (scale,) = candidate_scales(matrix, INT6)
-        out.append(float((dequantize(quantize(matrix, scale, INT6), scale) - matrix).double().square().sum()))
+        out.append(float((dequantize(quantize(matrix, scale, INT6), scale) - matrix).square().sum(dtype=torch.float64)))
     return out
 
 
