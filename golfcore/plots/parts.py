@@ -155,6 +155,15 @@ def bars(
         style.note(ax, text, (value, y), (gap, 0), ha=side, fontsize=7)
 
 
+def bar_pairs(ax: Axes, values: pd.DataFrame, looks: Mapping[Any, tuple[str, str]], form: str) -> None:
+    """Two bars a row about the line at 0: `values` has a row for each label and a column for each key of `looks`."""
+    for offset, (key, (label, colour)) in zip((-0.19, 0.19), looks.items(), strict=True):
+        bars(ax, list(values[key]), [format(v, form) for v in values[key]], (colour, label), offset)
+    rows_axis(ax, list(values.index))
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.margins(x=0.12)
+
+
 def stacked(ax: Axes, y: int, parts: Mapping[str, tuple[float, str]], text: str = "") -> None:
     """One row of parts end to end, label -> (width, colour); the labels enter the legend from the row 0 alone."""
     left = 0.0

@@ -25,12 +25,8 @@ def cost(table: pd.DataFrame) -> Figure:
     """Nats that rounding each kind of matrix costs, one matrix at a time, without the floor. Frame: `by_matrix`."""
     fig = style.figure(2.9, "Which matrices cost what?")
     ax = fig.subplots()
-    for offset, (rule, look) in zip((-0.19, 0.19), RULES.items(), strict=True):
-        sums = only(_single(table, False), rule=rule).groupby("role")["difference"].sum()
-        parts.bars(ax, [sums[r] for r in ROLES], [f"{sums[r]:+.2g}" for r in ROLES], (look[1], look[0]), offset)
-    parts.rows_axis(ax, list(ROLES))
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.margins(x=0.15)
+    sums = _single(table, False).groupby(["role", "rule"])["difference"].sum().unstack()
+    parts.bar_pairs(ax, sums.loc[list(ROLES)], RULES, "+.2g")
     ax.set_xlabel("nats a target, summed over blocks, each matrix rounded alone")
     parts.legend_below(fig, [ax])
     return fig

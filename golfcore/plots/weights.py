@@ -96,13 +96,7 @@ def distances(table: pd.DataFrame) -> Figure:
     """Cosines to the first model, before and after alignment, by matrix role. Frame: `models.tables`, distances."""
     fig = style.figure(2.9, "How much of the distance is only a choice of coordinates?")
     ax = fig.subplots()
-    rows = _cosines(table)
-    for offset, (aligned, look) in zip((-0.19, 0.19), ALIGNED.items(), strict=True):
-        values = [float(rows.loc[role, aligned]) for role in ROLES]
-        parts.bars(ax, values, [f"{v:.3f}" for v in values], (look[1], look[0]), offset)
-    parts.rows_axis(ax, list(ROLES))
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.margins(x=0.12)
+    parts.bar_pairs(ax, _cosines(table), ALIGNED, ".3f")
     ax.set_xlabel("cosine to the first model, mean over blocks and models")
     parts.legend_below(fig, [ax])
     return fig
@@ -112,7 +106,7 @@ def _cosines(table: pd.DataFrame) -> pd.DataFrame:
     """Mean cosine by role (rows) and `aligned` (columns)."""
     named = table[table["tensor"].str.startswith("block")]
     role = named["tensor"].str.split(".").str[1]
-    return named.groupby([role, named["aligned"].astype(bool)])["cosine"].mean().unstack()
+    return named.groupby([role, named["aligned"].astype(bool)])["cosine"].mean().unstack().loc[list(ROLES)]
 
 
 def say_distances(table: pd.DataFrame) -> str:
@@ -154,13 +148,8 @@ def swaps(table: pd.DataFrame) -> Figure:
     """Loss with one matrix of another model in place, as trained and aligned. Frame: `models.tables`, swaps."""
     fig = style.figure(2.9, "Can a matrix of another model stand in?")
     ax = fig.subplots()
-    rows = table.groupby(["role", table["aligned"].astype(bool)])["difference"].mean().unstack()
-    for offset, (aligned, look) in zip((-0.19, 0.19), ALIGNED.items(), strict=True):
-        values = [float(rows.loc[role, aligned]) for role in ROLES]
-        parts.bars(ax, values, [f"{v:.3f}" for v in values], (look[1], look[0]), offset)
-    parts.rows_axis(ax, list(ROLES))
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.margins(x=0.12)
+    means = table.astype({"aligned": bool}).groupby(["role", "aligned"])["difference"].mean().unstack()
+    parts.bar_pairs(ax, means.loc[list(ROLES)], ALIGNED, ".3f")
     ax.set_xlabel("nats a target more, mean over blocks and models")
     parts.legend_below(fig, [ax])
     return fig
