@@ -209,9 +209,9 @@ def buckets(
         packed_one = reopen.open_packed(where, {})
         cfg, weights = packed_one.cfg, packed_one.subject.weights
         its = text.text_for(cfg, prepare_data(cfg, lambda message: None))
-    own, split = rows or cfg.model.bigram_rows, cfg.model.bigram_split
+    own, layout = rows or cfg.model.bigram_rows, cfg.model.bigram_layout
     theirs = weights if own == cfg.model.bigram_rows else None
-    return Buckets(its.train, its.tables, own, split, text.pieces_for(cfg), theirs, scored)
+    return Buckets(its.train, its.tables, own, layout, text.pieces_for(cfg), theirs, scored)
 
 
 def geometry(*models: Target | Weights, dimensions: Sequence[int] = geometries.DIMENSIONS) -> pd.DataFrame:

@@ -96,7 +96,7 @@ def reference_config(family: str, kw: Mapping[str, Any], *, meta_sgd: bool = Fal
         xsa_last_n=v["xsa_last_n"],
         bigram_rows=v["bigram_vocab_size"],
         bigram_dim=v["bigram_dim"],
-        bigram_split=bool(v["poscond"]),
+        bigram_layout="split" if v["poscond"] else "shared",
         trigram=bool(v["trigram"]),
         word_start_boost=banked,
         smear=family != "pr294seed",

@@ -11,7 +11,7 @@ from golfcore.config import load
 from golfcore.data.tokens import Tables
 from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
-from golfcore.model.hashing import ngram_rows
+from golfcore.model.hashing import frequent_pairs, listed_rows, ngram_rows
 from golfcore.model.weights import tree_map
 
 PIECES = [" a", "b", " c", "d", "e"]
@@ -20,8 +20,8 @@ TABLES = Tables(torch.ones(5, dtype=torch.int16), STARTS, torch.zeros(5, dtype=t
 TOKENS = np.array([0, 1, 2, 0, 1, 3, 0, 1, 2, 4, 0, 1, 3], dtype=np.int64)  # " a" then "b" four times
 
 
-def buckets(n_rows: int = 8, split: bool = True, **more) -> Buckets:
-    return Buckets(TOKENS, TABLES, n_rows, split, PIECES, **more)
+def buckets(n_rows: int = 8, layout: str = "split", **more) -> Buckets:
+    return Buckets(TOKENS, TABLES, n_rows, layout, PIECES, **more)
 
 
 def test_pairs_are_counted_with_their_rows_and_losses() -> None:
@@ -55,16 +55,16 @@ def test_a_row_lists_who_shares_it_and_a_pair_finds_its_row() -> None:
 def test_split_rows_hold_one_class_and_shared_rows_both() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 5, 4000)
-    split, shared = (Buckets(tokens, TABLES, 9, kind, PIECES).rows for kind in (True, False))
+    split, shared = (Buckets(tokens, TABLES, 9, kind, PIECES).rows for kind in ("split", "shared"))
     assert set(split["word_start"]) <= {0.0, 1.0} and shared["word_start"].between(0.01, 0.99).any()
 
 
 def test_bits_hidden_by_sharing_are_those_of_the_closed_form() -> None:
     """Two pairs in one row, each followed by one token always: nothing to know of the pair, one bit of the row."""
     tokens = np.tile([0, 1, 2, 3, 1, 4], 50)  # "ab" -> " c", "db" -> "e"
-    found = Buckets(tokens, TABLES, 2, False, PIECES).rows  # one row
+    found = Buckets(tokens, TABLES, 2, "shared", PIECES).rows  # one row
     assert len(found) == 1
-    made = Buckets(tokens, TABLES, 2, False, PIECES)
+    made = Buckets(tokens, TABLES, 2, "shared", PIECES)
     row = made.rows.iloc[0]
     assert row["own_bits"] == pytest.approx(0, abs=1e-9) and row["mixed_bits"] == pytest.approx(row["next_bits"])
     share = np.bincount(tokens[2:], minlength=5) / len(tokens[2:])
@@ -74,7 +74,7 @@ def test_bits_hidden_by_sharing_are_those_of_the_closed_form() -> None:
 def test_sharing_by_chance_is_that_of_random_hashes() -> None:
     rng = np.random.default_rng(0)
     tables = Tables(torch.ones(64, dtype=torch.int16), torch.arange(64) % 2 == 0, torch.zeros(64, dtype=torch.bool))
-    found = Buckets(rng.integers(0, 64, 3000), tables, 1001, False).collisions()
+    found = Buckets(rng.integers(0, 64, 3000), tables, 1001, "shared").collisions()
     n, drawn = int(found["pairs"]), []
     for _ in range(50):
         rows = rng.integers(0, 1000, n)
@@ -103,6 +103,16 @@ def test_routes_tell_who_is_alone_leads_or_follows() -> None:
     assert found.loc[(True, "leads"), ["pairs", "times", "nats"]].tolist() == [1, 5, 1.0]
     assert found.loc[(True, "follows"), "nats"] == 2.0 and found.loc[(True, "alone"), "nats"] == 7.0
     assert found.loc[(False, "follows"), "targets"] == 0 and np.isnan(found.loc[(False, "follows"), "nats"])
+
+
+def test_a_listed_table_has_a_row_for_each_frequent_pair_and_one_for_the_rest() -> None:
+    made = buckets(4, "frequent")  # three rows with a pair each, and the last
+    listed = frequent_pairs(TOKENS, 5, 3)
+    assert listed.tolist() == [[0, 1], [1, 2], [1, 3]]  # 4, 2 and 2 times; " c a" as often, and later in code
+    assert made.pairs.set_index("text").loc[[" ab", "b c", "bd"], "row"].tolist() == [0, 1, 2]
+    assert set(made.row(3)["times"]) <= {1, 2} and len(made.row(3)) == len(made.pairs) - 3
+    rows = listed_rows(torch.tensor([[0, 1, 2, 2], [1, 3, 0, 1]]), torch.from_numpy(listed), 5)
+    assert rows.tolist() == [[3, 0, 1, 3], [3, 2, 3, 0]]
 
 
 def test_larger_tables_share_less_and_as_much_as_chance() -> None:

@@ -180,6 +180,7 @@ def test_the_hash_leaves_out_what_changes_no_number() -> None:
         "data.path": "/d",
         "run.log_every": 99,
         "run.checkpoint_every": 99,
+        "run.keep_every": 99,
         "run.val_every": 99,
         "run.graphs": "never",
     }

@@ -68,7 +68,7 @@ def test_families_differ_where_their_systems_do() -> None:
     assert all(c.rope_dims == 8 for c in configs.values())  # absent: the whole head
     split = reference_config("exp101", {**KW, "bigram_vocab_size": 64, "poscond": True, "trigram": True})
     assert reference_config("pr398", {**KW, "num_memory_tokens": 6}).memory_tokens == 6
-    assert split.bigram_split and split.trigram and split.word_start_boost
+    assert split.bigram_layout == "split" and split.trigram and split.word_start_boost
     assert matrix_names(split)["block1.down"] == "blocks.1.mlp.proj.weight"
 
 

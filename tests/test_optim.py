@@ -262,8 +262,10 @@ def test_newton_schulz_is_bfloat16_where_it_is_native(native: bool, monkeypatch:
     assert ns_dtype(OptimConfig(ns_dtype="float32"), torch.device("meta")) == torch.float32
 
 
-def test_every_tensor_moves_by_the_rule_of_its_group():
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_every_tensor_moves_by_the_rule_of_its_group(matrices: str):
     cfg = OptimConfig(
+        matrix_optimizer=matrices,
         table_lr=0.5,
         scalar_lr=0.25,
         matrix_lr=0.125,
@@ -286,12 +288,12 @@ def test_every_tensor_moves_by_the_rule_of_its_group():
     for p in table(MODEL):
         w, (g1, g2) = expected[p.name], gradients[p.name]
         lrs = [{"table": 0.5, "scalar": 0.25, "matrix": 0.125}[p.group] * scale for scale in scales]
-        if p.group == "matrix":
+        if p.group == "matrix" and matrices == "muon":
             kappa = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
             for lr, u in zip(lrs, (1.7 * g1, g2 + 0.3 * (0.3 * g1 + g2)), strict=True):
                 w = (1 - lr * 0.2) * w - lr * kappa * newton_schulz(u, 5, torch.float32)
         else:
-            w = adamw(w, [g1, g2], lrs, 0.6, 0.8, 1e-3, 0.1)
+            w = adamw(w, [g1, g2], lrs, 0.6, 0.8, 1e-3, 0.2 if p.group == "matrix" else 0.1)
         found = flat(weights)[p.name].detach()
         torch.testing.assert_close(found, w, rtol=0, atol=1e-4, msg=lambda m, p=p: f"{p.name}: {m}")
 

@@ -111,7 +111,7 @@ def test_the_index_says_where_each_figure_comes_from(made: tuple[RunFolder, Text
 
 
 def test_recorded_commands_hold_every_value_and_no_folder_of_this_machine(tmp_path: Path) -> None:
-    changes = {"run.seed": 7, "quant.clip_quantiles": [0.99, 1.0], "model.bigram_split": False, "data.path": "/d"}
+    changes = {"run.seed": 7, "quant.clip_quantiles": [0.99, 1.0], "model.bigram_layout": "shared", "data.path": "/d"}
     run, _ = make_run(tmp_path / "run", config=load("smoke", changes))
     commands = index.by_run(config.of_run(run)), "golfcore figures OUT/smoke --out OUT/figures"
     index.write_index(tmp_path / "figures", {"curves": index.origin([run], *commands)})

@@ -78,6 +78,7 @@ def test_every_value_but_those_of_the_test_time_sections_is_in_the_training_hash
         "run.val_every",
         "run.log_every",
         "run.checkpoint_every",
+        "run.keep_every",
     }  # they change no number
     assert apart == names - read | unhashed
     assert dataclasses.replace(base, name="x").training_hash == base.training_hash

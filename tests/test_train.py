@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -92,6 +93,19 @@ def test_a_run_killed_between_checkpoints_ends_the_same(dtype, stream, tmp_path:
     assert [r["step"] for r in RunFolder(tmp_path / "cut").metrics("val")] == [0, 4, 8]
     losses = [r["loss"] for r in RunFolder(folder).metrics("train")]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_weights_are_kept_on_the_way_and_a_listed_table_is_the_texts(stream: TokenStream, tmp_path: Path) -> None:
+    changes = {"run": {"keep_every": 3}, "model": {"bigram_layout": "frequent"}}
+    weights = train(with_(**changes), tmp_path, stream)
+    kept = {p.name: tensors.load(p, "weights", BELONGS) for p in sorted((tmp_path / "steps").iterdir())}
+    assert [plain["step"] for _, plain in kept.values()] == [3, 6]
+    listed = weights.rest["bigram_pairs"]
+    counts = np.bincount(TOKENS[:-1].astype(int) * 1024 + TOKENS[1:], minlength=1024**2)
+    codes = (listed[:, 0] * 1024 + listed[:, 1]).long().numpy()
+    assert (np.diff(codes) > 0).all() and counts[codes].min() >= np.sort(counts)[-len(codes)]
+    assert all(torch.equal(found["bigram_pairs"], listed) for found, _ in kept.values())  # nothing moves it
+    assert not torch.equal(kept["000003.safetensors"][0]["bigram"], kept["000006.safetensors"][0]["bigram"])
 
 
 def test_gradient_accumulation_is_the_mean_over_micro_batches(stream: TokenStream) -> None:

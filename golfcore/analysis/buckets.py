@@ -1,4 +1,4 @@
-"""Which pairs of tokens share a row of the n-gram table, under shared hashing and under split hashing."""
+"""Which pairs of tokens share a row of the n-gram table, however its rows are shared out."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ from golfcore.analysis.text import render
 from golfcore.base.errors import UserError
 from golfcore.data.tokens import Tables
 from golfcore.model.forward import Net
-from golfcore.model.hashing import ngram_rows
+from golfcore.model.hashing import frequent_pairs, listed_rows, ngram_rows
 from golfcore.model.weights import Weights
 
 CURVE_POINTS = 60
@@ -79,8 +79,9 @@ def _summary(here: pd.DataFrame) -> dict[str, Any]:
 class Buckets:
     """The n-gram table row by row: which pairs share one, how often, what follows them, and what the row has learned.
 
-    tokens: (N,) ids of the text that is counted; pieces: the text of every id; `n_rows`, `split`: as the table's;
-    `weights`: of the model whose table it is; `scored`: (M + 1,) ids, and the (M,) nats of all but the first.
+    tokens: (N,) ids of the text that is counted; pieces: the text of every id; `n_rows`, `layout`: as the table's
+    (model.bigram_layout); `weights`: of the model whose table it is; `scored`: (M + 1,) ids, and the (M,) nats of all
+    but the first.
     Everything is counted when it is first asked for, and kept.
     """
 
@@ -89,14 +90,14 @@ class Buckets:
         tokens: np.ndarray,
         tables: Tables,
         n_rows: int,
-        split: bool = True,
+        layout: str = "split",
         pieces: Sequence[str] | None = None,
         weights: Weights | None = None,
         scored: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         if tables.word_start is None or n_rows < 2:
             raise UserError(f"buckets: expected tables of the tokenizer and at least 2 rows, found {n_rows} rows")
-        self.tokens, self.tables, self.n_rows, self.split = np.asarray(tokens), tables, n_rows, split
+        self.tokens, self.tables, self.n_rows, self.layout = np.asarray(tokens), tables, n_rows, layout
         self.pieces = list(pieces) if pieces is not None else [f"<{i}>" for i in range(len(tables.word_start))]
         self.weights, self.scored = weights, scored
 
@@ -142,7 +143,7 @@ class Buckets:
 
     def row(self, number: int) -> pd.DataFrame:
         """The pairs that share a row, as `pairs`, with `share` of its occurrences. UserError: no such row."""
-        if not 0 <= number < self.n_rows - 1:
+        if not 0 <= number < self.n_rows - (self.layout != "frequent"):
             raise UserError(
                 f"row {number}: expected 0 to {self.n_rows - 2}; the last row is of positions without a pair"
             )
@@ -183,10 +184,13 @@ class Buckets:
         return pd.DataFrame({"piece": [self.pieces[i] for i in best.indices.tolist()], "push": best.values.numpy()})
 
     def collisions(self) -> pd.Series:
-        """Pairs that share their row, beside a random hash of as many pairs into as many rows (per half of a split)."""
+        """Pairs that share their row, beside a random hash of as many pairs into as many rows (per half of a split).
+
+        Of a layout without collisions all that are not listed share the last row.
+        """
         start, half = self.pairs["word_start"], (self.n_rows - 1) // 2
         parts = [(len(self.pairs), self.n_rows - 1)]
-        if self.split:
+        if self.layout == "split":
             parts = [(int(start.sum()), half), (int((~start).sum()), half)]
         expected = sum(n * (1 - (1 - 1 / m) ** (n - 1)) for n, m in parts if n) / max(len(self.pairs), 1)
         used = sum(m * (1 - (1 - 1 / m) ** n) for n, m in parts)
@@ -196,10 +200,8 @@ class Buckets:
         return pd.Series(found, dtype=object)
 
     def __repr__(self) -> str:
-        kind = "split" if self.split else "shared"
-        return (
-            f"{kind} n-gram table of {self.n_rows - 1:,} rows, {len(self.pairs):,} pairs of {len(self.tokens):,} tokens"
-        )
+        counted = f"{len(self.pairs):,} pairs of {len(self.tokens):,} tokens"
+        return f"{self.layout} n-gram table of {self.n_rows - 1:,} rows, {counted}"
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.rows.nlargest(10, 'times').to_html(index=False)}"
@@ -211,7 +213,16 @@ class Buckets:
 
     def _rows_of(self, previous: ArrayLike, current: ArrayLike) -> np.ndarray:
         both = torch.from_numpy(np.stack([np.asarray(previous), np.asarray(current)], axis=1).astype(np.int64))
-        return ngram_rows(both, self.tables.word_start, self.n_rows, self.split)[:, 1].numpy()
+        if self.layout == "frequent":
+            return listed_rows(both, self._listed, len(self._starts))[:, 1].numpy()
+        return ngram_rows(both, self.tables.word_start, self.n_rows, self.layout == "split")[:, 1].numpy()
+
+    @cached_property
+    def _listed(self) -> torch.Tensor:
+        """The model's own pairs, or those that this text would list."""
+        if self.weights is not None:
+            return self.weights.rest["bigram_pairs"]
+        return torch.from_numpy(frequent_pairs(self.tokens, len(self._starts), self.n_rows - 1))
 
     @cached_property
     def _vectors(self) -> torch.Tensor | None:
@@ -235,7 +246,7 @@ class Buckets:
 
 def sizes(tokens: np.ndarray, tables: Tables, rows: Sequence[int]) -> pd.DataFrame:
     """`Buckets.collisions` of a text for tables of so many rows, shared and split: with columns hashing and rows."""
-    made = [(kind, Buckets(tokens, tables, n + 1, kind == "split")) for n in rows for kind in ("shared", "split")]
+    made = [(kind, Buckets(tokens, tables, n + 1, kind)) for n in rows for kind in ("shared", "split")]
     return frame({"hashing": kind, **one.collisions().to_dict()} for kind, one in made)
 
 

@@ -6,6 +6,8 @@ from dataclasses import fields
 from golfcore.base.errors import shown
 from golfcore.config.schema import Config, ModelConfig
 
+FLOAT16_WHOLE = 2048  # whole numbers up to it are float16 values
+
 
 def contradictions(c: Config) -> Iterator[str]:
     """Sentences about values that cannot be, then about values that cannot be together."""
@@ -53,6 +55,9 @@ def _model(m: ModelConfig) -> Iterator[str]:
         yield f"model.frozen_skips {list(m.frozen_skips)} names no such skip row"
     if m.trigram and not m.bigram_rows:
         yield "model.trigram needs model.bigram_rows > 0"
+    if m.bigram_layout == "frequent" and (m.trigram or m.vocab_size > FLOAT16_WHOLE):
+        what = "model.trigram" if m.trigram else f"model.vocab_size {m.vocab_size}"
+        yield f"model.bigram_layout frequent lists pairs of up to {FLOAT16_WHOLE} different tokens, found {what}"
     if not (m.ngram_trained or m.smear or m.bigram_rows):
         yield "model.ngram_trained false needs model.smear or model.bigram_rows: there is nothing to leave untrained"
     if 0 < m.bigram_rows < 4:

@@ -49,7 +49,9 @@ class ModelConfig:
     bigram_dim: int = bounded(64, "[1, 65536]")
     bigram_proj_init: Literal["orthogonal", "scaled", "zeros"] = "orthogonal"  # scaled: by 1/sqrt(2 layers) (pr398)
     bigram_proj_group: Literal["scalar", "matrix"] = "scalar"  # AdamW, or Muon (pr398)
-    bigram_split: bool = True  # one half of the table for word starts, one for the rest
+    # hashed: into one half for word starts and one for the rest, or anywhere; frequent: a row for each of the most
+    # frequent pairs of the training text, without collisions, and the last row for all others
+    bigram_layout: Literal["split", "shared", "frequent"] = "split"
     trigram: bool = False
     word_start_boost: bool = True
     smear: bool = True
@@ -93,6 +95,7 @@ class DataConfig:
 class OptimConfig:
     batch_tokens: int = bounded(786_432, "[1, 1e9]")
     grad_accum: int = bounded(8, "[1, 1e6]")  # micro-batches a step, over all ranks
+    matrix_optimizer: Literal["muon", "adamw"] = "muon"  # adamw: with matrix_lr, matrix_wd, beta1, beta2 and eps
     matrix_lr: float = bounded(0.025, "[0, 1e30]")
     table_lr: float = bounded(0.035, "[0, 1e30]")
     scalar_lr: float = bounded(0.025, "[0, 1e30]")
@@ -250,10 +253,12 @@ class TTTConfig:
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: bfloat16 where it is native
+    threads: int = bounded(0, "[0, 1024]")  # of the CPU: they order sums, and so decide the last bits; 0 = as found
     graphs: Literal["auto", "always", "never"] = bounded("auto", "", hashed=False)  # of torch's compiler; auto: on CUDA
     val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
     log_every: int = bounded(10, "[1, 1e9]", hashed=False)
     checkpoint_every: int = bounded(250, "[1, 1e9]", hashed=False)
+    keep_every: int = bounded(0, "[0, 1e9]", hashed=False)  # steps between weights that stay for analysis; 0 = none
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def scope(cfg: Config) -> Scope:
         names = tuple(f"{role}.{part}" for role in t.lora_roles for part in "ab")
         return Scope(names, {name: held for name in names} if t.freeze_blocks else {})
     wanted = {
-        "all": lambda p: True,
+        "all": lambda p: p.kind != "index",
         "banks": lambda p: p.kind == "matrix",
         "blocks": lambda p: p.rows in ("slot", "block", "layer"),
         "mlps": lambda p: p.name in ("up", "down"),

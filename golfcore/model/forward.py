@@ -14,7 +14,7 @@ from torch import Tensor
 from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
 from golfcore.model.attention import Cache, Compute, exclude_self, rope_angles, rotate
-from golfcore.model.hashing import ngram_rows
+from golfcore.model.hashing import listed_rows, ngram_rows
 from golfcore.model.weights import Weights, matrix, matrix_name, unbound
 
 RMS_EPS = torch.finfo(torch.float32).eps  # the default of the originals' torch, for bfloat16 inputs too
@@ -123,12 +123,13 @@ def embed(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None, start: in
 
 
 def ngram(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None) -> Tensor:
-    """Hashed bigram (+ trigram) vectors, projected, scaled, and boosted at word starts: (B, T, D)."""
-    cfg, rest, dtype = net.cfg, weights.rest, net.compute.dtype
+    """Bigram (+ trigram) vectors, projected, scaled, and boosted at word starts: (B, T, D)."""
+    rest, dtype = weights.rest, net.compute.dtype
     word_start = net.tables.word_start if net.tables is not None else None
-    e = F.embedding(ngram_rows(tokens, word_start, cfg.bigram_rows, cfg.bigram_split), rest["bigram"])
-    if cfg.trigram:
-        e = e + F.embedding(ngram_rows(tokens, word_start, cfg.bigram_rows, cfg.bigram_split, order=3), rest["bigram"])
+    first, *others = table_rows(net, weights, tokens)
+    e = F.embedding(first, rest["bigram"])
+    for rows in others:
+        e = e + F.embedding(rows, rest["bigram"])
     e = e.to(dtype)
     if "bigram_proj" in rest:
         e = linear(e, rest["bigram_proj"], "bigram_proj", tap)
@@ -137,6 +138,15 @@ def ngram(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None) -> Tensor
         starts = word_start[tokens].unsqueeze(-1).to(dtype)
         e = e * (1 + starts * (rest["word_start_boost"].to(dtype) - 1))
     return e
+
+
+def table_rows(net: Net, weights: Weights, tokens: Tensor) -> list[Tensor]:
+    """The rows of the n-gram table that each position reads: of its bigram and, with trigrams, of its trigram."""
+    cfg, word_start = net.cfg, net.tables.word_start if net.tables is not None else None
+    if cfg.bigram_layout == "frequent":
+        return [listed_rows(tokens, weights.rest["bigram_pairs"], cfg.vocab_size)]
+    split = cfg.bigram_layout == "split"
+    return [ngram_rows(tokens, word_start, cfg.bigram_rows, split, order) for order in (2, 3)[: 1 + cfg.trigram]]
 
 
 def value_embedding(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None) -> Tensor | None:

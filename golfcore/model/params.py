@@ -14,7 +14,7 @@ from torch import Tensor
 from golfcore.config import ModelConfig
 from golfcore.model.weights import Weights, unflat
 
-Kind = Literal["matrix", "table", "projection", "control", "memory"]
+Kind = Literal["matrix", "table", "projection", "control", "memory", "index"]
 Group = Literal["matrix", "table", "scalar", "none"]
 
 
@@ -24,7 +24,7 @@ class Param(NamedTuple):
     init: str  # a rule of `_initial`; "_even" after it: only every other slot from 0 on, zeros between
     value: float  # standard deviation of "normal" and "overtone", gain of "orthogonal", value of "constant"
     group: Group  # Muon; AdamW at table_lr; AdamW at scalar_lr; no optimizer
-    kind: Kind  # how the artifact stores it: low-bit matrix, int8 table, else fp16
+    kind: Kind  # how the artifact stores it: low-bit matrix, int8 table, else fp16; no optimizer moves an index
     rows: Literal["slot", "block", "layer", ""] = ""  # what the first axis counts, if blocks can be frozen by it
     exported: bool = True  # False: train-only, never in an artifact
 
@@ -81,6 +81,8 @@ def _ngram(c: ModelConfig) -> list[Param]:
             rows.append(Param("bigram_proj", shape, rule, gain, c.bigram_proj_group, "projection"))
         if c.word_start_boost:
             rows.append(_scalars("word_start_boost", (), 1))
+        if c.bigram_layout == "frequent":  # ids of each row's pair, in the order of their codes
+            rows.append(Param("bigram_pairs", (c.bigram_rows - 1, 2), "constant", 0, "none", "index"))
     return rows
 
 
@@ -147,7 +149,7 @@ def summary(cfg: ModelConfig) -> dict[str, Any]:
     return {
         "total": sum(groups.values()),
         "exported": exported,
-        "adaptable": exported,
+        "adaptable": exported - kinds["index"],
         "groups": groups,
         "kinds": kinds,
         "tensors": {p.name: list(p.shape) for p in table(cfg)},

@@ -1,6 +1,6 @@
 """From the parameter table to optimizers: leaf tensors, groups, clipping, and a state that can be saved."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ class Optimizers(NamedTuple):
     """The optimizers of all parameters; they are stepped in the order tables, scalars, matrices (exp101)."""
 
     adam: torch.optim.AdamW  # of tables and scalars
-    muon: Muon  # of matrices
+    muon: Muon  # of matrices, unless AdamW has them as well
     params: dict[str, Tensor]  # by name
 
     def step(self, lr_multiplier: float, momentum: float) -> None:
@@ -68,7 +68,7 @@ def leaves(
 
 
 def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, compute_dtype: torch.dtype) -> Optimizers:
-    """AdamW for tables and scalars, Muon for matrices, nothing for the rest, by the groups of the parameter table.
+    """AdamW for tables and scalars, Muon (or AdamW) for matrices, nothing for the rest, by the parameter table.
 
     `weights` are leaves, updated in place. `compute_dtype` is that of Muon's momentum if `optim_cfg.momentum_dtype`
     says so; AdamW's moments have the dtype of their parameter.
@@ -81,10 +81,15 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
         group: {p.name: tensors[p.name] for p in rows if p.group == group} for group in ("table", "scalar", "matrix")
     }
     rates = {"table": c.table_lr, "scalar": c.scalar_lr, "matrix": c.matrix_lr}
-    groups = {g: {"params": list(named[g].values()), "lr": lr, "base_lr": lr} for g, lr in rates.items()}
+    groups: dict[str, dict[str, Any]] = {
+        g: {"params": list(named[g].values()), "lr": lr, "base_lr": lr} for g, lr in rates.items()
+    }
     by_adam = [groups["table"], groups["scalar"]]
+    if c.matrix_optimizer == "adamw":
+        by_adam.append(groups["matrix"] | {"weight_decay": c.matrix_wd})
+        groups["matrix"] = groups["matrix"] | {"params": []}
     adam = torch.optim.AdamW(by_adam, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.adam_wd, fused=True)
-    for p in (*named["table"].values(), *named["scalar"].values()):  # as torch begins at the first step
+    for p in (p for by in by_adam for p in by["params"]):  # as torch begins at the first step
         count = torch.zeros((), device=p.device)
         adam.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
     group = groups["matrix"] | {

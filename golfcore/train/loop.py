@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from golfcore.base import files
+from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.base.records import RunFolder
@@ -17,7 +17,8 @@ from golfcore.evals.protocols import evaluate
 from golfcore.model import params
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
-from golfcore.model.weights import Banks, Weights, detach
+from golfcore.model.hashing import frequent_pairs
+from golfcore.model.weights import Banks, Weights, detach, flat
 from golfcore.optim import average
 from golfcore.optim.inner import loss_function
 from golfcore.optim.schedule import Clock, lr_multiplier, ordinary
@@ -28,6 +29,8 @@ from golfcore.train.state import TrainingData
 from golfcore.train.step import Diverged, Plan, Report, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
+COUNTED = 10_000_000  # first tokens of the training text, in which frequent pairs are counted
+KEPT = "steps/{:06}.safetensors"  # the weights after so many steps, kept for analysis
 
 
 def check(cfg: Config, world: int) -> None:
@@ -72,6 +75,16 @@ def train(cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> 
     return reptile.phase(cfg, run, weights, loop.state.step, data, runtime) if cfg.reptile.share else weights
 
 
+def initial(cfg: Config, data: TrainingData) -> Weights:
+    """The weights that training begins with; a table that lists frequent pairs takes them from the training text."""
+    weights = params.init(cfg.model, cfg.run.seed)
+    if cfg.model.bigram_rows and cfg.model.bigram_layout == "frequent":
+        read = data.stream.read(0, min(data.stream.length, COUNTED))
+        pairs = frequent_pairs(read, cfg.model.vocab_size, cfg.model.bigram_rows - 1)
+        weights.rest["bigram_pairs"].copy_(torch.from_numpy(pairs))
+    return weights
+
+
 class _Loop:
     def __init__(self, cfg: Config, run: RunFolder, data: TrainingData, runtime: Runtime) -> None:
         self.cfg, self.run, self.data, self.runtime = cfg, run, data, runtime
@@ -79,7 +92,7 @@ class _Loop:
         self.net = Net(cfg.model, data.tables.to(runtime.device), choose_compute(runtime))
         self.loss_fn = loss_function(self.net, cfg.optim.z_loss)
         self.bits = 1 / (np.log(2) * data.bytes_per_token)
-        self.state = states.start(cfg, params.init(cfg.model, cfg.run.seed), runtime.dtype, runtime.device)
+        self.state = states.start(cfg, initial(cfg, data), runtime.dtype, runtime.device)
         if run.file(CHECKPOINT).exists():
             say = tqdm.write if runtime.is_main else lambda text: None
             self.state = states.load(self.state, cfg, run.file(CHECKPOINT), data.belongs, say)
@@ -100,6 +113,8 @@ class _Loop:
                 report = self._step()
                 progress.update(per_step)
                 progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
+                if c.run.keep_every and s.step % c.run.keep_every == 0:
+                    self._keep()
                 if s.step % c.run.checkpoint_every == 0:
                     self._checkpoint()
         if s.position != s.step * self.plan.tokens:
@@ -162,6 +177,12 @@ class _Loop:
             states.save(self.state, self.run.file(CHECKPOINT), self.data.belongs)
         self.saved = self.state.step
         barrier()
+
+    def _keep(self) -> None:
+        """The weights of this step for analysis; a resumed run writes the same again."""
+        if self.runtime.is_main:
+            path = self.run.file(KEPT.format(self.state.step))
+            tensors.save(path, flat(self.state.weights), {"step": self.state.step}, self.data.belongs)
 
     def _warm_up(self) -> None:
         """Compile before the clock starts: one forward and backward, and one meta call, that change nothing.
