@@ -33,6 +33,8 @@ check: setup ## lint, check the formatting, check the types
 # Parameters that make a notebook quick; tests/test_notebooks.py executes these very commands.
 SMALL := -p preset smoke
 SMALL_02_fomaml_ablation := -p size smoke -p seeds 1 -p arms meta-none,meta-exp106
+SMALL_03_bucket_contention := -p preset smoke -p size smoke -p seeds 1
+SMALL_04_weight_space := -p size smoke -p seeds 1,2 -p rows 8
 SMALL_07_ttt_protocols := -p preset smoke -p cells "abc,float,order,stride,epochs 0,error-guided,ppm"
 SMALL_09_depth_recurrence := -p preset smoke -p seeds 1 -p size smoke -p arms shared,unique
 SMALL_10_ablation_suite := -p size smoke -p seeds 1 -p arms tight-swa,ppm

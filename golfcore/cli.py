@@ -216,10 +216,13 @@ def run_notebook(args: Namespace) -> None:
 
 def figures(args: Namespace) -> None:
     """Draw a run's figures beside their tables."""
-    from golfcore.plots.figures import draw_runs
+    from golfcore.plots.figures import draw_published, draw_runs
     from golfcore.runs import folder
 
-    for path in draw_runs(args.runs, args.out or folder.project_dir() / "figures"):
+    place = args.out or folder.project_dir() / "figures"
+    if args.published and args.runs:
+        raise UserError(f"figures --published: expected no runs beside it, found {args.runs[0]}")
+    for path in draw_published(place) if args.published else draw_runs(args.runs, place):
         print(path)
 
 
@@ -239,6 +242,7 @@ def _data(folder: str) -> tuple[str, str]:
 change = partial(arg, action="append", dest="changes")  # (section.key, value); the last of a key counts
 out = partial(arg, "--out", type=Path, metavar="DIR")
 protocol = partial(arg, "--protocol", metavar="NAME", help="`golfcore protocols` lists them (default: %(default)s)")
+PUBLISHED = arg("--published", action="store_true", help="of the published logs and arithmetic alone")
 SIZE = arg("--size", default="full", help=f"one of {', '.join(config.size_names())} (default: full)")
 CHANGES = (
     change("--set", type=config.parse_override, default=[], metavar="a.b=v", help="override a value; repeatable"),
@@ -287,5 +291,5 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "data info": (data_info, CORPUS),
     "data check": (data_check, CORPUS),
     "notebook": (run_notebook, *NOTEBOOK, out(help="default: the project's papermill_runs")),
-    "figures": (figures, DRAWN, out(help="default: the project's figures")),
+    "figures": (figures, DRAWN, PUBLISHED, out(help="default: the project's figures")),
 }

@@ -191,6 +191,15 @@ def test_the_hash_leaves_out_what_changes_no_number() -> None:
     assert config.differences(base, load("smoke", changes | {"run.seed": 7})) == "run.seed 42 -> 7"
 
 
+def test_an_option_that_came_later_changes_the_hash_only_where_it_is_used() -> None:
+    base, later = load("smoke"), [dotted for dotted, f in FIELDS.items() if f.metadata.get("added")]
+    assert {"optim.pieces", "optim.matrix_optimizer"} <= set(later)
+    assert not any(key in base.hashed()[section] for section, key in (dotted.split(".") for dotted in later))
+    used = load("smoke", {"optim.pieces": 2})
+    assert used.hash != base.hash and used.training_hash != base.training_hash
+    assert config.differences(base, used) == "optim.pieces 1 -> 2" and config.differences(used, base).endswith("2 -> 1")
+
+
 def test_one_folder_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths start from the working directory; in a file, from the file's folder."""
     monkeypatch.chdir(tmp_path)

@@ -108,6 +108,16 @@ def test_weights_are_kept_on_the_way_and_a_listed_table_is_the_texts(stream: Tok
     assert not torch.equal(kept["000003.safetensors"][0]["bigram"], kept["000006.safetensors"][0]["bigram"])
 
 
+def test_pieces_of_a_micro_batch_are_the_same_text_in_another_order_of_sums(stream: TokenStream) -> None:
+    whole, cut = (steps(with_(optim={"pieces": n}), stream, 2)[0] for n in (1, 4))
+    assert whole.position == cut.position
+    for a, b in zip(flat(whole.weights).values(), flat(cut.weights).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert not same(flat(whole.weights), flat(cut.weights))  # the last bits are others
+    with pytest.raises(UserError, match="optim.pieces 3: expected a divisor of the 4 rows of a micro-batch"):
+        plan(with_(optim={"pieces": 3}), 1)
+
+
 def test_gradient_accumulation_is_the_mean_over_micro_batches(stream: TokenStream) -> None:
     """Two micro-batches of one row: loss and clipped norm of the step are those of the mean loss."""
     cfg = with_(optim={"batch_tokens": 128, "grad_clip": 0.0})

@@ -84,14 +84,72 @@ def principal_angles(a: Tensor, b: Tensor, k: int) -> pd.DataFrame:
     return pd.DataFrame({"angle": range(1, k + 1), **found})
 
 
+def singular_values(models: Mapping[str, Weights]) -> pd.DataFrame:
+    """Every singular value, of each block matrix and of each bank as published (a row for each slot).
+
+    Columns: model, role (or bank: "qo" ...), block (missing for banks), rank (from 1), value, share (of the largest).
+    """
+    out = []
+    for model, weights in models.items():
+        found: list[tuple[str, int | None, Tensor]]
+        found = [(role, block, torch.linalg.svdvals(m)) for _, block, role, m in _named(weights)]
+        banks = zip(weights.banks._fields, weights.banks, strict=True)
+        found += [(bank, None, torch.linalg.svdvals(stack.detach().float().flatten(1))) for bank, stack in banks]
+        for role, where, values in found:
+            row = {"model": model, "role": role, "block": where}
+            top = max(float(values[0]), torch.finfo(values.dtype).tiny)
+            out += [row | {"rank": i, "value": v, "share": v / top} for i, v in enumerate(values.tolist(), 1)]
+    return frame(out)
+
+
+def slot_norms(models: Mapping[str, Weights]) -> pd.DataFrame:
+    """Frobenius norm of every slot, of which published ranks and conditions are made: model, bank, slot, norm."""
+    return frame(
+        {"model": model, "bank": bank, "slot": slot, "norm": norm}
+        for model, weights in models.items()
+        for bank, stack in zip(weights.banks._fields, weights.banks, strict=True)
+        for slot, norm in enumerate(stack.detach().float().flatten(1).norm(dim=1).tolist())
+    )
+
+
+def angle_spectra(models: Mapping[str, Weights], k: int = 16) -> pd.DataFrame:
+    """Cosines of all principal angles of the leading spaces of outputs, between every two models, beside chance.
+
+    Columns: models, role, block, index (from 1, falling cosines), cosine, chance_low and chance_high (2.5 and 97.5 % of
+    random subspaces of these dimensions). Spaces have `k` dimensions, or half of the smaller side where that is less.
+    """
+    out = []
+    for a, b in combinations(models, 2):
+        second = {name: m for name, _, _, m in _named(models[b])}
+        for name, block, role, m in _named(models[a]):
+            n = min(k, min(m.shape) // 2)
+            bases = [_svd(x)[0][:, :n] for x in (m, second[name])]
+            low, high = _cosine_band(len(m), n)
+            row = {"models": f"{a} vs {b}", "role": role, "block": block}
+            for i, cosine in enumerate(torch.linalg.svdvals(bases[0].T @ bases[1]).tolist()):
+                out.append(row | {"index": i + 1, "cosine": cosine, "chance_low": low[i], "chance_high": high[i]})
+    return frame(out)
+
+
+@cache
+def _cosine_band(d: int, k: int) -> tuple[list[float], list[float]]:
+    low, high = np.quantile([np.sort(draw)[::-1] for draw in _random_cosines(d, k)], (0.025, 0.975), axis=0)
+    return low.tolist(), high.tolist()
+
+
+def _random_cosines(d: int, k: int) -> list[np.ndarray]:
+    """Cosines between DRAWS pairs of random (Haar) k-dimensional subspaces of d dimensions."""
+    rng, found = np.random.default_rng((d, k)), []
+    for _ in range(DRAWS):
+        q, p = (np.linalg.qr(rng.standard_normal((d, k)))[0] for _ in range(2))
+        found.append(np.linalg.svd(q.T @ p, compute_uv=False))
+    return found
+
+
 @cache
 def chance(d: int, k: int) -> tuple[float, float]:
     """Mean and standard deviation of the overlap of two random (Haar) k-dimensional subspaces of d dimensions."""
-    rng = np.random.default_rng((d, k))
-    found = []
-    for _ in range(DRAWS):
-        q, p = (np.linalg.qr(rng.standard_normal((d, k)))[0] for _ in range(2))
-        found.append(np.linalg.svd(q.T @ p, compute_uv=False).mean())
+    found = [cosines.mean() for cosines in _random_cosines(d, k)]
     return float(np.mean(found)), float(np.std(found, ddof=1))
 
 

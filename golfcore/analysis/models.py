@@ -1,6 +1,7 @@
 """Several trained models of one shape on one text: what they are, and every comparison of their weights as frames."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,14 +12,13 @@ from golfcore import config
 from golfcore.analysis import alignment, functional, geometry, surface, weight_space
 from golfcore.analysis.frames import frame
 from golfcore.analysis.text import text_of
-from golfcore.base import tensors
+from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import ModelConfig
 from golfcore.model.forward import Net
-from golfcore.model.weights import Weights, fingerprint, unflat
-
-FLOAT = "weights.safetensors"  # of a run: its averaged weights before rounding
+from golfcore.model.weights import Weights, fingerprint, matrices, unflat
+from golfcore.runs.results import ARTIFACT, FLOAT, load_weights, packed_facts
 
 
 class Models(NamedTuple):
@@ -71,19 +71,23 @@ def identity(runs: Sequence[RunFolder]) -> pd.DataFrame:
     return frame(rows)
 
 
-def tables(models: Models, points: int = 11) -> dict[str, pd.DataFrame]:
+def tables(models: Models, points: int = 11, kept: Path | None = None) -> dict[str, pd.DataFrame]:
     """The frame of each figure of weight space, by its name.
 
     noise: `weight_space.noise`, the published measures beside noise with the same norms. spectra, overlaps: of
     `geometry`. distances: `alignment.distances` to the first model, with `aligned` (before or after). line, swaps:
     `surface.line` and `surface.swaps` from the first model to every other, `aligned` or not. layers:
-    `functional.representations`.
+    `functional.representations`. angles, singular, norms: of `geometry`. map: `flat_map`. plane: `surface.plane` of the
+    first three. Scores are kept in the folder `kept`, if it is given, and not computed again.
     """
-    names = list(models.weights)
+    names, corners = list(models.weights), list(models.weights.values())[:3]
     states = {name: dict(zip(weight_space.BANKS, w.banks, strict=True)) for name, w in models.weights.items()}
     target, before = models.weights[names[0]], {n: models.weights[n] for n in names[1:]}
     after = {name: nearest(models.cfg, target, w) for name, w in before.items()}
     sides, score = {False: before, True: after}, surface.row_scores(models.net, models.x, models.y)
+    if kept is not None:
+        of = files.sha256_text(f"{models.cfg} {tensors.digest({'x': models.x, 'y': models.y})}")
+        score = surface.kept(score, kept / f"scores-{of[:16]}.jsonl")
     distances = [alignment.distances({names[0]: target, **s}, names[0]).assign(aligned=a) for a, s in sides.items()]
     lines = [
         surface.line(score, target, w, points).assign(models=f"{names[0]} to {name}", aligned=aligned)
@@ -103,7 +107,35 @@ def tables(models: Models, points: int = 11) -> dict[str, pd.DataFrame]:
         "line": frame(pd.concat(lines)),
         "swaps": frame(pd.concat(swapped)),
         "layers": functional.representations(models.net, models.weights, models.x),
+        "angles": geometry.angle_spectra(models.weights),
+        "singular": geometry.singular_values(models.weights),
+        "norms": geometry.slot_norms(models.weights),
+        "map": flat_map(models.weights),
+        "plane": surface.plane(score, corners[0], corners[1], corners[2]) if len(corners) == 3 else frame([]),
     }
+
+
+def curvature(run: RunFolder, rows: int) -> dict[str, pd.DataFrame]:
+    """`surface.adaptation` of a finished run's averaged weights, in what its TTT adapts, on rows of validation text."""
+    cfg, (net, x, y) = packed_facts(run.file(ARTIFACT)).chosen(config.of_run(run)), rows_of(run, rows)
+    return surface.adaptation(cfg, net, load_weights(run.file(FLOAT), x.device), x, y, cfg.ttt.lr)
+
+
+def flat_map(models: Mapping[str, Weights]) -> pd.DataFrame:
+    """Points in the plane whose distances come nearest to those between the models' matrices (classical scaling).
+
+    Columns: model, x, y, norm, kept (share of the squared distances that the plane shows). Independent models of equal
+    norms lie sqrt(2) norms apart.
+    """
+    flat_ones = [torch.cat([m.flatten() for _, m in matrices(w)]).double() for w in models.values()]
+    gram = (stack := torch.stack(flat_ones)) @ stack.T
+    centred = torch.eye(len(gram), dtype=torch.float64) - 1 / len(gram)
+    values, vectors = torch.linalg.eigh(centred @ gram @ centred)
+    values = values.clamp(min=0).flip(0)
+    places = torch.nn.functional.pad((vectors.flip(1) * values.sqrt())[:, :2], (0, max(0, 2 - len(gram))))
+    share = float(values[:2].sum() / values.sum().clamp(min=1e-30))
+    found = zip(models, places.tolist(), gram.diagonal().sqrt().tolist(), strict=True)
+    return frame({"model": m, "x": x, "y": y, "norm": norm, "kept": share} for m, (x, y), norm in found)
 
 
 def nearest(cfg: ModelConfig, target: Weights, weights: Weights) -> Weights:

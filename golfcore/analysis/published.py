@@ -6,11 +6,15 @@ everything else is text ("" where there is none).
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from golfcore import config
+from golfcore.analysis.frames import frame
+from golfcore.model.attention import rope_angles
 
 FOLDER = Path(__file__).parents[1] / "published"
 NUMBERS = {  # columns of whole numbers, columns of other numbers
@@ -69,4 +73,31 @@ def token_losses() -> pd.DataFrame:
             "share": found["percent_of_tokens"].astype(float) / 100,
             "share_of_loss": found["percent_of_loss_approx"].astype(float) / 100,
         }
+    )
+
+
+def step_times() -> pd.DataFrame:
+    """Milliseconds a step between two logged steps of a published run: system, run, step (the later), ms, lr_scale."""
+    logged = table("training")
+    rows = logged[(logged["kind"] == "train") & (logged["step"] >= 100)].sort_values(["system", "run", "step"])
+    passed = rows.groupby(["system", "run"])[["seconds", "step"]].diff()
+    found = rows.assign(ms=1000 * passed["seconds"] / passed["step"].astype(float))
+    return frame(found.loc[found["ms"] > 0, ["system", "run", "step", "ms", "lr_scale"]])
+
+
+def angle_errors(preset: str = "exp101") -> pd.DataFrame:
+    """How far bfloat16 positions and frequencies move the rotary angles of a preset: position, frequency, degrees.
+
+    `frequency` counts from 0, the fastest. The errors are those of arithmetic, not measured on a model.
+    """
+    cfg = config.load(preset).model
+    length, device = cfg.rope_ntk_len, torch.device("cpu")
+    exact, rounded = (
+        rope_angles(replace(cfg, rope_angles=kind), 0, length, length, device) for kind in ("float32", "bfloat16")
+    )
+    turned = torch.atan2(rounded[1] * exact[0] - rounded[0] * exact[1], rounded[0] * exact[0] + rounded[1] * exact[1])
+    return frame(
+        {"position": p, "frequency": f, "degrees": abs(float(torch.rad2deg(turned[p, f])))}
+        for f in range(turned.shape[1])
+        for p in range(0, length, 4)
     )

@@ -1,9 +1,11 @@
 """Quantization seen from inside: what rounding each matrix costs, in weights, through its inputs, and in nats."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from golfcore.analysis.frames import frame
@@ -12,7 +14,7 @@ from golfcore.analysis.surface import Score, row_scores
 from golfcore.config import QuantConfig
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, map_matrices, matrices
-from golfcore.quant import gptq
+from golfcore.quant import codec, gptq
 from golfcore.quant.calibrate import collect
 from golfcore.quant.grid import Grid, dequantize, matrix_grid, round_to_nearest
 
@@ -50,6 +52,49 @@ def by_matrix(cfg: QuantConfig, net: Net, weights: Weights, x: Tensor, y: Tensor
     return frame(rows)
 
 
+def codes(cfg: QuantConfig, weights: Weights) -> pd.DataFrame:
+    """How often each magnitude of code occurs, rounded to nearest: columns role, floor, code, share (of the role's)."""
+    rows = []
+    for floor in (True, False):
+        grid, counts = matrix_grid(cfg)._replace(floor=floor, stored_scale_codes=True), dict[str, Tensor]()
+        for name, m in matrices(weights):
+            role = name.split(".")[1]
+            found = round_to_nearest(m.detach().float(), grid)[0].flatten().long().abs()
+            counts[role] = counts.get(role, 0) + found.bincount(minlength=grid.qmax + 2)
+        for role, n in counts.items():
+            rows += [
+                {"role": role, "floor": floor, "code": code, "share": share}
+                for code, share in enumerate((n / n.sum()).tolist())
+            ]
+    return frame(rows)
+
+
+def spreads(cfg: QuantConfig, weights: Weights, points: int = 12) -> pd.DataFrame:
+    """Bits a weight under the published floor by the weights' root mean square: of normal numbers, and of this model.
+
+    Columns: source ("normal", "here"), rms, bits (entropy of the codes), lzma_bits (of LZMA on the codes, as
+    published), role (of this model's matrices).
+    """
+    grid, rows = matrix_grid(cfg)._replace(floor=True, stored_scale_codes=True), list[dict[str, Any]]()
+    drawn = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0))
+    own = [(name.split(".")[1], m.detach().float()) for name, m in matrices(weights)]
+    made = [("", drawn * rms) for rms in np.geomspace(0.004, 0.4, points)]
+    for source, named in (("normal", made), ("here", own)):
+        for role, m in named:
+            found = round_to_nearest(m, grid)[0]
+            row = {"source": source, "rms": float(m.square().mean().sqrt()), "bits": entropy(found)}
+            packed = codec.encode(found.numpy(), "lzma").payload
+            rows.append(row | {"lzma_bits": 8 * len(packed) / found.numel(), "role": role or None})
+    return frame(rows)
+
+
+def entropy(codes: Tensor) -> float:
+    """Bits a code of order 0."""
+    _, counts = codes.unique(return_counts=True)
+    share = counts.double() / codes.numel()
+    return float(-(share * share.log2()).sum())
+
+
 def _rounded(weights: Weights, hessians: Mapping[str, Tensor], grid: Grid, cfg: QuantConfig) -> dict[str, Coded]:
     named = {name: m.detach().float() for name, m in matrices(weights)}
     coded = grid._replace(stored_scale_codes=True)
@@ -62,14 +107,12 @@ def _rounded(weights: Weights, hessians: Mapping[str, Tensor], grid: Grid, cfg: 
 
 def _errors(m: Tensor, made: Tensor, hessian: Tensor, codes: Tensor, scale: Tensor) -> dict[str, float]:
     error = made - m.detach().float()
-    _, counts = codes.unique(return_counts=True)
-    share = counts.double() / codes.numel()
     spread = m.detach().float().std(dim=1) / scale.float()
     gaussian = 0.5 * np.log2(2 * np.pi * np.e) + spread.clamp(min=1e-9).log2()
     return {
         "mse": float(error.square().mean()),
         "weighted": float(((error @ hessian) * error).mean()),
-        "bits": float(-(share * share.log2()).sum()),
+        "bits": entropy(codes),
         "gaussian_bits": float(gaussian.clamp(min=0).mean()),
     }
 

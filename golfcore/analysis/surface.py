@@ -5,6 +5,7 @@ tensors that move (those that TTT adapts, say). Nothing here forms a Hessian.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from golfcore.analysis.frames import frame
 from golfcore.analysis.stats import interval
+from golfcore.base import files
 from golfcore.config import Config
 from golfcore.evals.adapt import scope
 from golfcore.model.attention import Compute, attend_reference
 from golfcore.model.forward import Net, forward, nll
-from golfcore.model.weights import Weights, flat, matrices, stacked, unflat
+from golfcore.model.weights import Weights, fingerprint, flat, matrices, stacked, unflat
 
 Point = Mapping[str, Tensor]
 Loss = Callable[[Point], Tensor]
@@ -71,6 +73,29 @@ def row_scores(net: Net, x: Tensor, y: Tensor, batch: int = 8) -> Score:
     return score
 
 
+def kept(score: Score, path: Path) -> Score:
+    """`score`, its results kept in a file by the hash of the weights: what was cut off goes on, point by point.
+
+    The file is of one text and network: name it after them. UserError: a file that holds something else.
+    """
+    schema = {"weights": str, "nats": [float]}
+    rows = files.read_jsonl(path, "kept scores", schema, torn=True) if path.exists() else []
+    known = {row["weights"]: np.array(row["nats"]) for row in rows}
+    if rows:  # without what a kill left of the last line
+        files.write_text(path, "".join(files.canonical_json(row) + "\n" for row in rows))
+
+    def once(weights: Weights) -> np.ndarray:
+        key = fingerprint(weights)
+        if key not in known:
+            known[key] = score(weights)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as f:
+                f.write(files.canonical_json({"weights": key, "nats": known[key].tolist()}) + "\n")
+        return known[key]
+
+    return once
+
+
 def line(score: Score, a: Weights, b: Weights, points: int = 11) -> pd.DataFrame:
     """Losses of (1 - t) a + t b: what lies between two models.
 
@@ -86,6 +111,12 @@ def line(score: Score, a: Weights, b: Weights, points: int = 11) -> pd.DataFrame
         for t, s, e in zip(at, scores, excess, strict=True)
     ]
     return frame(rows)
+
+
+def barriers(table: pd.DataFrame) -> pd.DataFrame:
+    """The highest point of every line, with its interval: models, aligned, t, barrier, low, high. `table`: of lines."""
+    top = table.loc[table.groupby(["models", "aligned"], sort=False)["excess"].idxmax()]
+    return frame(top.rename(columns={"excess": "barrier"})[["models", "aligned", "t", "barrier", "low", "high"]])
 
 
 def plane(score: Score, a: Weights, b: Weights, c: Weights, points: int = 9, margin: float = 0.25) -> pd.DataFrame:
@@ -226,8 +257,9 @@ def adaptation(cfg: Config, net: Net, weights: Weights, x: Tensor, y: Tensor, lr
     """The loss around a model in the directions that its TTT adapts, on the rows (x, y).
 
     eigenvalues: the largest, with their rank. density: `density` of that Hessian. step: `along` the negative gradient
-    of all rows, at multiples of the rate `lr`. facts: one row; values that adapt, trace and trace_error, squared norm
-    of the gradient, curvature along it (g.H g / g.g), tokens, noise_scale (of gradients of single rows, in tokens).
+    of all rows, at multiples of the rate `lr`. facts: one row; values that adapt, largest (eigenvalue), trace and
+    trace_error, squared norm of the gradient, curvature along it (g.H g / g.g), tokens, noise_scale (of gradients of
+    single rows, in tokens).
     """
     names, masks = scope(cfg)
     point, loss = free(weights, names, masks), text_loss(net, weights, x, y, masks)
@@ -235,7 +267,13 @@ def adaptation(cfg: Config, net: Net, weights: Weights, x: Tensor, y: Tensor, lr
     g = _flat(list(slope.values())).double().cpu().numpy()
     top, (total, error) = top_eigenvalues(operator), trace(operator, draws=16)
     single = [gradient(text_loss(net, weights, a[None], b[None], masks), point) for a, b in zip(x, y, strict=True)]
-    facts = {"values": len(g), "trace": total, "trace_error": error, "gradient_squared": float(g @ g)}
+    facts = {
+        "values": len(g),
+        "largest": float(top[0]),
+        "trace": total,
+        "trace_error": error,
+        "gradient_squared": float(g @ g),
+    }
     facts |= {"curvature_along": float(g @ operator.matvec(g) / (g @ g)), "tokens": y.numel()}
     facts["noise_scale"] = noise_scale(single, y.shape[1]) if len(single) > 1 else float("nan")
     steps = [lr * multiple for multiple in (1, 3, 10, 30, 100, 300, 1000)]

@@ -164,10 +164,11 @@ def flattened(tree: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 def noise(models: Mapping[str, State], repeats: int = 200, seed: int = 0) -> pd.DataFrame:
     """What independent Gaussian noise with each model's slot norms gives for the published measures of the banks.
 
-    A row a bank and pair of models: `overlap` as measured between them, `noise_overlap` the mean of `repeats` pairs of
-    noise with `noise_low` and `noise_high` their extremes; `effective_rank`, `cond_number` of the first model and of
-    noise with its norms. An overlap within the extremes says nothing of the models but the norms of their layers.
-    Noise is drawn as its slots' inner products, which are Wishart distributed.
+    A row a bank and pair of models: `overlap` as measured between them; `noise_overlap`, the mean of `repeats` pairs of
+    noise, with `noise_low` and `noise_high`, their extremes, and `z`, the distance from it in their standard
+    deviations; `effective_rank`, `cond_number` of the first model and of noise with its norms. An overlap within the
+    extremes says nothing of the models but the norms of their layers. Noise is drawn as its slots' inner products,
+    which are Wishart distributed.
     """
     rng, rows = np.random.default_rng(seed), []
 
@@ -185,13 +186,55 @@ def noise(models: Mapping[str, State], repeats: int = 200, seed: int = 0) -> pd.
         fakes = {name: [like(cuts[name], norms[name]) for _ in range(repeats)] for name in models}
         for x, y in combinations(models, 2):
             drawn = [_mean_overlap(p, q) for p, q in zip(fakes[x], fakes[y], strict=True)]
-            row = {"models": f"{x}_vs_{y}", "bank": bank, "overlap": _mean_overlap(cuts[x], cuts[y])}
+            overlap = _mean_overlap(cuts[x], cuts[y])
+            row = {"models": f"{x}_vs_{y}", "bank": bank, "overlap": overlap}
             row |= {"noise_overlap": _mean(drawn), "noise_low": min(drawn), "noise_high": max(drawn)}
+            row["z"] = (overlap - _mean(drawn)) / max(float(np.std(drawn, ddof=1)), TINY)
             real, fake = bank_spectrum(cuts[x]), bank_spectrum(fakes[x][0])
             for quantity in ("effective_rank", "cond_number"):
                 row |= {quantity: real[quantity], f"noise_{quantity}": fake[quantity]}
             rows.append(row)
     return frame(rows)
+
+
+def tables(models: Mapping[str, State]) -> dict[str, pd.DataFrame]:
+    """The published tables of banks, for any models, with what they left out.
+
+    deltas: models, tensor (a bank, or "all"), l2, rel_l2, cosine. spectra: model, tensor, and the measures of
+    `bank_spectrum`. overlaps: `noise`, its `z` (distance from the mean of noise in its standard deviations). midpoints:
+    models, tensor, cosine, mid_over_a as published and `predicted` from cosine and norms alone.
+    """
+    deltas_of, middles = list[dict[str, Any]](), list[dict[str, Any]]()
+    for x, y in combinations(models, 2):
+        inner = products(models[x], models[y])
+        whole = torch.stack(list(inner.values())).sum(0)
+        for name, p in {**{n: q for n, q in inner.items() if n in BANKS}, "all": whole}.items():
+            found, (aa, ab), bb = midpoint_of(name, p), p[0].tolist(), float(p[1, 1])
+            row = {"models": f"{x}_vs_{y}", "tensor": name}
+            cosine = ab / max((aa * bb) ** 0.5, TINY)
+            deltas_of.append(
+                row | {"l2": found["diff"], "rel_l2": found["diff"] / max(aa**0.5, TINY), "cosine": cosine}
+            )
+            predicted = (1 + bb / aa + 2 * cosine * (bb / aa) ** 0.5) ** 0.5 / 2 if aa else float("nan")
+            middles.append(row | {"cosine": cosine, "mid_over_a": found["mid_over_a"], "predicted": predicted})
+    cuts = {name: decompose(state, [b for b in BANKS if b in state]) for name, state in models.items()}
+    kept = ("op_norm", "stable_rank", "cond_number", "effective_rank", "spectral_gap", "top5_energy_frac")
+    spectra = [
+        {"model": model, "tensor": bank} | {q: bank_spectrum(one)[q] for q in kept}
+        for model, found in cuts.items()
+        for bank, one in found.items()
+    ]
+    rows = {"deltas": deltas_of, "spectra": spectra, "midpoints": middles}
+    return {name: frame(found) for name, found in rows.items()} | {"overlaps": noise(models)}
+
+
+def published_midpoints() -> pd.DataFrame:
+    """The published midpoints of tensors, with their cosine: tensor, cosine, mid_over_a, predicted (of equal norms)."""
+    theirs = table("weight_space")
+    two = theirs[theirs["comparison"].str.startswith("two-way") & (theirs["tensor"] != "")]
+    cells = two[two["quantity"].isin(("cosine", "mid_over_a"))].drop_duplicates(["tensor", "quantity"])
+    found = cells.pivot(index="tensor", columns="quantity", values="number").dropna().reset_index()
+    return frame(found.assign(predicted=((1 + found["cosine"]) / 2) ** 0.5))
 
 
 def _mean_overlap(a: Decomposed, b: Decomposed) -> float:

@@ -37,12 +37,12 @@ class Runtime(NamedTuple):
         return self.rank == 0
 
 
-def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int, graphs: str = "auto", threads: int = 0) -> Runtime:
+def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int, graphs: str = "auto") -> Runtime:
     """Choose device and dtype, join the other processes of a `torchrun`, seed every generator alike on all ranks.
 
     "auto" is bfloat16 on CUDA and on processors that multiply it natively, float32 elsewhere. float32 on CUDA stays
     full float32; bfloat16 runs let their remaining float32 products use TF32, as the originals did. `graphs`, whether
-    torch's compiler is used: "always", "never", or "auto", on CUDA. `threads` of the CPU; 0: as many as torch found.
+    torch's compiler is used: "always", "never", or "auto", on CUDA.
     UserError: torchrun variables that are incomplete.
     """
     rank, world, local_rank = _ranks()
@@ -51,7 +51,6 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int, graphs: str 
         raise UserError(f"LOCAL_RANK: expected less than the {gpus} visible GPUs, found {local_rank}")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     name = ("bfloat16" if multiplies_bfloat16(device) else "float32") if dtype == "auto" else dtype
-    torch.set_num_threads(threads or found_threads())
     if not cuda:
         keep_memory()
     if cuda:
@@ -65,12 +64,6 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int, graphs: str 
     torch.manual_seed(seed)
     compiled = cuda if graphs == "auto" else graphs == "always"
     return Runtime(device, rank, world, local_rank, getattr(torch, name), compiled)
-
-
-@cache
-def found_threads() -> int:
-    """The threads that torch chose by itself, or was told by the environment; asked before anything sets them."""
-    return torch.get_num_threads()
 
 
 def keep_memory() -> None:

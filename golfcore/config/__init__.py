@@ -66,8 +66,9 @@ def of_run(run: RunFolder) -> Config:
 def differences(a: Config, b: Config, most: int = 3) -> str:
     """The first few hashed fields in which two configurations differ, as "section.key 1 -> 2"."""
     x, y = a.hashed(), b.hashed()
-    differing = [(section, key) for section in x for key in x[section] if x[section][key] != y[section][key]]
-    rows = [f"{s}.{key} {shown(x[s][key])} -> {shown(y[s][key])}" for s, key in differing[:most]]
+    differing = [(s, key) for s in x for key in x[s] | y[s] if x[s].get(key) != y[s].get(key)]
+    values = [(s, key, *(json.loads(json.dumps(getattr(getattr(c, s), key))) for c in (a, b))) for s, key in differing]
+    rows = [f"{s}.{key} {shown(old)} -> {shown(new)}" for s, key, old, new in values[:most]]
     return ", ".join(rows) + (f" and {len(differing) - most} more" if len(differing) > most else "")
 
 

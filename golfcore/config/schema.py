@@ -5,7 +5,7 @@ value as the default here.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from golfcore.base.files import canonical_json, sha256_text
@@ -17,6 +17,11 @@ def bounded(default: Any, interval: str, hashed: bool = True) -> Any:
     Not `hashed` is what changes no number of a run but by rounding: where its data lie, how often it says something.
     """
     return field(default=default, metadata={"interval": interval, "hashed": hashed})
+
+
+def added(default: Any, interval: str = "") -> Any:
+    """A field that came later: at its default, which is what was done before, it is in no hash, so those stay."""
+    return field(default=default, metadata={"interval": interval, "added": True})
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class DataConfig:
 class OptimConfig:
     batch_tokens: int = bounded(786_432, "[1, 1e9]")
     grad_accum: int = bounded(8, "[1, 1e6]")  # micro-batches a step, over all ranks
-    matrix_optimizer: Literal["muon", "adamw"] = "muon"  # adamw: with matrix_lr, matrix_wd, beta1, beta2 and eps
+    pieces: int = added(1, "[1, 1e6]")  # of a micro-batch, by rows, one after another: less memory, other last bits
+    matrix_optimizer: Literal["muon", "adamw"] = added("muon")  # adamw: with matrix_lr, matrix_wd, beta1, beta2 and eps
     matrix_lr: float = bounded(0.025, "[0, 1e30]")
     table_lr: float = bounded(0.035, "[0, 1e30]")
     scalar_lr: float = bounded(0.025, "[0, 1e30]")
@@ -253,7 +259,6 @@ class TTTConfig:
 class RunConfig:
     seed: int = bounded(42, "[0, 4294967295]")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: bfloat16 where it is native
-    threads: int = bounded(0, "[0, 1024]")  # of the CPU: they order sums, and so decide the last bits; 0 = as found
     graphs: Literal["auto", "always", "never"] = bounded("auto", "", hashed=False)  # of torch's compiler; auto: on CUDA
     val_every: int = bounded(500, "[0, 1e9]", hashed=False)  # 0 = only at the end; looks at weights, changes none
     log_every: int = bounded(10, "[1, 1e9]", hashed=False)
@@ -297,9 +302,14 @@ class Config:
 
     def hashed(self) -> dict[str, dict[str, Any]]:
         """The plain values that change a number, by section: not the name, nor what is not `hashed`."""
-        values = json.loads(json.dumps(asdict(self)))
-        del values["name"]
-        kept = {
-            name: [f.name for f in fields(getattr(self, name)) if f.metadata.get("hashed", True)] for name in values
-        }
-        return {name: {key: values[name][key] for key in kept[name]} for name in values}
+        values, kept = json.loads(json.dumps(asdict(self))), dict[str, dict[str, Any]]()
+        for section in fields(self):
+            if section.name != "name":
+                known = {f.name: f for f in fields(getattr(self, section.name))}
+                of = values[section.name]
+                kept[section.name] = {key: of[key] for key, f in known.items() if _is_hashed(f, of[key])}
+        return kept
+
+
+def _is_hashed(f: "Field[Any]", value: Any) -> bool:
+    return f.metadata.get("hashed", True) and not (f.metadata.get("added") and value == f.default)

@@ -9,18 +9,34 @@ from matplotlib.figure import Figure
 
 from golfcore import config
 from golfcore.analysis import buckets, frames, runs, scores, sizes
+from golfcore.analysis import published as published_facts
 from golfcore.analysis.text import Text, text_of
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
 from golfcore.plots import buckets as bucket_plots
-from golfcore.plots import depth, index, meta, protocols, rounding, style, suite, surface, tokens, weights
+from golfcore.plots import (
+    depth,
+    geometry,
+    index,
+    learning,
+    meta,
+    protocols,
+    published,
+    rounding,
+    style,
+    suite,
+    surface,
+    tokens,
+    weights,
+)
 from golfcore.plots import run as run_plots
 from golfcore.runs.folder import find_run
 
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
-SUBJECTS = (run_plots, meta, depth, suite, protocols, tokens, bucket_plots, weights, surface, rounding)
+SUBJECTS: tuple = (run_plots, meta, depth, suite, protocols, tokens, bucket_plots, learning, weights, geometry)
+SUBJECTS += (surface, rounding, published)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
 SUITE = "suite-"  # and the name of the sweep: a folder may hold those of several
 
@@ -91,6 +107,13 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
     cfg = config.of_run(run)
     drawing = f"golfcore figures {index.OUT}/{cfg.name} --out {index.OUT}/figures"
     return draw_group("", tables_of(run, text or text_of(run)), folder, index.origin([run], index.by_run(cfg), drawing))
+
+
+def draw_published(folder: Path) -> list[Path]:
+    """Draw what the publications alone say, and what their arithmetic alone settles; each figure is marked so."""
+    tables = {"steps": published_facts.step_times(), "angles": published_facts.angle_errors()}
+    about = {"runs": [], "train": "golfcore figures --published", "draw": "golfcore figures --published"}
+    return [path for drawn in draw_group("published-", tables, folder, about).values() for path in drawn.paths]
 
 
 def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:

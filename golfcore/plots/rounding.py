@@ -88,7 +88,57 @@ def say_bits(table: pd.DataFrame) -> str:
     return f"Codes of GPTQ hold {' and '.join(said)}; no matrix is further than {apart:.2f} from a normal variable."
 
 
+def codes(table: pd.DataFrame) -> Figure:
+    """Histogram of code magnitudes with and without the floor. Frame: `rounding.codes`."""
+    fig = style.figure(2.8, "Which codes are used?")
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, floor in zip(axes, (True, False), strict=True):
+        for role, colour in ROLES.items():
+            rows = table[(table["role"] == role) & (table["floor"].astype(bool) == floor)]
+            ax.plot(rows["code"], rows["share"].clip(lower=1e-6), color=colour, label=role)
+        ax.set_yscale("log")
+        ax.set_xlabel("magnitude of the code")
+        style.subtitle(ax, "with the published floor" if floor else "without")
+    axes[0].set_ylabel("share of weights")
+    parts.legend_below(fig, axes)
+    return fig
+
+
+def say_codes(table: pd.DataFrame) -> str:
+    used = table[table["share"] > 1e-5].groupby(table["floor"].astype(bool))["code"].max()
+    largest = table["code"].max() - 1
+    return f"Codes above {used[True]} of {largest} hardly occur with the floor; without, up to {used[False]} do."
+
+
+def spreads(table: pd.DataFrame) -> Figure:
+    """Bits under the published floor against the spread of weights. Frame: `rounding.spreads`."""
+    fig = style.figure(2.7, "What made the published artifact fit?")
+    ax = fig.subplots()
+    line = table[table["source"] == "normal"]
+    ax.plot(line["rms"], line["lzma_bits"], color=GREY, label="normal numbers, LZMA")
+    ax.plot(line["rms"], line["bits"], "--", color=GREY, label="normal numbers, entropy")
+    for role, colour in ROLES.items():
+        rows = only(table, source="here", role=role)
+        ax.plot(rows["rms"], rows["lzma_bits"], "o", ms=3.5, color=colour, label=role)
+    ax.set_xscale("log")
+    ax.set_xlabel("root mean square of the weights")
+    ax.set_ylabel("bits a weight at scales of 1/31")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_spreads(table: pd.DataFrame) -> str:
+    here = table[table["source"] == "here"]
+    return (
+        "At a fixed step of 1/31 size follows the spread of weights: matrices of this model have a root mean square of "
+        f"{here['rms'].min():.3f} to {here['rms'].max():.3f} and take {here['lzma_bits'].min():.2f} to "
+        f"{here['lzma_bits'].max():.2f} bits a weight under LZMA."
+    )
+
+
 FIGURES = {
+    "rounding-codes": (codes, say_codes),
+    "rounding-spreads": (spreads, say_spreads),
     "rounding-cost": (cost, say_cost),
     "rounding-errors": (errors, say_errors),
     "rounding-bits": (bits, say_bits),

@@ -58,4 +58,30 @@ def say_step(table: pd.DataFrame) -> str:
     )
 
 
-FIGURES = {"surface-density": (density, say_density), "surface-step": (step, say_step)}
+def models(table: pd.DataFrame) -> Figure:
+    """Curvature of several models in what TTT adapts. Frame: `surface.adaptation`, facts, with `model`."""
+    fig = style.figure(1.5 + 0.22 * len(table), "Does one model have a flatter loss?")
+    axes = fig.subplots(1, 3, sharey=True)
+    looks = {"largest": "largest eigenvalue", "trace": "trace", "curvature_along": "curvature along the gradient"}
+    for ax, (column, text) in zip(axes, looks.items(), strict=True):
+        error = table["trace_error"] if column == "trace" else None
+        ax.errorbar(table[column], range(len(table)), xerr=error, fmt="D", ms=4.5, color=BLUE)
+        ax.set_xlim(*parts.padded([*table[column], 0.0], 0.15))
+        style.subtitle(ax, text)
+        parts.rows_axis(ax, list(table["model"]))
+    return fig
+
+
+def say_models(table: pd.DataFrame) -> str:
+    said = [
+        f"{r['model']} {r['largest']:.3g} and {r['trace']:.4g} \u00b1 {r['trace_error']:.2g}"
+        for r in table.to_dict("records")
+    ]
+    return f"Largest eigenvalue and trace (with its standard error) of the Hessian on the same rows: {'; '.join(said)}."
+
+
+FIGURES = {
+    "surface-models": (models, say_models),
+    "surface-density": (density, say_density),
+    "surface-step": (step, say_step),
+}

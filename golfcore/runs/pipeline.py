@@ -49,7 +49,7 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
     Training is taken from the first of the runs `donors` that trained alike, if one did.
     Raises UserError if `out` holds a run of another configuration or data, or anything else.
     """
-    rt = runtime.start(cfg.run.dtype, cfg.run.seed, cfg.run.graphs, cfg.run.threads)
+    rt = runtime.start(cfg.run.dtype, cfg.run.seed, cfg.run.graphs)
     try:
         check(cfg, rt.world)
         tell = say if rt.is_main else (lambda text: None)

@@ -54,7 +54,7 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
                 f"override {dotted!r}: expected a data, eval, ttt or run value, the weights are what they are"
             )
     cfg = override(facts.chosen(stored), changes, str(path))
-    rt = runtime.start(cfg.run.dtype, cfg.run.seed, cfg.run.graphs, cfg.run.threads)
+    rt = runtime.start(cfg.run.dtype, cfg.run.seed, cfg.run.graphs)
     dataset = prepare_data(cfg, lambda text: None)
     if facts.data:
         data = None if TEXTS & changes.keys() else facts.data  # other text is scored if it is named

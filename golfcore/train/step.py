@@ -88,12 +88,14 @@ class Plan(NamedTuple):
 
 def plan(cfg: Config, world: int) -> Plan:
     """How `world` ranks share a step. UserError if neither its micro-batches nor their rows can be shared evenly."""
-    micro = cfg.optim.grad_accum
+    micro, pieces = cfg.optim.grad_accum, cfg.optim.pieces
     rows = cfg.optim.batch_tokens // (micro * cfg.data.seq_len)
 
     def parts(ranks: int) -> int:
-        return ranks // math.gcd(ranks, micro)
+        return pieces * (ranks // math.gcd(ranks, micro))
 
+    if rows % pieces:
+        raise UserError(f"optim.pieces {pieces}: expected a divisor of the {rows} rows of a micro-batch")
     if rows % parts(world):
         able = ", ".join(str(n) for n in range(1, min(micro * rows, 2 * world) + 1) if rows % parts(n) == 0)
         raise UserError(
