@@ -1,5 +1,8 @@
 """Laws of the n-gram table seen row by row, on a text whose counts are known."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +53,23 @@ def test_a_row_lists_who_shares_it_and_a_pair_finds_its_row() -> None:
         made.pair(" x", "b")
     with pytest.raises(UserError, match="row 3: expected 0 to 2"):
         made.row(3)
+
+
+def test_a_row_is_explored_by_widgets_or_named_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # as if it were not installed
+    assert ".pair(PIECE, PIECE)" in buckets().explore() and "golfcore[widgets]" in buckets().explore()
+
+    class Parts(ModuleType):
+        """What a notebook's user sets by hand: here the values that the widget begins with."""
+
+        Combobox = BoundedIntText = staticmethod(lambda value, **options: value)
+        HBox = staticmethod(list)
+        interactive = staticmethod(lambda show, **values: show(**values))
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", Parts("ipywidgets"))
+    made = buckets()
+    by_pair, by_row = made.explore()
+    assert by_pair.equals(made.pair(" a", "b")) and by_row.equals(made.row(int(by_pair["row"][0])))
 
 
 def test_split_rows_hold_one_class_and_shared_rows_both() -> None:

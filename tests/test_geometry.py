@@ -1,14 +1,18 @@
 """Laws of the geometry of single matrices."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import subspace_angles
 
 from golfcore.analysis import geometry
+from golfcore.analysis.models import flat_map
 from golfcore.base.errors import UserError
 from golfcore.config import load
 from golfcore.model import params
-from golfcore.model.weights import Weights, tree_map
+from golfcore.model.weights import Weights, matrices, tree_map
 
 CFG = load("exp101", {}, "smoke").model
 
@@ -67,3 +71,40 @@ def test_overlaps_are_one_for_a_copy_chance_for_noise_and_see_one_side_alone() -
 def test_chance_is_that_of_random_subspaces(d: int, k: int, want: float) -> None:
     mean, sd = geometry.chance(d, k)
     assert mean == pytest.approx(want, abs=4 * sd / geometry.DRAWS**0.5 + 1e-3)
+
+
+def test_spectra_of_banks_are_of_slots_and_norms_are_what_they_are_made_of() -> None:
+    w = weights(0)
+    found = geometry.singular_values({"w": w})
+    up = found[(found["role"] == "up") & found["block"].isna()]["value"]
+    want = np.linalg.svd(w.banks.up.flatten(1).numpy(), compute_uv=False)
+    np.testing.assert_allclose(up.astype(float), want, rtol=1e-5)
+    key = found[(found["role"] == "key") & (found["block"] == 1)]
+    np.testing.assert_allclose(
+        key["value"].astype(float), np.linalg.svd(w.banks.kv[2].numpy(), compute_uv=False), rtol=1e-5
+    )
+    norms = geometry.slot_norms({"w": w}).set_index(["bank", "slot"])["norm"]
+    assert norms["kv", 2] == pytest.approx(float((key["value"].astype(float) ** 2).sum()) ** 0.5, rel=1e-5)
+
+
+def test_cosines_of_all_angles_are_scipys_and_of_noise_within_chance() -> None:
+    a, b = weights(0), weights(1)
+    found = geometry.angle_spectra({"a": a, "b": b, "copy": a}, 6)
+    assert found[found["models"] == "a vs copy"]["cosine"].min() > 1 - 1e-5
+    rows = found[(found["models"] == "a vs b") & (found["role"] == "up") & (found["block"] == 0)]
+    spaces = [np.linalg.svd(w.banks.up[0].numpy())[0][:, :6] for w in (a, b)]
+    np.testing.assert_allclose(rows["cosine"], np.sort(np.cos(subspace_angles(*spaces)))[::-1], atol=1e-5)
+    noise = found[found["models"] == "a vs b"]
+    assert noise["cosine"].between(noise["chance_low"], noise["chance_high"]).mean() > 0.8
+
+
+def test_a_map_of_three_models_keeps_their_distances() -> None:
+    models = {name: weights(seed) for seed, name in enumerate("abc")}
+    found = flat_map(models)
+    assert found["kept"].iloc[0] == pytest.approx(1)
+    points = found[["x", "y"]].to_numpy()
+    for (i, a), (j, b) in combinations(enumerate("abc"), 2):
+        both = zip(matrices(models[a]), matrices(models[b]), strict=True)
+        want = sum(float((m - n).square().sum()) for (_, m), (_, n) in both) ** 0.5
+        assert np.linalg.norm(points[i] - points[j]) == pytest.approx(want, rel=1e-4)
+    assert found["norm"].iloc[0] * 2**0.5 == pytest.approx(np.linalg.norm(points[0] - points[1]), rel=0.05)

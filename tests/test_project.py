@@ -31,7 +31,7 @@ LEVELS = """
 base config data model optim quant evals train runs analysis plots
 interop notebook api __init__ cli __main__
 """.split()
-MAX_PACKAGE_LINES = 15_700
+MAX_PACKAGE_LINES = 18_500
 MAX_ROOT_MODULES = 6
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
@@ -145,7 +145,7 @@ def test_start_up_imports_nothing_heavy(code):
 
 def test_third_parties_are_declared_and_extras_are_lazy():
     """`golfcore run` needs only the core: an extra is imported inside functions."""
-    extras = declared("nb", "hub", "cluster") | OPTIONAL_BACKENDS
+    extras = declared("nb", "widgets", "hub", "cluster") | OPTIONAL_BACKENDS
     others = [i for i in imports() if i.top not in {*sys.stdlib_module_names, "golfcore", *declared("core")}]
     problems = [f"{imp}, which pyproject.toml does not declare" for imp in others if imp.top not in extras]
     lawful(problems + [f"{imp}, an extra, at the top: import it inside the function" for imp in others if not imp.lazy])
@@ -271,7 +271,7 @@ def pins() -> dict[str, str]:
 def test_constraints_pin_every_dependency_within_its_range():
     """All but the cluster's, which `make setup` does not install."""
     problems = []
-    for requirement in [r for group in ("core", "nb", "hub", "dev") for r in requirements(group)]:
+    for requirement in [r for group in ("core", "nb", "widgets", "hub", "dev") for r in requirements(group)]:
         pin = pins().get(canonicalize_name(requirement.name))
         if pin is None or pin not in requirement.specifier:
             problems.append(f"constraints.txt: expected a version for {requirement}, found {pin}")
@@ -284,7 +284,7 @@ def test_environment_yml_agrees_with_pyproject():
     pip = [line for d in spec["dependencies"] if isinstance(d, dict) for line in d["pip"]]
     names = {d: re.split("[=<>]", d)[0] for d in conda + pip if d != "-e ."}
     known = {CONDA_NAMES.get(name, name) for name in names.values()}
-    everything = declared("core", "nb", "hub", "cluster", "dev")
+    everything = declared("core", "nb", "widgets", "hub", "cluster", "dev")
     assert spec["channels"] == ["conda-forge"]
     assert {"-e .", f"torch=={pins()['torch']}"} <= set(pip)
     assert known >= declared("core", "nb") | ENVIRONMENT_ONLY

@@ -91,3 +91,13 @@ def test_token_losses_are_the_counts_of_the_published_table() -> None:
     assert found["threshold"].tolist() == [1, 3, 5, 7, 10]
     assert found["targets"].tolist() == [36_900_000, 20_300_000, 7_200_000, 1_700_000, 135_000]
     assert found["share_of_loss"].tolist() == [0.85, 0.55, 0.30, 0.15, 0.03]
+
+
+def test_published_step_times_and_rotary_errors_are_those_of_logs_and_arithmetic() -> None:
+    times = published.step_times()
+    own = times[times["system"] == "exp101"]
+    early, late = (own[rows]["ms"].median() for rows in (own["step"] < 3000, own["step"] > 6000))
+    assert early > late  # meta-learning ends with the LR multiplier at one half
+    found = published.angle_errors()
+    fast = found[found["frequency"] == 0].set_index("position")["degrees"]
+    assert fast.loc[:256].max() < 0.2 and fast.loc[257:].max() > 30  # bfloat16 holds whole numbers up to 256

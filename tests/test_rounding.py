@@ -1,5 +1,6 @@
 """Laws of what rounding costs."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY, lively, tables, with_
@@ -27,3 +28,19 @@ def test_gptq_beats_rounding_through_the_inputs_and_the_floor_is_a_constant() ->
     assert (by.loc[True, "nearest"]["bits"] <= by.loc[False, "nearest"]["bits"] + 0.05).all()
     near = found[found["matrix"] != "all"]
     assert ((near["bits"] - near["gaussian_bits"]).abs() < 0.6).all()
+
+
+def test_codes_and_spreads_are_those_of_the_published_rule() -> None:
+    cfg = with_(TINY, quant={"matrix_bits": 6})
+    weights = tree_map(lambda t: 0.1 * torch.randn(t.shape), lively(cfg))
+    found = rounding.codes(cfg.quant, weights)
+    assert found.groupby(["role", "floor"])["share"].sum().tolist() == pytest.approx([1] * 12)
+    up = found[(found["role"] == "up") & found["floor"]].set_index("code")["share"]
+    magnitudes = (weights.banks.up * 31).round().abs()  # scales are at the floor, but for rounding to float16
+    assert up[3] == pytest.approx(float((magnitudes == 3).double().mean()), abs=5e-3)
+    spreads = rounding.spreads(cfg.quant, weights, points=6)
+    line = spreads[spreads["source"] == "normal"]
+    assert line["bits"].is_monotonic_increasing and (spreads["lzma_bits"] > spreads["bits"]).all()
+    wide = line[line["rms"].between(0.05, 0.2)]
+    want = np.log2(wide["rms"] * 31) + 0.5 * np.log2(2 * np.pi * np.e)
+    assert wide["bits"].tolist() == pytest.approx(want.tolist(), abs=0.1)

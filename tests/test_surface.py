@@ -1,13 +1,16 @@
 """Curvature against full Hessians, barriers against what is planted."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import TINY, lively, tables
 
 from golfcore.analysis import alignment, surface, symmetry
 from golfcore.model.forward import Net
-from golfcore.model.weights import tree_map
+from golfcore.model.weights import Weights, tree_map
 
 X, Y = torch.randint(1024, (2, 16, 24), generator=torch.Generator().manual_seed(0))
 
@@ -135,3 +138,20 @@ def test_the_noise_scale_of_gradients_with_known_noise() -> None:
     small = [{"w": signal + 3 * torch.randn(50, generator=g) / 64**0.5} for _ in range(400)]
     assert surface.noise_scale(small, 64) == pytest.approx(450 / 4, rel=0.1)
     assert np.isnan(surface.noise_scale([{"w": torch.ones(1)}, {"w": -torch.ones(1)}], 1))
+
+
+def test_kept_scores_are_not_computed_again_and_outlive_a_kill(tmp_path: Path) -> None:
+    weights, copy = (tree_map(torch.Tensor.detach, lively(TINY, seed)) for seed in (0, 1))
+    score, calls, path = surface.row_scores(Net(TINY.model, tables()), X, Y), [], tmp_path / "deep" / "scores.jsonl"
+
+    def counted(w: Weights) -> np.ndarray:
+        calls.append(w)
+        return score(w)
+
+    first = surface.line(surface.kept(counted, path), weights, copy, points=5)
+    path.write_text(path.read_text()[:-7])  # a kill within the last line
+    again = surface.line(surface.kept(counted, path), weights, copy, points=5)
+    assert len(calls) == 6 and again.equals(first) and path.read_text().count("\n") == 5
+    table = pd.concat([first.assign(models="a to b", aligned=False), first.assign(models="a to c", aligned=False)])
+    top = surface.barriers(table)
+    assert top["barrier"].tolist() == [first["excess"].max()] * 2 and len(top) == 2

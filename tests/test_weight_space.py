@@ -56,3 +56,18 @@ def test_zeros_and_what_is_not_finite() -> None:
     assert spectrum(decompose({"w": torch.zeros(3, 4)}, ["w"])["w"])["stable_rank"] == 0
     with pytest.raises(UserError, match="w: expected finite values"):
         decompose({"w": torch.full((2, 2), torch.nan)}, ["w"])
+
+
+def test_tables_of_banks_and_midpoints_that_their_cosine_gives() -> None:
+    cfg = load("exp101", {}, "smoke")
+    models = {n: to_reference(params.init(cfg.model, i), cfg.model) for i, n in enumerate("ab")}
+    found = weight_space.tables(models)
+    middle = found["midpoints"]
+    assert set(middle["tensor"]) == {*weight_space.BANKS, "all"} and middle["mid_over_a"].notna().sum() >= 4
+    known = middle.dropna()
+    assert known["mid_over_a"].tolist() == pytest.approx(known["predicted"].tolist(), rel=1e-6)
+    row = found["deltas"].set_index("tensor").loc["qo_bank"]
+    apart = models["a"]["qo_bank"] - models["b"]["qo_bank"]
+    assert row["l2"] == pytest.approx(float(apart.norm()), rel=1e-5)
+    theirs = weight_space.published_midpoints()
+    assert len(theirs) >= 8 and (theirs["mid_over_a"] - theirs["predicted"]).abs().max() < 0.05

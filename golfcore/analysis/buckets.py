@@ -183,6 +183,23 @@ class Buckets:
         best = push.topk(most)
         return pd.DataFrame({"piece": [self.pieces[i] for i in best.indices.tolist()], "push": best.values.numpy()})
 
+    def explore(self) -> Any:
+        """The table by hand, in a notebook: two pieces or a number, and the row that they name.
+
+        Where ipywidgets is not installed: a sentence that names the plain calls, which show the same.
+        """
+        try:
+            import ipywidgets
+        except ImportError:
+            calls = ".pair(PIECE, PIECE), .row(NUMBER) and .predicts(NUMBER)"
+            return f'{calls} show what the widget would: pip install "golfcore[widgets]"'
+        first = self.pairs.iloc[0]
+        named = [self.pieces[int(first[which])] for which in ("previous", "current")]
+        pieces = [ipywidgets.Combobox(value=name, options=self.pieces, ensure_option=True) for name in named]
+        row = ipywidgets.BoundedIntText(value=int(first["row"]), min=0, max=self.n_rows - 2)
+        found = ipywidgets.interactive(self.pair, previous=pieces[0], current=pieces[1])
+        return ipywidgets.HBox([found, ipywidgets.interactive(self.row, number=row)])
+
     def collisions(self) -> pd.Series:
         """Pairs that share their row, beside a random hash of as many pairs into as many rows (per half of a split).
 

@@ -44,7 +44,7 @@ def course(a: RunFolder, b: RunFolder) -> pd.DataFrame:
         along = distances(moved, "a").set_index("tensor")
         for part in PARTS:
             row = {"step": step, "part": part, **at.loc[part, ["l2", "relative", "cosine"]].to_dict()}
-            still = bool(along.loc[part, "relative"] != along.loc[part, "relative"])
+            still = pd.isna(along.loc[part, "relative"])
             rows.append(row | {"moved_cosine": None if still else along.loc[part, "cosine"]})
     return frame(rows)
 

@@ -115,6 +115,7 @@ def line(score: Score, a: Weights, b: Weights, points: int = 11) -> pd.DataFrame
 
 def barriers(table: pd.DataFrame) -> pd.DataFrame:
     """The highest point of every line, with its interval: models, aligned, t, barrier, low, high. `table`: of lines."""
+    table = table.reset_index(drop=True)
     top = table.loc[table.groupby(["models", "aligned"], sort=False)["excess"].idxmax()]
     return frame(top.rename(columns={"excess": "barrier"})[["models", "aligned", "t", "barrier", "low", "high"]])
 

@@ -18,6 +18,11 @@ def _colours(names: pd.Series) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(found)}
 
 
+def _with_first(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of pairs with the first model."""
+    return table[table["models"].str.startswith(str(table["models"].iloc[0]).split(" ")[0] + " ")]
+
+
 def flat_map(table: pd.DataFrame) -> Figure:
     """Models in the plane by the distances of their matrices. Frame: `models.flat_map`."""
     fig = style.figure(3.0, "How far apart are the models?")
@@ -101,7 +106,7 @@ def angles(table: pd.DataFrame) -> Figure:
         rows = table[table["role"] == role]
         band = rows.groupby("index")[["chance_low", "chance_high"]].mean()
         ax.fill_between(band.index, band["chance_low"], band["chance_high"], color=PALE, lw=0, label="chance")
-        for name, colour in _colours(rows["models"]).items():
+        for name, colour in _colours(_with_first(rows)["models"]).items():
             line = rows[rows["models"] == name].groupby("index")["cosine"].mean()
             ax.plot(line.index, line, color=colour, label=name)
         style.subtitle(ax, role)

@@ -49,7 +49,7 @@ def controls(table: pd.DataFrame) -> Figure:
             own = rows[rows["word_start"].astype(bool) == starts]
             weighted = own.assign(total=own["norm"] * own["targets"]).groupby("step")[["total", "targets"]].sum()
             axes[2].plot(weighted.index, weighted["total"] / weighted["targets"], look, color=colour)
-    titles = ("word_start_boost", "bigram_scale", "length of vectors (dashed: within words)")
+    titles = ("word_start_boost", "bigram_scale", "length (dashed: in words)")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_xlabel("step")
         style.subtitle(ax, title)

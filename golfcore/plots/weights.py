@@ -22,11 +22,18 @@ def _by_role(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def first_pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of pairs with the first model ("a_vs_b")."""
+    return table[table["models"].str.startswith(str(table["models"].iloc[0]).split("_vs_")[0] + "_vs_")]
+
+
 def noise(table: pd.DataFrame) -> Figure:
     """Published overlaps of banks beside noise with the same norms. Frame: `weight_space.noise`."""
-    fig = style.figure(1.3 + 0.28 * len(table), "Do the published overlaps say more than the norms of layers?")
+    fig = style.figure(
+        1.3 + 0.22 * len(first_pairs(table)), "Do the published overlaps say more than the norms of layers?"
+    )
     ax = fig.subplots()
-    rows = table.to_dict("records")
+    rows = first_pairs(table).to_dict("records")
     for y, row in enumerate(rows):
         ax.plot([row["noise_low"], row["noise_high"]], [y, y], color=PALE, lw=7, solid_capstyle="butt")
         ax.plot([row["noise_overlap"]], [y], "|", color=GREY, ms=9, label=None if y else "noise: mean and range")
