@@ -23,7 +23,7 @@ FIGURES = {
     "03_bucket_contention": 7,
     "04_weight_space": 16,
     "05_error_surface": 3,
-    "06_quantization": 5,
+    "06_quantization": 8,
     "10_ablation_suite": 1,
 }  # at least; of the others 6
 MOST = 30_000  # characters that one output holds: more is read by nobody

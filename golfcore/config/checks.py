@@ -96,6 +96,12 @@ def _packing_and_scoring(c: Config) -> Iterator[str]:
         yield f"quant.matrix_bits {q.matrix_bits}: expected {2 + spread} to {8 - spread}"
     if q.rounding == "gptq" and not q.stored_scale_codes and q.matrix_bits + spread == 8:
         yield "quant.stored_scale_codes false with 8-bit matrices needs quant.rounding nearest, found gptq"
+    if q.steps != "clip" and (q.floor or not q.stored_scale_codes or spread or q.damp_twice):
+        yield f"quant.steps {q.steps} sets scales itself: no floor, stored_scale_codes false, guided bits or damp_twice"
+    if q.steps == "clip" and (q.rate or q.table_gptq):
+        yield "quant.rate and table_gptq need quant.steps sigma or measured"
+    if q.rounding != "gptq" and (q.rate or q.table_gptq or q.steps == "measured"):
+        yield f"quant.rounding {q.rounding}: quant.rate, table_gptq and steps measured need gptq"
     if q.guided_high + q.guided_low > 1:
         yield f"quant.guided_high {q.guided_high} and guided_low {q.guided_low} are more than all matrices"
     if c.eval.stride > window:

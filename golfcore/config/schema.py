@@ -216,6 +216,12 @@ class QuantConfig:
     calib_len: int = bounded(2048, "[2, 1e6]")
     calib_batch: int = bounded(8, "[1, 1e6]")
     temperature: float = bounded(0.8, "(0, 1e6]")
+    # clip: by quantiles, the width sets the bits. sigma: a multiple of each tensor's root mean square, the coder sets
+    # them. measured: so at the same mean, by what rounding each tensor does to the predictions on self-generated text
+    steps: Literal["clip", "sigma", "measured"] = added("clip")
+    step: float = added(0.25, "[0, 4]")  # in root mean squares; 0 = the finest at which the file fits max_bytes
+    rate: float = added(0.0, "[0, 16]")  # weight of code length in GPTQ's rounding; 1: a bit costs as in the best coder
+    table_gptq: bool = added(False)  # the token embedding through GPTQ, by the inputs of the head
     codec: Literal["ans", "zstd", "lzma", "zlib"] = "ans"  # of the codes; the last three as published
     max_bytes: int = bounded(16_000_000, "[1, 1e12]")  # artifact + code
 

@@ -23,6 +23,7 @@ from golfcore.plots import (
     meta,
     protocols,
     published,
+    rates,
     rounding,
     style,
     suite,
@@ -36,7 +37,7 @@ from golfcore.runs.folder import find_run
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
 SUBJECTS: tuple = (run_plots, meta, depth, suite, protocols, tokens, bucket_plots, learning, weights, geometry)
-SUBJECTS += (surface, rounding, published)
+SUBJECTS += (surface, rounding, rates, published)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
 SUITE = "suite-"  # and the name of the sweep: a folder may hold those of several
 

@@ -37,11 +37,12 @@ def angles(table: pd.DataFrame) -> Figure:
     for frequency, rows in table.groupby("frequency"):
         shade = BLUE if frequency == 0 else GREY
         label = {0: "fastest frequency", n - 1: "slower ones"}.get(frequency)
-        ax.plot(rows["position"], rows["degrees"], color=shade, lw=0.8, alpha=1 if frequency == 0 else 0.6, label=label)
+        near = rows.groupby(rows["position"] // 32)[["position", "degrees"]].mean()
+        ax.plot(near["position"], near["degrees"], color=shade, lw=0.8, alpha=1 if frequency == 0 else 0.6, label=label)
     ax.set_yscale("symlog", linthresh=0.1)
     ax.set_ylim(0)
     ax.set_xlabel("position")
-    ax.set_ylabel("degrees")
+    ax.set_ylabel("degrees, mean of 32 positions")
     parts.legend_below(fig, [ax])
     return fig
 

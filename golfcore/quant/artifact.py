@@ -33,7 +33,7 @@ from golfcore.config import Config
 from golfcore.model import params
 from golfcore.model.weights import Weights
 from golfcore.quant.codec import Codec, IntArray, Stream, decode, encode
-from golfcore.quant.stored import Coded, Entry, Quantized, dequantize_weights, entries
+from golfcore.quant.stored import Coded, Entry, Quantized, by_rows, dequantize_weights, entries
 
 MAGIC, VERSION = b"GOLFCORE", 1
 PREFIX = struct.Struct("<8sHII")
@@ -66,21 +66,31 @@ def _require(holds: bool, found: str) -> None:
 
 def write(path: Path, cfg: Config, quantized: Mapping[str, Entry], extra: dict[str, Any] | None = None) -> int:
     """Pack a quantized model with any JSON object; the size in bytes. Equal input gives equal bytes."""
+    packed = _packed(cfg, quantized, extra or {}, str(path))
+    write_bytes(path, packed)
+    return len(packed)
+
+
+def size(cfg: Config, quantized: Mapping[str, Entry]) -> int:
+    """Bytes of the file that `write` would write, without `extra`."""
+    return len(_packed(cfg, quantized, {}, "the artifact"))
+
+
+def _packed(cfg: Config, quantized: Mapping[str, Entry], extra: dict[str, Any], where: str) -> bytes:
     codec = cfg.quant.codec
     streams = {name: encode(symbols, codec) for name, symbols in sorted(_symbols(cfg, quantized).items())}
     described: dict[str, list] = {}
     for name, s in streams.items():
         ans = [s.least, s.counts, len(s.payload) // WORD]
         described[name] = ans if codec == "ans" else [*s.counts, len(s.payload)]
-    header = canonical_json({"config": config.to_dict(cfg), "extra": extra or {}, "streams": described}).encode()
+    header = canonical_json({"config": config.to_dict(cfg), "extra": extra, "streams": described}).encode()
     if len(header) > MAX_HEADER:
-        raise UserError(f"{path}: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
+        raise UserError(f"{where}: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
     packed = zlib.compress(header, 9)
     payload = b"".join(stream.payload for stream in streams.values())
-    size = PREFIX.size + len(packed) + len(payload) + DIGEST
-    body = PREFIX.pack(MAGIC, VERSION, len(packed), size) + packed + payload
-    write_bytes(path, body + hashlib.sha256(body).digest())
-    return size
+    n_bytes = PREFIX.size + len(packed) + len(payload) + DIGEST
+    body = PREFIX.pack(MAGIC, VERSION, len(packed), n_bytes) + packed + payload
+    return body + hashlib.sha256(body).digest()
 
 
 def _symbols(cfg: Config, quantized: Mapping[str, Entry]) -> dict[str, IntArray]:
@@ -229,7 +239,9 @@ def _unpack(contents: Contents) -> Quantized:
         values = np.stack((low, high), axis=-1).view("<f2").ravel().astype(np.float16)
         return iter(torch.from_numpy(values).split(sizes))
 
-    scales = floats("scales", [spec.shape[0] for name, spec in specs.items() if name in streams])
+    each = contents.cfg.quant.steps == "clip"  # row has a scale; otherwise those of tables alone
+    sizes = [spec.shape[0] if each or by_rows(spec) else 1 for name, spec in specs.items() if name in streams]
+    scales = floats("scales", sizes)
     halves = floats("halves", [math.prod(spec.shape) for name, spec in specs.items() if name not in streams])
     out: Quantized = {}
     for name, spec in specs.items():

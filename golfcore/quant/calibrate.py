@@ -32,24 +32,32 @@ def self_generated(q: QuantConfig, net: Net, weights: Weights, seed: int, progre
 
 @torch.no_grad()
 def collect(
-    net: Net, weights: Weights, sequences: Tensor, damping: float, batch: int = 8, progress: Progress | None = None
+    net: Net,
+    weights: Weights,
+    sequences: Tensor,
+    damping: float,
+    batch: int = 8,
+    progress: Progress | None = None,
+    head: bool = False,
 ) -> dict[str, Tensor]:
     """H = sum X^T X / N + damping * max(mean diagonal, 1e-6) * I, (C, C), of each matrix's inputs X (..., C) (exp101).
 
     Over `sequences` (N, T) of ids, the last token of each left out; in float32, on the weights' device; of the block
     matrices and the small projections; those that read one input share one tensor. `progress` is called with the
-    sequences done in each batch. UserError: sequences of fewer than 2 tokens, which have no input. RuntimeError: a
-    matrix was never used.
+    sequences done in each batch. `head`: of its inputs too, as "tok_emb", which it multiplies. UserError: sequences of
+    fewer than 2 tokens, which have no input. RuntimeError: a matrix was never used.
     """
     if sequences.shape[1] < 2:
         raise UserError(f"quant.calib_len: expected sequences of at least 2 tokens, found {sequences.shape[1]}")
     names = [name for name, spec in entries(net.cfg).items() if spec.kind in ("matrix", "projection")]
+    names += ["tok_emb"] if head else []
     sums: dict[str, Tensor] = {}  # by the first reader of an input: query, key and value read one tensor
     reader: dict[str, str] = {}
     last: tuple[Tensor, str] | None = None
 
     def tap(name: str, x: Tensor) -> None:
         nonlocal last
+        name = "tok_emb" if name == "head" else name
         if name not in names:
             return
         if last is not None and x is last[0]:

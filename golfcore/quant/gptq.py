@@ -12,8 +12,10 @@ side by side; where they propose one scale, as they do under the published floor
 rows of all matrices with one Hessian (query, key and value), and those of all Hessians of one size.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,8 +23,9 @@ from torch import Tensor
 
 from golfcore.base.errors import UserError
 from golfcore.base.runtime import full_float32
-from golfcore.quant.grid import Grid, candidate_scales, dequantize, round_to_grid, stored
+from golfcore.quant.grid import Grid, candidate_scales, dequantize, quantize, round_to_grid, stored
 
+NO_SCALES: Mapping[str, Tensor] = MappingProxyType({})
 INNER = 16  # columns whose errors are fed back one by one: few enough for them to stay in the cache
 
 
@@ -68,6 +71,7 @@ def _inverse(lower: Tensor) -> Tensor:
 
 class _Matrix(NamedTuple):
     weight: Tensor  # (R, C)
+    lengths: Tensor  # (256,) bits of each code from -128 on; zeros where code length does not count
     pair: Tensor  # (Q, R) number of each quantile's (row, scale)
     row: Tensor  # (P,) row of each pair
     scale: Tensor  # (P,) float16
@@ -86,6 +90,8 @@ def solve_all(
     damping: float = 0.01,
     score: Literal["mse", "hessian"] = "mse",
     progress: Callable[[int], object] | None = None,
+    scales: Mapping[str, Tensor] = NO_SCALES,
+    rate: float = 0.0,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """int8 codes (R, C) and float16 scales (R,) by name of each weight (R, C), given the Hessian (C, C) of its inputs.
 
@@ -95,6 +101,11 @@ def solve_all(
     Weights of dead inputs get the code 0, but count for the scales, as published. Codes always come from the stored
     scale. Float32 throughout, also where TF32 is allowed. Nothing given is changed. Weights whose Hessian is one tensor
     share its factor. `progress` is called with the number of weights done. UserError as `factor`.
+
+    `scales`: by name, (1,) or (R,) float16, instead of those that the grid proposes. With `rate`, a weight takes the
+    code next to the nearest, towards 0, where that shortens the file by more than it costs: code lengths are those of
+    the matrix rounded to nearest, and at 1 a bit is worth what it buys by a finer step (entropy-constrained
+    quantization, Chou, Lookabaugh and Gray 1989).
     """
     if not grid.stored_scale_codes:
         raise ValueError("GPTQ needs a grid with stored_scale_codes")
@@ -103,28 +114,38 @@ def solve_all(
         sizes.setdefault(weight.shape[1], {}).setdefault(id(hessian), []).append(name)
     out: dict[str, tuple[Tensor, Tensor]] = {}
     for groups in ([*size.values()] for size in sizes.values()):
-        matrices = [[_matrix(problems[name][0].detach().float(), grid) for name in names] for names in groups]
+        matrices = [
+            [_matrix(problems[name][0].detach().float(), grid, scales.get(name), rate > 0) for name in names]
+            for names in groups
+        ]
         with full_float32():
             hessians = torch.stack([problems[names[0]][1] for names in groups])
             factors = factor(hessians, damping, [names[0] for names in groups])
-            found = _side_by_side(matrices, factors, grid, block, score)
+            found = _side_by_side(matrices, factors, grid, block, score, rate)
         for name, coded in zip(chain(*groups), chain(*found), strict=True):
-            out[name] = coded
+            out[name] = (coded[0], scales[name]) if name in scales else coded
             if progress:
                 progress(coded[0].numel())
     return out
 
 
-def _matrix(weight: Tensor, grid: Grid) -> _Matrix:
-    scales = stored(candidate_scales(weight, grid))
+def _matrix(weight: Tensor, grid: Grid, given: Tensor | None, rated: bool) -> _Matrix:
+    scales = stored(candidate_scales(weight, grid)) if given is None else given.expand(1, len(weight))
     pair, row = _distinct(scales)
     scale = torch.empty(len(row), dtype=torch.float16, device=weight.device)
     scale[pair] = scales
-    return _Matrix(weight, pair, row, scale)
+    lengths = code_lengths(quantize(weight, scales[0], grid)) if rated else weight.new_zeros(256)
+    return _Matrix(weight, lengths, pair, row, scale)
+
+
+def code_lengths(codes: Tensor) -> Tensor:
+    """(256,) bits of each code from -128 on under the codes' own frequencies; codes that do not occur count as half."""
+    counts = (codes.flatten().long() + 128).bincount(minlength=256) + 0.5
+    return -(counts / counts.sum()).log2()
 
 
 def _side_by_side(
-    groups: list[list[_Matrix]], factors: tuple[Tensor, Tensor, Tensor], grid: Grid, block: int, score: str
+    groups: list[list[_Matrix]], factors: tuple[Tensor, Tensor, Tensor], grid: Grid, block: int, score: str, rate: float
 ) -> list[list[tuple[Tensor, Tensor]]]:
     """Codes and scales of each group's matrices, group g by the factor g; shorter groups are filled up with zeros."""
     order, upper, dead = factors
@@ -133,7 +154,13 @@ def _side_by_side(
     for g, group in enumerate(groups):
         rows = torch.cat([m.weight.masked_fill(dead[g], 0)[:, order[g]][m.row] for m in group])
         runs[g, : len(rows)], scale[g, : len(rows)] = rows, torch.cat([m.scale.float() for m in group])
-    codes, weighted = _feed_back(runs.mT.contiguous(), scale, upper, grid, block)
+    lengths = None
+    if rate:  # of a bit, in squared codes: the slope of a uniform step's error, ln(2) / 6, by what a column counts
+        lengths = upper.new_zeros(len(groups), pairs, 256)
+        for g, group in enumerate(groups):
+            of = torch.cat([m.lengths.expand(len(m.row), -1) for m in group])
+            lengths[g, : len(of)] = rate * math.log(2) / 6 * of
+    codes, weighted = _feed_back(runs.mT.contiguous(), scale, upper, grid, block, lengths)
     squared = weighted if score == "hessian" else _squared(runs, codes, scale)
     out: list[list[tuple[Tensor, Tensor]]] = []
     for g, group in enumerate(groups):
@@ -166,11 +193,16 @@ def _distinct(scales: Tensor) -> tuple[Tensor, Tensor]:
     return pair, new.nonzero()[:, 1]
 
 
-def _feed_back(columns: Tensor, scale: Tensor, upper: Tensor, grid: Grid, block: int) -> tuple[Tensor, Tensor]:
+def _feed_back(
+    columns: Tensor, scale: Tensor, upper: Tensor, grid: Grid, block: int, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Codes (G, C, P) and weighted errors (G, P) of transposed weights (G, C, P), which are overwritten.
 
     Errors reach the next INNER columns one by one, the rest of the block and the later blocks in one product each.
+    `lengths` (G, P, 256): what each code costs, in squared codes of a column of mean weight.
     """
+    counts = upper.diagonal(dim1=1, dim2=2).reciprocal().square()  # (G, C): what an error of each column weighs
+    relative = counts.mean(1, keepdim=True) / counts
     codes = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
     weighted = torch.zeros_like(scale)
     for start, stop in _spans(0, columns.shape[1], block):
@@ -180,12 +212,22 @@ def _feed_back(columns: Tensor, scale: Tensor, upper: Tensor, grid: Grid, block:
                 known, u = errors[:, a - start : j - start], upper[:, a : j + 1, j]
                 target = torch.baddbmm(columns[:, j : j + 1], u[:, None, :-1], known, alpha=-1)[:, 0]
                 code = round_to_grid(target / scale, grid)
+                if lengths is not None:
+                    code = _shorter(code, target / scale, lengths, relative[:, j : j + 1])
                 errors[:, j - start] = (target - code * scale) / u[:, -1:]
                 codes[:, j] = code
             columns[:, b:stop].baddbmm_(upper[:, a:b, b:stop].mT, errors[:, a - start : b - start], alpha=-1)
         columns[:, stop:].baddbmm_(upper[:, start:stop, stop:].mT, errors, alpha=-1)
         weighted += errors.square().sum(1)
     return codes, weighted
+
+
+def _shorter(code: Tensor, ratio: Tensor, lengths: Tensor, weight: Tensor) -> Tensor:
+    """Codes (G, P), or those next to them towards 0 where length saves more than the error grows."""
+    lower = code - code.sign()
+    saved = lengths.gather(2, (code.long() + 128)[:, :, None]) - lengths.gather(2, (lower.long() + 128)[:, :, None])
+    worse = (ratio - lower).square() - (ratio - code).square()
+    return torch.where(worse < weight * saved[:, :, 0], lower, code)
 
 
 def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -51,6 +51,19 @@ def projection_grid() -> Grid:
     return Grid(31, -32, floor=True, stored_scale_codes=False)
 
 
+WIDE = Grid(127, -127)  # codes of steps in root mean squares: as many as a byte holds, which none should reach
+
+
+def sigma_scale(weight: Tensor, step: float, by_row: bool) -> Tensor:
+    """float16 scales: `step` root mean squares, or more where a code would not fit a byte.
+
+    One of all rows (1,), or one each (R,): the rows of a table are as long as their tokens are frequent.
+    """
+    w = weight.float() if by_row else weight.float().view(1, -1)
+    least = w.abs().amax(1) / WIDE.qmax
+    return stored(torch.maximum(step * w.square().mean(1).sqrt(), least).clamp(SCALE_MIN, SCALE_MAX))
+
+
 def candidate_scales(weight: Tensor, grid: Grid) -> Tensor:
     """float32 scales (Q, R) of the rows of (R, C), one line a quantile of the grid; SCALE_MIN for a row of zeros."""
     if grid.floor and bool(weight.abs().max() <= 1):  # every clip value is below the floor: nothing to search

@@ -14,10 +14,21 @@ from golfcore.model.generate import Progress
 from golfcore.model.params import Param
 from golfcore.model.weights import Weights, matrices
 from golfcore.quant.gptq import solve_all
-from golfcore.quant.grid import SCALE_MAX, Grid, matrix_grid, round_to_nearest, stored, table_grid
-from golfcore.quant.stored import Coded, Entry, Quantized, entries
+from golfcore.quant.grid import (
+    SCALE_MAX,
+    WIDE,
+    Grid,
+    matrix_grid,
+    quantize,
+    round_to_nearest,
+    sigma_scale,
+    stored,
+    table_grid,
+)
+from golfcore.quant.stored import Coded, Entry, Quantized, by_rows, entries
 
 NO_BITS: Mapping[str, int] = MappingProxyType({})
+NO_STEPS: Mapping[str, float] = MappingProxyType({})
 
 
 def quantize_weights(
@@ -26,11 +37,13 @@ def quantize_weights(
     hessians: Mapping[str, Tensor] | None,
     progress: Progress | None = None,
     bits: Mapping[str, int] = NO_BITS,
+    steps: Mapping[str, float] = NO_STEPS,
 ) -> Quantized:
     """Every exported tensor as the artifact stores it, on the CPU.
 
     `hessians` (C, C) by matrix name, damped: matrices then go through GPTQ, unless `quant.rounding` is "nearest";
     without them they are rounded to nearest. `bits`: by matrix name, the widths that are not `quant.matrix_bits`.
+    `steps`: by name, in root mean squares, instead (`quant.allocate`); all coded tensors are then in it.
     `progress` is called with the number of scalars done. UserError: a weight that is not finite, or that float16
     cannot hold; a Hessian that is not finite or not positive definite; a name in `quant.float16` that the model does
     not have.
@@ -38,6 +51,7 @@ def quantize_weights(
     q, tensors = cfg.quant, {**dict(matrices(weights)), **weights.rest}
     used = hessians if hessians and q.rounding == "gptq" else {}
     specs = check_names(cfg)
+    scales = {name: sigma_scale(tensors[name].detach(), step, by_rows(specs[name])) for name, step in steps.items()}
     by_grid: dict[Grid, dict[str, tuple[Tensor, Tensor]]] = {}  # what GPTQ solves
     out: Quantized = {}
     for name, spec in specs.items():
@@ -46,10 +60,12 @@ def quantize_weights(
         if not largest <= SCALE_MAX:  # NaN compares as false
             raise UserError(f"{name}: expected finite weights within float16, found {largest}")
         grid = table_grid(q) if spec.kind == "table" else matrix_grid(q, bits.get(name))
-        if used and spec.kind == "matrix" and is_coded(q, spec):
-            by_grid.setdefault(grid, {})[name] = tensor, used[name]
+        if name in used and spec.kind in ("matrix", "table") and is_coded(q, spec):
+            by_grid.setdefault(WIDE if name in steps else grid, {})[name] = tensor, used[name]
             continue
-        if is_coded(q, spec):
+        if is_coded(q, spec) and name in steps:
+            out[name] = Coded(quantize(tensor, scales[name].expand(len(tensor)), WIDE).cpu(), scales[name].cpu())
+        elif is_coded(q, spec):
             codes, scale = round_to_nearest(tensor, grid)
             out[name] = Coded(codes.cpu(), scale.cpu())
         else:
@@ -57,6 +73,7 @@ def quantize_weights(
         if progress:
             progress(tensor.numel())
     how: dict[str, Any] = {"block": q.block, "damping": q.damping if q.damp_twice else 0.0, "score": q.clip_score}
+    how |= {"scales": scales, "rate": q.rate}
     for grid, problems in by_grid.items():
         for name, (codes, scale) in solve_all(problems, grid, **how, progress=progress).items():
             out[name] = Coded(codes.cpu(), scale.cpu())
@@ -82,7 +99,8 @@ def coverage(cfg: Config, quantized: Mapping[str, Entry], bits: Mapping[str, int
     q, out = cfg.quant, Counter[str]()
     for name, spec in entries(cfg.model).items():
         width = q.table_bits if spec.kind == "table" else bits.get(name, q.matrix_bits)
-        out[f"int{width}" if isinstance(quantized[name], Coded) else "fp16"] += math.prod(spec.shape)
+        kind = f"int{width}" if q.steps == "clip" else "codes"
+        out[kind if isinstance(quantized[name], Coded) else "fp16"] += math.prod(spec.shape)
     return dict(out)
 
 

@@ -17,7 +17,7 @@ from golfcore.quant.grid import dequantize
 
 class Coded(NamedTuple):
     codes: Tensor  # (rows, columns) int8
-    scale: Tensor  # (rows,) float16
+    scale: Tensor  # (rows,) float16; (1,) if one scale is of all rows
 
 
 Entry = Coded | Tensor  # a tensor is float16
@@ -35,6 +35,11 @@ def entries(cfg: ModelConfig) -> dict[str, Param]:
         elif p.exported:
             out[p.name] = p
     return out
+
+
+def by_rows(spec: Param) -> bool:
+    """Whether steps in root mean squares are of each row: of tables, not of matrices."""
+    return spec.kind == "table"
 
 
 def dequantize_weights(cfg: ModelConfig, quantized: Mapping[str, Entry]) -> Weights:

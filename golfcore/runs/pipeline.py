@@ -32,6 +32,7 @@ from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, flat
 from golfcore.quant import artifact
+from golfcore.quant.allocate import allocated
 from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
 from golfcore.runs import results
@@ -152,13 +153,18 @@ class _Stages:
     def quantize(self) -> None:
         """Round, with GPTQ after a calibration; the result is the same on any rank."""
         c, weights, bits = self.cfg, self.load(results.FLOAT), dict[str, int]()
-        hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else None
+        tokens, hessians = self.calibrate(weights) if c.quant.rounding == "gptq" else (None, None)
         if sensitivity.wanted(c.quant):
             what, schema = "the gradients that guide bit widths", {"mean_square": {"*": float}}
             found = files.read_json(self.run.file(sensitivity.FILE), what, schema)
             bits = guided_bits(c.quant, found["mean_square"])
         with bar(params.summary(c.model)["exported"], "quantize", "value") as progress:
-            quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
+            if c.quant.steps == "clip":
+                quantized = quantize_weights(c, weights, hessians, progress.update, bits=bits)
+            else:
+                net = Net(c.model, self.tables.to(self.rt.device), choose_compute(self.rt))
+                quantized, steps = allocated(c, net, weights, hessians, tokens, progress.update)
+                files.write_json(self.run.file("steps.json"), steps)
         stored = coverage(c, quantized, bits)
         total, halves = sum(stored.values()), stored.get("fp16", 0)
         self.run.cover("quantized", total - halves, total, "values")  # fails where all is too small to be quantized
@@ -166,14 +172,15 @@ class _Stages:
             self.run.cover(f"stored as {kind}", done, total, "values")
         artifact.write(self.run.file(results.QUANTIZED), c, quantized)
 
-    def calibrate(self, weights: Weights) -> dict[str, Tensor]:
-        """Damped Hessians of the matrices on self-generated text."""
+    def calibrate(self, weights: Weights) -> tuple[Tensor, dict[str, Tensor]]:
+        """Self-generated text, and damped Hessians of the matrices on it."""
         q, device = self.cfg.quant, self.rt.device
         net = Net(self.cfg.model, self.tables.to(device), choose_compute(self.rt))
         with bar(-(-q.calib_seqs // q.calib_batch) * (q.calib_len - 1), "calibration text", "tok") as progress:
             tokens = self_generated(q, net, weights, self.cfg.run.seed, progress.update)
         with bar(q.calib_seqs, "hessians", "seq") as progress:
-            return collect(net, weights, tokens, q.damping, batch=q.calib_batch, progress=progress.update)
+            how = {"batch": q.calib_batch, "progress": progress.update, "head": q.table_gptq}
+            return tokens, collect(net, weights, tokens, q.damping, **how)
 
     def choose_ttt(self) -> None:
         """The TTT rate, chosen on training text that was kept out of training; never on validation text.

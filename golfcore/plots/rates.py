@@ -1,0 +1,104 @@
+"""The figures of rate and distortion, and what each says: golfcore.analysis.rates makes the frames."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from golfcore.analysis.rates import SHANNON, at_equal
+from golfcore.plots import parts, style
+from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED
+from golfcore.plots.weights import ROLES
+
+LOOKS = {
+    "published": ("published rule", BLACK, "s"),
+    "clip": ("6, 5, 4 bits by clips", GREY, "o-"),
+    "sigma": ("one step for all", ORANGE, "o-"),
+    "measured": ("steps as measured", BLUE, "o-"),
+    "measured, coder": ("and aware of the coder", GREEN, "o-"),
+    "measured, coder, table": ("and the embedding by GPTQ", PINK, "o-"),
+}
+
+
+def curves(table: pd.DataFrame) -> Figure:
+    """Cost against bits for every rule, with the bound. Frame: `rates.curve`."""
+    fig = style.figure(3.4, "What does a bit buy?")
+    ax = fig.subplots()
+    for rule, (label, colour, look) in LOOKS.items():
+        rows = table[(table["rule"] == rule) & (table["difference"] > 0)]
+        ax.plot(rows["bits"], rows["difference"], look, ms=4, color=colour, label=label)
+    best = table[(table["rule"] == "measured") & (table["difference"] > 0)]
+    ax.plot(best["bits"] - SHANNON, best["difference"], ":", color=RED, label="bound for these steps (0.255 bit less)")
+    ax.set_yscale("log")
+    ax.set_xlabel("bits a coded value in the file")
+    ax.set_ylabel("nats more")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_curves(table: pd.DataFrame) -> str:
+    base = table[table["rule"] == "published"].iloc[0].to_dict()
+    bits, cost = at_equal(table, "measured", "bits"), at_equal(table, "measured")
+    fewer = f"{1 - bits / base['bits']:.0%} fewer bytes at its cost" if pd.notna(bits) else "its cost is off the curve"
+    less = (
+        f"{cost / base['difference']:.2f} of its cost at its bytes" if pd.notna(cost) else "its bytes are off the curve"
+    )
+    return (
+        f"The published rule takes {base['bits']:.2f} bits under LZMA and costs, in nats, {style.effect(base)}. "
+        f"Steps as measured: {fewer}; at its bytes {less}."
+    )
+
+
+def coders(table: pd.DataFrame) -> Figure:
+    """The same codes under every coder, less their entropy. Frame: `rates.curve`."""
+    fig = style.figure(2.7, "What do the coders leave on the table?")
+    ax = fig.subplots()
+    rows = table[table["rule"].isin(("sigma", "measured"))]
+    looks = {"bits": ("golfcore", BLUE), "lzma_bits": ("LZMA", ORANGE), "zstd_bits": ("zstandard", GREEN)}
+    for column, (label, colour) in looks.items():
+        ax.plot(
+            rows["entropy_bits"], 100 * (rows[column] / rows["entropy_bits"] - 1), "o", ms=4, color=colour, label=label
+        )
+    ax.axhline(0, color=BLACK, lw=0.8)
+    ax.set_xlabel("entropy of the codes of each tensor, bits a value")
+    ax.set_ylabel("% above it")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_coders(table: pd.DataFrame) -> str:
+    above = {c: (table[f"{c}_bits" if c else "bits"] / table["entropy_bits"] - 1).mean() for c in ("", "lzma", "zstd")}
+    return (
+        f"Above the entropy of the codes, mean over rules: golfcore {above['']:+.1%} with its tables, LZMA "
+        f"{above['lzma']:+.1%}, zstandard {above['zstd']:+.1%} (a coder that adapts can be below)."
+    )
+
+
+def widths(table: pd.DataFrame) -> Figure:
+    """Steps by measurement, tensor by tensor. Frame: `rates.widths`."""
+    fig = style.figure(2.9, "Which tensor gets which step?")
+    ax = fig.subplots()
+    names = [*ROLES, *(n for n in table["role"].unique() if n not in ROLES)]
+    for i, role in enumerate(names):
+        rows = table[table["role"] == role]
+        shade = rows["block"].fillna(0).astype(float)
+        ax.scatter(rows["relative"], [i] * len(rows), c=shade, cmap="viridis", vmin=0, s=28)
+    ax.axvline(1, color=BLACK, lw=0.8)
+    parts.rows_axis(ax, names)
+    ax.set_xscale("log", base=2)
+    ax.set_xlabel("step over the mean step (light: later blocks)")
+    return fig
+
+
+def say_widths(table: pd.DataFrame) -> str:
+    least, most = (table.loc[getattr(table["relative"], which)()] for which in ("idxmin", "idxmax"))
+    return (
+        f"The finest step, {least['relative']:.2f} of the mean, goes to {least['name']}, the coarsest, "
+        f"{most['relative']:.1f}, to {most['name']}: rounding them alone moves the predictions by {least['moved']:.2g} "
+        f"and {most['moved']:.2g} nats."
+    )
+
+
+FIGURES = {
+    "rounding-curves": (curves, say_curves),
+    "rounding-coders": (coders, say_coders),
+    "rounding-widths": (widths, say_widths),
+}
