@@ -2,9 +2,9 @@
 
     python benchmarks/quantization.py [RUN]
 
-RUN: a finished run's folder (default: the demo's, trained if need be). Rules are calibrated on text that the model wrote
-and scored on validation text; the published rule stands under LZMA, as published. The coder's 25,952,256 codes are of
-normal rows of root mean square 0.138 in steps of 1/31.
+RUN: a finished run's folder (default: the demo's, trained if need be). Rules are calibrated on text that the model
+wrote and scored on validation text; the published rule stands under LZMA, as published. The coder's 25,952,256 codes
+are of normal rows of root mean square 0.138 in steps of 1/31.
 """
 
 import lzma

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_quant import random_weights, small
 
 from golfcore.base.errors import UserError
@@ -174,7 +177,10 @@ def describe(name: str, index: int, value: object) -> Callable[[dict[str, Any]],
 
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "huge model": (lambda h: h["config"]["model"].update(vocab_size=65536, dim=8192), "more than 268435456 weights"),
+    "huge model": (
+        lambda h: h["config"]["model"].update(vocab_size=65536, dim=8192),
+        r"more than \d+ weights in \d+ bytes",
+    ),
     "empty model": (
         lambda h: h["config"]["model"].update(vocab_size=-1),
         "model.vocab_size: expected at least 1",
@@ -222,6 +228,46 @@ def test_a_lying_header_is_refused(tmp_path, codec, lie):
     change, sentence = (LIES if codec == "ans" else BLOB_LIES)[lie]
     forge(path, change)
     with pytest.raises(UserError, match=sentence):
+        artifact.read(path)
+
+
+def test_a_model_of_equal_weights_takes_no_more_memory_than_its_file_allows(tmp_path):
+    """67 million weights that are all 0, in streams without a byte."""
+    path = tmp_path / "model.golf"
+    artifact.write(path, *model())
+
+    def grown(header: dict[str, Any]) -> None:
+        header["config"]["model"].update(vocab_size=65536)
+        header["streams"]["tok_emb"] = [0, [65536 * header["config"]["model"]["dim"] * 64], 0]
+        header["config"]["model"].update(dim=1024, n_heads=8, n_kv_heads=4)
+
+    forge(path, grown)
+    with pytest.raises(UserError, match=r"a model of more than 8\d{6} weights in \d+ bytes"):
+        artifact.read(path)
+
+
+LEAVES = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=5), st.none(), st.booleans())
+TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_other_value_anywhere_in_a_header_is_refused_or_read(packed, data):
+    path = packed.with_name("forged.golf")
+    path.write_bytes(packed.read_bytes())
+
+    def changed(header: dict[str, Any]) -> None:
+        where: Any = header
+        while True:
+            key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else range(len(where))))
+            inner = where[key]
+            if not (isinstance(inner, dict | list) and inner) or data.draw(st.booleans()):
+                where[key] = data.draw(TREES)
+                return
+            where = inner
+
+    forge(path, changed)
+    with suppress(UserError):
         artifact.read(path)
 
 

@@ -86,9 +86,7 @@ def finest(size: Callable[[float], int], most: int) -> float:
     UserError: not even the coarsest does, by how much.
     """
     if (left := size(COARSEST)) > most:
-        raise UserError(
-            f"quant.max_bytes: expected room for the model at steps of {COARSEST:g}, found {left - most} too few"
-        )
+        raise UserError(f"quant.max_bytes: expected room at steps of {COARSEST:g}, found {left - most:,} bytes too few")
     if size(FINEST) <= most:
         return FINEST
     low, high = math.log(FINEST), math.log(COARSEST)

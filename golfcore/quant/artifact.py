@@ -8,7 +8,7 @@ and of its bytes (the compressors). Streams lie in the order of their names. One
 codes; "scales" and "halves" hold all scales, and all tensors without codes, in the order of the parameter table, as the
 high and the low bytes of float16.
 
-Nothing of a file is trusted: sizes come from the parameter table, at most MAX_SCALARS are unpacked, nothing is run.
+Nothing of a file is trusted: sizes come from the parameter table and are bounded by the payload's, nothing is run.
 """
 
 import hashlib
@@ -40,6 +40,7 @@ PREFIX = struct.Struct("<8sHII")
 DIGEST = hashlib.sha256().digest_size
 MAX_HEADER = 1 << 20  # bytes of JSON; exp101's has 23 thousand
 MAX_SCALARS = 1 << 28  # of a model; ten times exp101's
+FREE_SCALARS, DENSEST = 1 << 23, 16  # a file may hold so many weights, and so many more for each byte of its payload
 PLANES = {"scales.high", "scales.low", "halves.high", "halves.low"}
 WORD = 4  # bytes
 READERS = ("golfcore.quant.artifact", "golfcore.evals.protocols")  # they read and score an artifact
@@ -160,7 +161,8 @@ def _open(path: Path) -> Contents:
     header = _header(packed)
     cfg = config.from_dict(header["config"], str(path))
     shapes = [p.shape for p in params.table(cfg.model)]
-    _require(sum(map(math.prod, shapes)) <= MAX_SCALARS, f"a model of more than {MAX_SCALARS} weights")
+    most = min(MAX_SCALARS, FREE_SCALARS + DENSEST * len(payload))  # equal weights take no bytes, but memory
+    _require(sum(map(math.prod, shapes)) <= most, f"a model of more than {most} weights in {len(payload)} bytes")
     streams: dict[str, Stream] = {}
     for name, description in sorted(header["streams"].items()):  # each is cut off the front of what is left
         streams[name] = _stream(name, description, payload, cfg.quant.codec)
