@@ -214,6 +214,28 @@ def run_notebook(args: Namespace) -> None:
         args.parser.error("the following arguments are required: NAME")
 
 
+def export(args: Namespace) -> None:
+    """Write finished runs as a folder that the competition takes; --check DIR runs such a folder on its own."""
+    import time
+
+    from golfcore.analysis import claims
+    from golfcore.runs import export, folder
+
+    if args.check:
+        export.check(args.check, args.data_folder)
+        return
+    for option in ("out", "author", "github_id"):
+        if not getattr(args, option):
+            raise UserError(f"export: expected --{option.replace('_', '-')}, found none")
+    runs = [folder.find_run(path) for path in args.runs]
+    if not runs:
+        raise UserError("export: expected finished runs, found none")
+    name, date = args.name or config.of_run(runs[0]).name, args.date or time.strftime("%Y-%m-%d", time.gmtime())
+    against = claims.against(runs, [folder.find_run(path) for path in args.against]) if args.against else ""
+    who = export.Author(args.author, args.github_id)
+    print(export.export(runs, args.out, who, name, args.track, date, against))
+
+
 def figures(args: Namespace) -> None:
     """Draw a run's figures beside their tables."""
     from golfcore.plots.figures import draw_published, draw_runs
@@ -273,6 +295,17 @@ NOTEBOOK = (
     arg("-h", "--help", action="store_true", help="show this, or the parameters of NAME"),
     arg("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="repeatable"),
 )
+EXPORT = (
+    arg("runs", type=Path, nargs="*", metavar="RUN", help="finished runs that differ in their seed alone"),
+    arg("--against", type=Path, action="append", default=[], metavar="RUN", help="a run of the baseline; repeatable"),
+    arg("--author", default="", metavar="NAME"),
+    arg("--github-id", default="", metavar="ID"),
+    arg("--name", default="", metavar="NAME", help="default: the configuration's"),
+    arg("--track", default="track_10min_16mb", metavar="NAME", help="default: %(default)s"),
+    arg("--date", default="", metavar="YYYY-MM-DD", help="default: today"),
+    arg("--check", type=Path, metavar="DIR", help="run this folder in an empty environment instead"),
+    arg("--data", type=Path, metavar="DIR", dest="data_folder", help="for --check: shards and a tokenizer"),
+)
 GROUPS = {"artifact": "Look into an artifact.", "data": "Make, fetch or inspect a dataset."}
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "params": (show_params, *CONFIGURED, JSON),
@@ -291,5 +324,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "data info": (data_info, CORPUS),
     "data check": (data_check, CORPUS),
     "notebook": (run_notebook, *NOTEBOOK, out(help="default: the project's papermill_runs")),
+    "export": (export, *EXPORT, out(help="folder that gets records/TRACK/DATE_NAME")),
     "figures": (figures, DRAWN, PUBLISHED, out(help="default: the project's figures")),
 }

@@ -15,6 +15,8 @@ from golfcore import config
 from golfcore.analysis import compare
 from golfcore.analysis.compare import Arm
 from golfcore.analysis.frames import frame, to_text
+from golfcore.base.errors import UserError
+from golfcore.base.records import RunFolder
 from golfcore.evals.ledger import Legality
 from golfcore.runs.stacks import exported
 from golfcore.runs.sweep import ArmPlan, Sweep
@@ -257,3 +259,18 @@ def _rates(rates: pd.DataFrame, arm: Arm | None) -> list[dict[str, Any]]:
     free |= {"value": ends.mean(), "low": ends.min(), "high": ends.max()}
     in_every_run = outside["seed"].nunique() == seeds  # one rate is outside
     return [frozen, free | {"verdict": verdict(settled, in_every_run, decides)}]
+
+
+def against(runs: Sequence[RunFolder], baseline: Sequence[RunFolder]) -> str:
+    """How runs of one configuration stand against those of another: the difference of (c), its interval and p.
+
+    UserError: as `compare.arms_of`, or runs of other than two configurations.
+    """
+    arms = compare.arms_of([run.path for run in (*baseline, *runs)])
+    if len(arms) != 2:
+        raise UserError(f"--against: expected runs of two configurations in all, found {len(arms)}")
+    row = compare.difference(arms[0], arms[1], "ttt")
+    known = "too few chunks for an interval"
+    if row["p"] is not None:
+        known = f"95 % {row['low']:+.5f} to {row['high']:+.5f}, p = {row['p']:.2g}, over {row['over']}"
+    return f"Against {arms[0].label} ({len(arms[0].runs)} runs): {row['difference']:+.5f} bits per byte ({known})."

@@ -256,15 +256,19 @@ def _unpack(contents: Contents) -> Quantized:
 
 
 def code_bytes() -> int:
-    """UTF-8 bytes of the package's modules that reading and scoring an artifact takes, uncompressed."""
-    return sum(file.stat().st_size for file in reader_files())
+    """UTF-8 bytes of the package's modules that reading and scoring an artifact takes, uncompressed.
+
+    In a submission's single file: the bytes of that file.
+    """
+    bundle = globals().get("BUNDLE")
+    return Path(bundle).stat().st_size if bundle else sum(f.stat().st_size for f in package_files(*READERS))
 
 
-def reader_files() -> list[Path]:
-    """The modules of this package that READERS import, directly or not."""
+def package_files(*roots: str) -> list[Path]:
+    """The modules of this package that the modules `roots` import, directly or not."""
     finder = _Own([str(Path(__file__).parents[2])])
-    for reader in READERS:
-        finder.import_hook(reader)
+    for root in roots:
+        finder.import_hook(root)
     return sorted(Path(str(vars(module)["__file__"])) for module in finder.modules.values())
 
 
