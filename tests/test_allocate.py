@@ -57,7 +57,7 @@ def test_rounding_aware_of_the_coder_is_shorter_and_at_equal_length_closer() -> 
     for step in np.geomspace(0.3, 1.2, 9):
         scale = sigma_scale(weight, float(step), False)
         for found, rate in ((plain, 0.0), (aware, 1.0)):
-            codes, kept = gptq.solve_all({"w": (weight, h)}, WIDE, scales={"w": scale}, rate=rate)["w"]
+            codes, kept = gptq.solve_all({"w": (weight, h)}, WIDE, given=gptq.Given({"w": scale}, rate))["w"]
             assert kept is scale
             error = weighted_error(weight, codes, scale.expand(96), h).sum()
             found[entropy(codes)] = float(error)
@@ -70,7 +70,7 @@ def test_rounding_aware_of_the_coder_is_shorter_and_at_equal_length_closer() -> 
 def test_no_rate_gives_the_codes_of_plain_gptq() -> None:
     weight, h = problem(1)
     scale = sigma_scale(weight, 0.4, False)
-    given = gptq.solve_all({"w": (weight, h)}, WIDE, scales={"w": scale})["w"][0]
+    given = gptq.solve_all({"w": (weight, h)}, WIDE, given=gptq.Given({"w": scale}))["w"][0]
     lengths = torch.zeros(1, 24, 256)
     order, upper, dead = gptq.factor(h[None], 0.01, ["w"])
     columns = weight[:, order[0]].T[None].contiguous()

@@ -25,8 +25,17 @@ from golfcore.base.errors import UserError
 from golfcore.base.runtime import full_float32
 from golfcore.quant.grid import Grid, candidate_scales, dequantize, quantize, round_to_grid, stored
 
-NO_SCALES: Mapping[str, Tensor] = MappingProxyType({})
 INNER = 16  # columns whose errors are fed back one by one: few enough for them to stay in the cache
+
+
+class Given(NamedTuple):
+    """What takes the place of a grid's clips."""
+
+    scales: Mapping[str, Tensor] = MappingProxyType({})  # by name, (1,) or (R,) float16
+    rate: float = 0.0  # weight of code length
+
+
+NOTHING_GIVEN = Given()
 
 
 def factor(hessians: Tensor, damping: float, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,8 +99,7 @@ def solve_all(
     damping: float = 0.01,
     score: Literal["mse", "hessian"] = "mse",
     progress: Callable[[int], object] | None = None,
-    scales: Mapping[str, Tensor] = NO_SCALES,
-    rate: float = 0.0,
+    given: Given = NOTHING_GIVEN,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """int8 codes (R, C) and float16 scales (R,) by name of each weight (R, C), given the Hessian (C, C) of its inputs.
 
@@ -102,7 +110,7 @@ def solve_all(
     scale. Float32 throughout, also where TF32 is allowed. Nothing given is changed. Weights whose Hessian is one tensor
     share its factor. `progress` is called with the number of weights done. UserError as `factor`.
 
-    `scales`: by name, (1,) or (R,) float16, instead of those that the grid proposes. With `rate`, a weight takes the
+    `given`: scales instead of those that the grid proposes, by name, and a rate. With a rate, a weight takes the
     code next to the nearest, towards 0, where that shortens the file by more than it costs: code lengths are those of
     the matrix rounded to nearest, and at 1 a bit is worth what it buys by a finer step (entropy-constrained
     quantization, Chou, Lookabaugh and Gray 1989).
@@ -115,15 +123,18 @@ def solve_all(
     out: dict[str, tuple[Tensor, Tensor]] = {}
     for groups in ([*size.values()] for size in sizes.values()):
         matrices = [
-            [_matrix(problems[name][0].detach().float(), grid, scales.get(name), rate > 0) for name in names]
+            [
+                _matrix(problems[name][0].detach().float(), grid, given.scales.get(name), given.rate > 0)
+                for name in names
+            ]
             for names in groups
         ]
         with full_float32():
             hessians = torch.stack([problems[names[0]][1] for names in groups])
             factors = factor(hessians, damping, [names[0] for names in groups])
-            found = _side_by_side(matrices, factors, grid, block, score, rate)
+            found = _side_by_side(matrices, factors, grid, block, score, given.rate)
         for name, coded in zip(chain(*groups), chain(*found), strict=True):
-            out[name] = (coded[0], scales[name]) if name in scales else coded
+            out[name] = (coded[0], given.scales[name]) if name in given.scales else coded
             if progress:
                 progress(coded[0].numel())
     return out

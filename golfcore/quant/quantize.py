@@ -13,7 +13,7 @@ from golfcore.config import Config, QuantConfig
 from golfcore.model.generate import Progress
 from golfcore.model.params import Param
 from golfcore.model.weights import Weights, matrices
-from golfcore.quant.gptq import solve_all
+from golfcore.quant.gptq import Given, solve_all
 from golfcore.quant.grid import (
     SCALE_MAX,
     WIDE,
@@ -73,7 +73,7 @@ def quantize_weights(
         if progress:
             progress(tensor.numel())
     how: dict[str, Any] = {"block": q.block, "damping": q.damping if q.damp_twice else 0.0, "score": q.clip_score}
-    how |= {"scales": scales, "rate": q.rate}
+    how["given"] = Given(scales, q.rate)
     for grid, problems in by_grid.items():
         for name, (codes, scale) in solve_all(problems, grid, **how, progress=progress).items():
             out[name] = Coded(codes.cpu(), scale.cpu())
