@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import golfcore as gc  # its functions import what they need when they are first used
 from golfcore import config
 from golfcore.base.errors import UserError, sentence
+from golfcore.base.signals import Stopped, stoppable
 
 # Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
 
@@ -26,11 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             args = _parser().parse_args(argv)
-            return args.command(args) or 0
+            with stoppable():
+                return args.command(args) or 0
         finally:
             sys.stdout.flush()  # a pipe that is closed fails here, not at exit
     except UserError as e:
         return _ended(str(e), 2)
+    except Stopped as e:  # as machines that are lent do it before they take themselves back
+        return _ended(f"asked to end ({e}); the same command goes on from what is saved", 0)
     except KeyboardInterrupt:
         return _ended("interrupted; the same command goes on from the last checkpoint", 130)
     except OSError as e:

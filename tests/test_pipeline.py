@@ -25,6 +25,7 @@ from golfcore.model.weights import flat
 from golfcore.quant import artifact
 from golfcore.runs import pipeline
 from golfcore.runs import results as report
+from golfcore.runs.folder import held
 
 GOLF = [sys.executable, "-m", "golfcore"]
 CHANGES = {"run.val_every": 0, "reptile.share": 0.25}
@@ -126,6 +127,38 @@ def test_kill_9_and_the_same_command_end_in_the_same_numbers(environment, whole,
     assert numbers(run) == numbers(whole[0])
     assert run.file("artifact.golf").read_bytes() == whole[0].file("artifact.golf").read_bytes()
     assert not run.file("reptile.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_asked_to_end_saves_its_step_and_goes_on_from_there(number, environment, whole, tmp_path) -> None:
+    run, steady = RunFolder(tmp_path / "run"), whole[0]
+    command = [*GOLF, "run", "smoke", *SETTINGS, "--set", "run.checkpoint_every=1000000", "--out", str(run.path)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while len(run.metrics("train")) < 3:
+        assert process.poll() is None
+        time.sleep(0.002)
+    began = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == 0 and time.monotonic() - began < 5
+    assert "asked to end (" in said and "the same command goes on" in said
+    _, plain = tensors.load(run.file("checkpoint.safetensors"), "a checkpoint")
+    assert plain["step"] == run.metrics("train")[-1]["step"] > 0  # though no checkpoint was due
+    golf(environment, *command[3:])
+    assert numbers(run) == numbers(steady)
+
+
+def test_two_processes_do_not_work_in_one_folder(small_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_run, out := tmp_path / "run")
+    with held(out), pytest.raises(UserError, match="no other process works on, found one in use"):
+        pipeline.run(config.of_run(RunFolder(out)), out, lambda text: None)
+    pipeline.run(config.of_run(RunFolder(out)), out, lambda text: None)  # and free again
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.tex").touch()
+    with pytest.raises(UserError, match="found thesis.tex"), held(strange):
+        pass
+    assert [p.name for p in strange.iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_of_other_stages_leaves_what_they_made(environment, tmp_path: Path, monkeypatch) -> None:

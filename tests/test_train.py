@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tiny import BELONGS, RUNTIME, TINY, TOKENS, killed_at, lively, logged, same
 from golfcore.base import files, runtime, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
+from golfcore.base.signals import Stopped, stoppable
 from golfcore.config import Config, override, preset_names
 from golfcore.config import load as preset
 from golfcore.data.stream import TokenStream
@@ -93,6 +95,26 @@ def test_a_run_killed_between_checkpoints_ends_the_same(dtype, stream, tmp_path:
     assert [r["step"] for r in RunFolder(tmp_path / "cut").metrics("val")] == [0, 4, 8]
     losses = [r["loss"] for r in RunFolder(folder).metrics("train")]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_signal_within_a_step_waits_for_its_end_and_the_step_is_saved(stream, tmp_path: Path, monkeypatch) -> None:
+    whole, real, calls = train(TINY, tmp_path / "whole", stream), loop.train_step, []
+
+    def asked(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", asked)
+    with pytest.raises(Stopped, match="SIGTERM"), stoppable():
+        train(TINY, tmp_path / "cut", stream)
+    _, plain = tensors.load(tmp_path / "cut" / loop.CHECKPOINT, "a checkpoint")
+    assert plain["step"] == 3 == len(calls)  # no checkpoint was due: they are of every second step
+    assert same(flat(train(TINY, tmp_path / "cut", stream)), flat(whole)) and len(calls) == 8
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+    with pytest.raises(Stopped), stoppable():
+        os.kill(os.getpid(), signal.SIGHUP)  # outside of a step: at once
 
 
 def test_weights_are_kept_on_the_way_and_a_listed_table_is_the_texts(stream: TokenStream, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """A run folder with its configuration: made, opened again, found by its path or id. And where results go."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from golfcore.base import files
 from golfcore.base.errors import UserError
@@ -10,6 +13,7 @@ from golfcore.base.records import CONFIG, COVERAGE, ENVIRONMENT, METRICS, RunFol
 from golfcore.config import Config, differences, from_dict, to_dict
 
 RUNS = "papermill_runs"
+LOCK = ".lock"
 BEGUN = {ENVIRONMENT, METRICS, COVERAGE}  # what a start that was cut short may have left
 
 
@@ -69,18 +73,44 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
         files.sweep_parts(path)
         if theirs != config:
             files.write_json(where, found | {"config": to_dict(config)})
-    else:  # nothing may be there, or only what golfcore or an editor leaves
-        for folder in (path, *path.parents):
-            if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
-        names = {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.exists() else set()
-        if others := ", ".join(sorted(names - BEGUN)[:3]):
-            raise UserError(f"{path}: expected a run folder or an empty one, found {others}; choose another --out")
+    else:
+        _check_free(path)
         for name in (METRICS, COVERAGE):
             run.file(name).unlink(missing_ok=True)
         files.write_json(where, {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash})
     run.started(environment)
     return run
+
+
+def _check_free(path: Path) -> None:
+    """UserError unless nothing is at `path`, or only what golfcore or an editor leaves."""
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: expected a folder or none yet, found a file; choose another --out")
+    names = {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.exists() else set()
+    if others := ", ".join(sorted(names - BEGUN)[:3]):
+        raise UserError(f"{path}: expected a run folder or an empty one, found {others}; choose another --out")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """The run folder at `path`, there or not yet, for this process alone; a process that has died holds nothing.
+
+    UserError: another process works on it, or what is there is no run folder.
+    """
+    if not (path / CONFIG).exists():
+        _check_free(path)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        wanted = "expected a run folder that no other process works on"
+        raise UserError(f"{path}: {wanted}, found one in use; wait, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_run(path: Path) -> RunFolder:

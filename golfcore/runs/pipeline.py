@@ -6,6 +6,7 @@ a run killed at any moment goes on with the same command.
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from golfcore.quant.calibrate import collect, self_generated
 from golfcore.quant.quantize import check_names, coverage, guided_bits, quantize_weights
 from golfcore.runs import results
 from golfcore.runs.folder import default_out as default_out
-from golfcore.runs.folder import open_run
+from golfcore.runs.folder import held, open_run
 from golfcore.runs.results import ARTIFACT, MEASURES, table
 from golfcore.train import reptile, sensitivity
 from golfcore.train.loop import check, train
@@ -58,10 +59,11 @@ def run(cfg: Config, out: Path, say: Callable[[str], object] = print, donors: tu
             prepare_data(cfg, tell)
         runtime.barrier()
         dataset = prepare_data(cfg, lambda text: None)
-        if rt.is_main:
-            open_run(out, cfg, dataset.data_hash, runtime.describe() | {"world": rt.world})
-        runtime.barrier()
-        _Stages(cfg, RunFolder(out), dataset, rt, tell).all(donors)
+        with held(out) if rt.is_main else nullcontext():
+            if rt.is_main:
+                open_run(out, cfg, dataset.data_hash, runtime.describe() | {"world": rt.world})
+            runtime.barrier()
+            _Stages(cfg, RunFolder(out), dataset, rt, tell).all(donors)
         return RunFolder(out)
     finally:
         runtime.stop()

@@ -10,7 +10,8 @@ from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
 from golfcore.base.records import RunFolder
-from golfcore.base.runtime import Runtime, all_reduce_mean_, barrier
+from golfcore.base.runtime import Runtime, all_reduce_max, all_reduce_mean_, barrier
+from golfcore.base.signals import Stopped, whole
 from golfcore.config import Config
 from golfcore.evals.evaluation import Subject
 from golfcore.evals.protocols import evaluate
@@ -110,13 +111,17 @@ class _Loop:
             while not (s.stopped or s.step == self.schedule.iterations):
                 if c.run.val_every and s.step % c.run.val_every == 0:
                     self._validate()
-                report = self._step()
-                progress.update(per_step)
-                progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
-                if c.run.keep_every and s.step % c.run.keep_every == 0:
-                    self._keep()
-                if s.step % c.run.checkpoint_every == 0:
-                    self._checkpoint()
+                with whole() as asked:
+                    report = self._step()
+                    progress.update(per_step)
+                    progress.set_postfix_str(f"loss {report.loss:.3f} bpb {report.loss * self.bits:.3f}", refresh=False)
+                    if c.run.keep_every and s.step % c.run.keep_every == 0:
+                        self._keep()
+                    ends = all_reduce_max(int(asked())) > 0  # on every rank, if on one
+                    if ends or s.step % c.run.checkpoint_every == 0:
+                        self._checkpoint()
+                if ends:  # another rank was asked
+                    raise Stopped(f"after step {s.step}")
         if s.position != s.step * self.plan.tokens:
             raise RuntimeError(f"expected {s.step * self.plan.tokens} tokens of text used up, found {s.position}")
         self._validate()
