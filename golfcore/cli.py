@@ -218,6 +218,17 @@ def run_notebook(args: Namespace) -> None:
         args.parser.error("the following arguments are required: NAME")
 
 
+def doctor(args: Namespace) -> int:
+    """See what this machine has, and whether the fast paths agree with the plain ones here; exit code 1 if not."""
+    from golfcore.runs import doctor
+
+    found = []
+    for one in doctor.examine(config.load(args.preset, dict(args.changes), size=args.size)):
+        print(doctor.as_text(one), flush=True)
+        found.append(one)
+    return int(any(one.ok is False for one in found))
+
+
 def export(args: Namespace) -> None:
     """Write finished runs as a folder that the competition takes; --check DIR runs such a folder on its own."""
     import time
@@ -328,6 +339,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "data info": (data_info, CORPUS),
     "data check": (data_check, CORPUS),
     "notebook": (run_notebook, *NOTEBOOK, out(help="default: the project's papermill_runs")),
+    "doctor": (doctor, arg("preset", nargs="?", default="demo", metavar="PRESET"), SIZE, *CHANGES),
     "export": (export, *EXPORT, out(help="folder that gets records/TRACK/DATE_NAME")),
     "figures": (figures, DRAWN, PUBLISHED, out(help="default: the project's figures")),
 }
