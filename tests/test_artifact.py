@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_quant import random_weights, small
 
+from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.config import Config
 from golfcore.model.weights import flat
@@ -151,6 +152,18 @@ def test_each_kind_of_wrong_file_has_its_own_sentence(packed, tmp_path):
     for missing in (tmp_path / "none.golf", tmp_path):
         with pytest.raises(UserError, match="found no readable file"):
             artifact.read(missing)
+
+
+def test_a_file_of_an_earlier_version_is_read_to_the_bit():
+    """Written before `model.bigram_layout` took the place of `bigram_split`."""
+    cfg, weights = artifact.read(Path(__file__).parent / "golden" / "artifact-0.1.golf")
+    assert cfg.model.bigram_layout == "split" and cfg.model.vocab_size == 64
+    tensors = {name: t for name, t in sorted(flat(weights).items())}
+    total = hashlib.sha256(b"".join(name.encode() + t.numpy().tobytes() for name, t in tensors.items())).hexdigest()
+    assert total == "d856f2632f428db981217369b2c18c740c296a39559cb00e4f7c82d4b9ae02b5"
+    values = config.to_dict(cfg)
+    with pytest.raises(UserError, match="model.bigram_layout: expected one of split, shared, frequent, found 7"):
+        config.from_dict(values | {"model": {"bigram_split": 7}}, "old")
 
 
 # ---- lies under a good checksum

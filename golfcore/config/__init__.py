@@ -28,6 +28,8 @@ from golfcore.config.schema import (  # noqa: F401, what other rooms import from
     TTTConfig,
 )
 
+# (section, field that was) -> (field now, its values)
+SPELLED_BEFORE = {("model", "bigram_split"): ("bigram_layout", {True: "split", False: "shared"})}
 PRESETS = Path(__file__).parent / "presets"
 SIZES = Path(__file__).parent / "sizes"
 MAX_LIST = 1024  # values of a field that is a list
@@ -49,13 +51,23 @@ def from_dict(values: Mapping[str, Any], source: str) -> Config:
     files.check(dict(values), TABLES, f"{source}: expected a configuration")
     sections = {}
     for name, cls in SECTIONS.items():
-        hints, given = {f.name: f.type for f in fields(cls)}, values.get(name, {})
+        hints, given = {f.name: f.type for f in fields(cls)}, _today(name, values.get(name, {}))
         keys(given, list(hints), f"{source}, [{name}]")
         sections[name] = cls(**{k: coerce(v, hints[k], f"{source}, {name}.{k}") for k, v in given.items()})
     config = Config(name=values.get("name", source), **sections)
     for problem in contradictions(config):
         raise UserError(f"{source}: {problem}")
     return config
+
+
+def _today(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section as they are spelled now: files of earlier versions are read."""
+    found = dict(given)
+    for (place, old), (new, values) in SPELLED_BEFORE.items():
+        if place == section and old in found and new not in found:
+            value = found.pop(old)
+            found[new] = values.get(value, value) if isinstance(value, bool) else value
+    return found
 
 
 def of_run(run: RunFolder) -> Config:

@@ -138,7 +138,7 @@ def singular(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("rank")
         ax.set_ylim(0, 1.05)
         style.subtitle(ax, text)
-        ax.legend(loc="upper right", fontsize=6.5)
+        ax.legend(loc="lower left" if ax is axes[0] else "upper right", fontsize=6.5)
     axes[0].set_ylabel("share of the largest")
     return fig
 
