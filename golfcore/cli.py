@@ -155,7 +155,7 @@ def list_runs(args: Namespace) -> None:
     from golfcore.analysis import runs
     from golfcore.runs import folder
 
-    found = runs.runs_table(args.folder or folder.runs_dir())
+    found = runs.select(runs.runs_table(args.folder or folder.runs_dir()), args.where, args.sort)
     print(json.dumps(runs.as_rows(found), indent=1) if args.json else runs.as_text(found))
 
 
@@ -298,6 +298,10 @@ SWEEP = (
 )
 CELLS = arg("--cells", default="", metavar="A,B", help="only these cells or groups; default: all")
 RUNS_DIR = arg("folder", type=Path, nargs="?", metavar="DIR", help="default: the project's papermill_runs")
+LISTED = (
+    arg("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these; repeatable"),
+    arg("--sort", default="", metavar="COLUMN", help="by a column; --sort=-COLUMN: falling"),
+)
 RUNS = arg("runs", type=Path, nargs="+", metavar="RUN", help="folders or ids; the first configuration is the reference")
 DRAWN = arg("runs", type=Path, nargs="*", metavar="RUN", help="default: draw DIR again from its tables")
 DATASET = (out(required=True, help="folder of the dataset; new or empty"), arg("folder", type=Path, metavar="FOLDER"))
@@ -331,7 +335,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "audit": (audit, *PACKED, protocol(default="ttt")),
     "protocols": (list_protocols,),
     "study": (run_study, *PACKED, CELLS, out(help="keeps what is measured, so that the same command goes on")),
-    "runs": (list_runs, RUNS_DIR, JSON),
+    "runs": (list_runs, RUNS_DIR, *LISTED, JSON),
     "compare": (compare, RUNS, JSON),
     "artifact info": (artifact_info, arg("file", type=Path, metavar="ARTIFACT"), JSON),
     "data build": (data_build, *DATASET, PIECES, TOKENIZER),

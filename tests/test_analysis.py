@@ -23,7 +23,7 @@ from golfcore.config import load
 from golfcore.evals import result as results
 from golfcore.model.hashing import ngram_rows
 from golfcore.quant.artifact import info
-from golfcore.runs.folder import open_run
+from golfcore.runs.folder import held, open_run
 
 Made = tuple[RunFolder, Text]
 
@@ -133,8 +133,17 @@ def test_the_table_of_runs_says_what_each_is_and_how_far_it_got(tmp_path: Path, 
     done, report = table.loc[0], runs.report(RunFolder(tmp_path / "b-done"))
     assert done["ttt"] == report["measures"]["ttt"]["bpb"] and done["legality"] == "score-first"
     assert done["bytes"] == report["artifact"]["total"] and done["config"] == load("smoke").hash
-    assert len(runs.as_text(table).splitlines()) == 5 and runs.as_text(table[:0]) == "no runs"
-    assert runs.as_rows(table)[3].keys() == {"run", "done", "stage"}
+    text = runs.as_text(table).splitlines()
+    assert len(text) == 7 and "2 different data" in text[-1] and runs.as_text(table[:0]) == "no runs"
+    assert runs.as_rows(table)[3].keys() == {"run", "done", "state", "stage"}
+    assert list(table["state"]) == ["done", "stopped", "stopped", "damaged"] and list(table["step"][:3])[1:] == [100, 0]
+    with held(tmp_path / "c-training"):
+        assert runs.runs_table(tmp_path)["state"][1] == "running"
+    assert list(runs.select(table, ["state=stopped", "preset=smoke"], "-step")["run"]) == ["c-training", "d-fresh"]
+    assert list(runs.select(table, ["ttt="])["run"]) == ["c-training", "d-fresh", "e-old"]  # those without one
+    for wrong in ({"where": ["state"]}, {"where": ["stat=done"]}, {"sort": "-bpp"}):
+        with pytest.raises(UserError, match="expected COLUMN=VALUE|unknown column"):
+            runs.select(table, **wrong)
 
 
 # -- scores

@@ -1,5 +1,7 @@
 """What run folders say about themselves: how training went, and which runs there are. Needs no torch."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import pandas as pd
 from golfcore import config
 from golfcore.analysis import frames
 from golfcore.base.errors import UserError
-from golfcore.base.records import RESULTS, RunFolder
-from golfcore.runs.folder import run_folders
+from golfcore.base.records import METRICS, RESULTS, RunFolder
+from golfcore.runs.folder import in_use, run_folders
 
+TAIL = 4096  # bytes of a log that hold its last row of training
+STEP = re.compile(rb'"kind":"train"[^\n]*?"step":(\d+)')
 SMOOTHING = 40  # the smoothed loss is a mean over a window of the run's length / this, to either side
 CURVES = "kind step tokens elapsed loss bpb bpb_smooth lr_multiplier momentum grad_norm meta_loss event".split()
-SHOWN = "run preset config seed data static sliding ttt legality bytes fits stage".split()
+SHOWN = "run preset config seed data step static sliding ttt legality bytes fits state stage".split()
+STATES = ("running", "stopped", "done", "damaged")
 
 
 def curves(run: RunFolder) -> pd.DataFrame:
@@ -56,8 +61,9 @@ def provenance(run: RunFolder) -> dict[str, Any]:
 def runs_table(folder: Path) -> pd.DataFrame:
     """One row for each run at any depth below `folder`: what it is, how far it got, its three numbers and its bytes.
 
-    "run" is its path below `folder`. A run with a record that is not what it should be has only a "stage", which
-    begins with "damaged" and says what is wrong. UserError: no such folder.
+    "run" is its path below `folder`; "state" one of STATES, "stage" what it did last; "step" of training; "started",
+    "device" and "code" are of its last start. A run with a record that is not what it should be has only its state and
+    a "stage" that says what is wrong. UserError: no such folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of runs, found {'a file' if folder.exists() else 'none'}")
@@ -67,11 +73,13 @@ def runs_table(folder: Path) -> pd.DataFrame:
 
 def _run_row(run: RunFolder) -> dict[str, Any]:
     try:
-        row, done = {k: v for k, v in provenance(run).items() if k in SHOWN}, run.file(RESULTS).exists()
-        row |= {"done": done, "stage": "done" if done else _stage(run)}
+        row, done = provenance(run), run.file(RESULTS).exists()
+        row |= {key: last[key] for last in run.starts()[-1:] for key in ("started", "device") if key in last}
+        row |= {"done": done, "stage": "done" if done else _stage(run), "step": _last_step(run)}
+        row["state"] = "running" if in_use(run.path) else "done" if done else "stopped"
         return row | (_numbers(run.results()) if done else {})
     except UserError as e:
-        return {"run": run.id, "done": False, "stage": f"damaged: {e}"}
+        return {"run": run.id, "done": False, "state": "damaged", "stage": f"damaged: {e}"}
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +97,34 @@ def _numbers(results: dict[str, Any]) -> dict[str, Any]:
         "fits": results["artifact"]["fits"],
         **scores,
     }
+
+
+def _last_step(run: RunFolder) -> int:
+    """Of the last row of training in the log; 0 if there is none. Only the end of the file is read."""
+    path = run.file(METRICS)
+    if not path.exists():
+        return 0
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - TAIL))
+        steps = STEP.findall(f.read())
+    return int(steps[-1]) if steps else 0
+
+
+def select(found: pd.DataFrame, where: Sequence[str] = (), sort: str = "") -> pd.DataFrame:
+    """The runs with these values ("preset=demo", "state=done"; text, as printed) by a column, falling with "-" before.
+
+    UserError: no such column.
+    """
+    for condition in where:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where: expected COLUMN=VALUE, found {condition!r}")
+        config.keys([column], list(found), "runs", "column")
+        found = found[found[column].map(lambda v, value=value: str(v).startswith(value) if value else pd.isna(v))]
+    if sort:
+        config.keys([sort.removeprefix("-")], list(found), "runs", "column")
+        found = found.sort_values(sort.removeprefix("-"), ascending=sort[0] != "-", kind="stable", na_position="last")
+    return found.reset_index(drop=True)
 
 
 def _stage(run: RunFolder) -> str:
@@ -110,4 +146,7 @@ def as_text(found: pd.DataFrame) -> str:
     if found.empty:
         return "no runs"
     shown = found.reindex(columns=SHOWN)
-    return frames.to_text(shown.assign(seed=["" if pd.isna(v) else str(v) for v in shown["seed"]]))
+    text = frames.to_text(shown.assign(seed=["" if pd.isna(v) else str(v) for v in shown["seed"]]))
+    if (data := shown["data"].dropna()).nunique() > 1:
+        text += f"\n\n{data.nunique()} different data: scores compare only where the data are the same"
+    return text

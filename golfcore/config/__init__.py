@@ -97,9 +97,10 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, from TOML or from the text of an override."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if isinstance(value, str):
+    text = hint is str or origin is Literal
+    if isinstance(value, str) and not (text and value[:1] not in ("'", '"')):  # most values are spelled as they are
         spelt = parse_value(value)
-        value = spelt if isinstance(spelt, str) or not (hint is str or origin is Literal) else value
+        value = spelt if isinstance(spelt, str) or not text else value
     found = repr(shown(value)) if isinstance(value, str) else shown(value)
     if origin is Literal:
         if value not in args:

@@ -113,6 +113,19 @@ def held(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process that lives works in the run folder."""
+    if not (path / LOCK).exists():
+        return False
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def find_run(path: Path) -> RunFolder:
     """The run folder at `path`, or below papermill_runs at that path or of that id (UserError: none, or several)."""
     for place in (path, runs_dir() / path):
