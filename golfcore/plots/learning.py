@@ -21,8 +21,6 @@ def learning(table: pd.DataFrame) -> Figure:
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.set_xlabel("step")
         style.subtitle(ax, f"pairs that are {route}")
-    late = table[table["step"] > table["step"].min()]
-    axes[0].set_ylim(*parts.padded(late["difference"], 0.15))
     axes[0].set_ylabel("nats more than the reference")
     parts.legend_below(fig, axes)
     return fig

@@ -88,6 +88,9 @@ def say_bits(table: pd.DataFrame) -> str:
     return f"Codes of GPTQ hold {' and '.join(said)}; no matrix is further than {apart:.2f} from a normal variable."
 
 
+USED = 1e-3  # share of weights
+
+
 def codes(table: pd.DataFrame) -> Figure:
     """Histogram of code magnitudes with and without the floor. Frame: `rounding.codes`."""
     fig = style.figure(2.8, "Which codes are used?")
@@ -105,9 +108,11 @@ def codes(table: pd.DataFrame) -> Figure:
 
 
 def say_codes(table: pd.DataFrame) -> str:
-    used = table[table["share"] > 1e-5].groupby(table["floor"].astype(bool))["code"].max()
-    largest = table["code"].max() - 1
-    return f"Codes above {used[True]} of {largest} hardly occur with the floor; without, up to {used[False]} do."
+    used = table[table["share"] > USED].groupby(table["floor"].astype(bool))["code"].max()
+    return (
+        f"Of codes up to {table['code'].max() - 1}, no kind of matrix has {USED:.1%} of its weights at one above "
+        f"{used[True]} with the floor, or above {used[False]} without."
+    )
 
 
 def spreads(table: pd.DataFrame) -> Figure:
