@@ -15,6 +15,32 @@ import golfcore as gc  # its functions import what they need when they are first
 from golfcore import config
 from golfcore.base.errors import UserError, sentence
 from golfcore.base.signals import Stopped, stoppable
+from golfcore.options import (
+    CELLS,
+    CHANGES,
+    CONFIGURED,
+    CORPUS,
+    DATASET,
+    DRAWN,
+    DRIVEN,
+    EXPORT,
+    JSON,
+    LISTED,
+    NOTEBOOK,
+    PACKED,
+    PIECES,
+    PUBLISHED,
+    RUNS,
+    RUNS_DIR,
+    SEED,
+    SHARDS,
+    SIZE,
+    SWEEP,
+    TOKENIZER,
+    arg,
+    out,
+    protocol,
+)
 
 # Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
 
@@ -125,7 +151,15 @@ def evaluate(args: Namespace) -> None:
 
 
 def audit(args: Namespace) -> int:
-    """Test a protocol's legality; exit code 1 if a condition does not pass."""
+    """Test a protocol's legality; exit code 1 if a condition does not pass. --driven: prove its score instead."""
+    if args.driven:
+        from golfcore.runs import folder, reopen
+
+        found = reopen.certify(
+            folder.find_target(args.target), args.protocol, dict(args.changes), args.driven, args.seed
+        )
+        print(json.dumps(found) if args.json else "\n".join(f"{key:12} {value}" for key, value in found.items()))
+        return int(found["verdict"] != "proven")
     report = gc.audit(args.target, protocol=args.protocol, changes=dict(args.changes))
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
@@ -263,68 +297,9 @@ def figures(args: Namespace) -> None:
         print(path)
 
 
-# -- their arguments
+# -- what they take
 
 
-def arg(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return flags, options
-
-
-def _data(folder: str) -> tuple[str, str]:
-    if not folder:
-        raise UserError("--data: expected a folder, found an empty name")
-    return "data.path", folder
-
-
-change = partial(arg, action="append", dest="changes")  # (section.key, value); the last of a key counts
-out = partial(arg, "--out", type=Path, metavar="DIR")
-protocol = partial(arg, "--protocol", metavar="NAME", help="`golfcore protocols` lists them (default: %(default)s)")
-PUBLISHED = arg("--published", action="store_true", help="of the published logs and arithmetic alone")
-SIZE = arg("--size", default="full", help=f"one of {', '.join(config.size_names())} (default: full)")
-CHANGES = (
-    change("--set", type=config.parse_override, default=[], metavar="a.b=v", help="override a value; repeatable"),
-    change("--data", type=_data, metavar="DIR", help="same as --set data.path=DIR"),
-)
-PRESET = arg("preset", metavar="PRESET", help=f"one of {', '.join(config.preset_names())}, or a .toml file")
-CONFIGURED = (PRESET, SIZE, *CHANGES)
-JSON = arg("--json", action="store_true", help="print values as JSON, with every digit")
-TARGET = arg("target", type=Path, metavar="RUN|ARTIFACT", help="a run's folder or id, or an artifact file")
-PACKED = (TARGET, *CHANGES, JSON)
-SEED = change("--seed", type=lambda n: ("run.seed", n), metavar="N", help="same as --set run.seed=N")
-SWEEP = (
-    arg("file", metavar="SWEEP", help="the name of a sweep that comes with golfcore, or a .toml file"),
-    arg("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's"),
-    arg("--arm", action="append", default=[], metavar="NAME", help="only these and their references"),
-)
-CELLS = arg("--cells", default="", metavar="A,B", help="only these cells or groups; default: all")
-RUNS_DIR = arg("folder", type=Path, nargs="?", metavar="DIR", help="default: the project's papermill_runs")
-LISTED = (
-    arg("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these; repeatable"),
-    arg("--sort", default="", metavar="COLUMN", help="by a column; --sort=-COLUMN: falling"),
-)
-RUNS = arg("runs", type=Path, nargs="+", metavar="RUN", help="folders or ids; the first configuration is the reference")
-DRAWN = arg("runs", type=Path, nargs="*", metavar="RUN", help="default: draw DIR again from its tables")
-DATASET = (out(required=True, help="folder of the dataset; new or empty"), arg("folder", type=Path, metavar="FOLDER"))
-PIECES = arg("--vocab-size", type=int, default=1024, metavar="N", help="of the tokenizer to train (default: 1024)")
-TOKENIZER = arg("--tokenizer", type=Path, metavar="FILE", help="a SentencePiece model to use, none is trained")
-SHARDS = arg("--train-shards", type=int, default=80, metavar="N", help="100M tokens each; default all 80")
-CORPUS = arg("folder", nargs="?", metavar="FOLDER", help="default: the embedded corpus of the default preset")
-NOTEBOOK = (
-    arg("name", nargs="?", metavar="NAME", help="a notebook of the project, or one that comes with golfcore"),
-    arg("-h", "--help", action="store_true", help="show this, or the parameters of NAME"),
-    arg("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="repeatable"),
-)
-EXPORT = (
-    arg("runs", type=Path, nargs="*", metavar="RUN", help="finished runs that differ in their seed alone"),
-    arg("--against", type=Path, action="append", default=[], metavar="RUN", help="a run of the baseline; repeatable"),
-    arg("--author", default="", metavar="NAME"),
-    arg("--github-id", default="", metavar="ID"),
-    arg("--name", default="", metavar="NAME", help="default: the configuration's"),
-    arg("--track", default="track_10min_16mb", metavar="NAME", help="default: %(default)s"),
-    arg("--date", default="", metavar="YYYY-MM-DD", help="default: today"),
-    arg("--check", type=Path, metavar="DIR", help="run this folder in an empty environment instead"),
-    arg("--data", type=Path, metavar="DIR", dest="data_folder", help="for --check: shards and a tokenizer"),
-)
 GROUPS = {"artifact": "Look into an artifact.", "data": "Make, fetch or inspect a dataset."}
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "params": (show_params, *CONFIGURED, JSON),
@@ -332,7 +307,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "run": (run, *CONFIGURED, SEED, out(help="default: papermill_runs/PRESET-HASH")),
     "sweep": (run_sweep, SIZE, *CHANGES, *SWEEP, out(help="default: papermill_runs/SWEEP-SIZE-HASH")),
     "eval": (evaluate, *PACKED, protocol(default="static")),
-    "audit": (audit, *PACKED, protocol(default="ttt")),
+    "audit": (audit, *PACKED, *DRIVEN, protocol(default="ttt")),
     "protocols": (list_protocols,),
     "study": (run_study, *PACKED, CELLS, out(help="keeps what is measured, so that the same command goes on")),
     "runs": (list_runs, RUNS_DIR, *LISTED, JSON),

@@ -15,7 +15,7 @@ from golfcore.config import Config, differences, override
 from golfcore.data.datasets import check_same, prepare_data, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.evals import protocols
-from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit
+from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit, driven
 from golfcore.evals.evaluation import Subject
 from golfcore.evals.result import EvalResult
 from golfcore.evals.windows import window_length
@@ -76,8 +76,18 @@ def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> E
 # -- the audit of what was opened, on a short stretch of its validation text
 
 
-def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Report:
-    """Audit what `golfcore eval` would score, with lengths scaled down so that a short stream has several chunks.
+class Stretch(NamedTuple):
+    """A protocol of what was opened, scaled down, and the short stretch of validation text that it is examined on."""
+
+    packed: Packed
+    cfg: Config
+    own: Config  # `cfg` with the protocol's settings
+    text: np.ndarray
+    scorer: ProtocolScorer
+
+
+def stretch(target: Path, protocol: str, changes: dict[str, object]) -> Stretch:
+    """What is audited of a target: lengths scaled down so that a short stream has several chunks.
 
     `changes` hold as they are given. UserError as `open_packed`; an unknown protocol; too little validation text.
     """
@@ -89,28 +99,72 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
     total, found = int(CHUNKS * own.ttt.chunk_tokens), len(packed.subject.tokens)
     if found <= total:
         raise UserError(f"{target}: expected at least {total + 1} validation tokens, found {found}")
-    text = packed.subject.tokens[: total + 1]
     alone = packed.subject.runtime._replace(rank=0, world=1, dtype=torch.float32, compiled=False)
     scorer = ProtocolScorer(protocol, cfg, packed.subject._replace(runtime=alone), packed.changes)
+    return Stretch(packed, cfg, own, packed.subject.tokens[: total + 1], scorer)
+
+
+def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Report:
+    """Audit what `golfcore eval` would score, on a `stretch` of its text. UserError as there."""
+    s = stretch(target, protocol, changes)
+    own, cfg, text = s.own, s.cfg, s.text
     with bar(len(TESTS), "audit", "test") as progress, full_float32():
         report = audit(
-            scorer,
+            s.scorer,
             text,
             cfg.model.vocab_size,
             own.ttt.chunk_tokens,
             own.eval.stride,
-            documents=np.flatnonzero(packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
+            documents=np.flatnonzero(s.packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
             progress=lambda test: progress.update(),
         )
     windows = f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"
-    said: dict[str, object] = {"data": packed.source["data"][:12], "windows": windows}
+    said: dict[str, object] = {"data": s.packed.source["data"][:12], "windows": windows}
     t = own.ttt
     if t.epochs + t.sweeps:
         rate = f"rate {t.lr:g}" if t.lr_shape == "constant" else f"rate {t.lr:g}, horizon {t.lr_horizon}"
         passes = f"{t.epochs} epochs" + (f", {t.sweeps} sweeps" if t.sweeps else "")
         said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
-    said["scaled for the audit"] = differences(packed.cfg, cfg, most=len(wanted)) or "nothing"
+    said["scaled for the audit"] = differences(s.packed.cfg, cfg, most=len(said) + 20) or "nothing"
     return replace(report, subject=f"{protocol} of {target}", settings={**report.settings, **said})
+
+
+def certify(target: Path, protocol: str, changes: dict[str, object], probes: int, seed: int) -> dict[str, object]:
+    """The fast score of a `stretch` held against a driven one, at `probes` targets chosen by `seed`, and its verdict.
+
+    The predictor runs in a process of its own and knows the artifact, the length of the stream and what it was told.
+    Keys: verdict ("proven" if every probed score is the fast one, else "not what it says"), probes, targets, largest
+    difference in nats and where, apart (of sums of probabilities from 1), bpb-like mean nats of both. UserError as
+    `stretch`; driven.Refused: a prediction that is no distribution.
+    """
+    s = stretch(target, protocol, changes)
+    with full_float32():
+        fast = s.scorer.run(s.text)
+    first = dict(zip(fast.positions[::-1].tolist(), fast.nats[::-1].tolist(), strict=True))  # the first score counts
+    n = len(s.text) - 1
+    at = np.sort(np.random.default_rng(seed).choice(n, min(probes, n), replace=False))
+    with driven.apart(stepwise, target, protocol, changes, len(s.text)) as predictor:
+        found = driven.drive(predictor, s.text, s.cfg.model.vocab_size, at.tolist())
+    off = np.abs(found.nats - np.array([first[p] for p in at.tolist()]))
+    worst = int(off.argmax())
+    verdict = "proven" if off[worst] < driven.SAME else "not what it says"
+    return {
+        "verdict": verdict,
+        "probes": len(at),
+        "targets": n,
+        "difference": float(off[worst]),
+        "where": int(at[worst]),
+        "apart": found.apart,
+        "driven_nats": float(found.nats.mean()),
+        "fast_nats": float(np.mean([first[p] for p in at.tolist()])),
+    }
+
+
+def stepwise(target: Path, protocol: str, changes: dict[str, object], length: int) -> driven.Stepwise:
+    """The predictor of a protocol on a target's artifact, for a stream of `length` tokens that it has not seen."""
+    scorer = stretch(target, protocol, changes).scorer
+    scorer.subject = scorer.subject._replace(tokens=np.zeros(0, np.int64))  # its own text is not scored
+    return driven.Stepwise(scorer, length)
 
 
 def scaled(cfg: Config, longest: int) -> dict[str, object]:

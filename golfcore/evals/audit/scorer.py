@@ -94,7 +94,9 @@ class ProtocolScorer:
                     rows[p] = torch.log_softmax(found[p - score_from], dim=-1).cpu().numpy()
                     waiting.remove(p)
 
-        _finished(self.begin(tokens, look))
+        evaluation = self.begin(tokens, look)
+        while waiting and not evaluation.finished:  # what comes later changes nothing that was scored
+            evaluation.step()
         if weight := self.cfg.eval.ppm_weight:
             ppm = Ppm(self.cfg.model.vocab_size)
             for p in range(len(tokens) - 1):
