@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz_artifact.py [--seconds 600] [--seed 0]
 
-Each file is a small packed model whose header has lost, gained or changed something, or whose payload has changed,
-or both. Counted are the reader's own refusals; anything else that is raised ends the program with the file kept beside it.
-A refusal may take a second, and memory of eight times the payload and 64 MiB.
+Each file is a small packed model whose header has lost, gained or changed something, or whose payload has changed, or
+both. Counted are the reader's own refusals; anything else that is raised ends the program with the file kept beside
+it. A refusal may take a second, and memory of eight times the payload and 64 MiB.
 """
 
 import argparse
