@@ -35,6 +35,7 @@ SMALL := -p preset smoke
 SMALL_02_fomaml_ablation := -p size smoke -p seeds 1 -p arms meta-none,meta-exp106
 SMALL_03_bucket_contention := -p preset smoke -p size smoke -p seeds 1
 SMALL_04_weight_space := -p size smoke -p seeds 1,2 -p rows 8
+SMALL_05_error_surface := -p preset smoke -p size smoke -p seeds 1,2
 SMALL_07_ttt_protocols := -p preset smoke -p cells "abc,float,order,stride,epochs 0,error-guided,ppm"
 SMALL_09_depth_recurrence := -p preset smoke -p seeds 1 -p size smoke -p arms shared,unique
 SMALL_10_ablation_suite := -p size smoke -p seeds 1 -p arms tight-swa,ppm
@@ -44,11 +45,12 @@ notebooks: setup $(NOTEBOOKS:%=notebook-%) ## execute every notebook on the smal
 notebook-%: setup
 	$(BIN)/golfcore notebook $* $(or $(SMALL_$*),$(SMALL))
 
-figures: setup ## make every figure under figures/ from nothing: train what is not there, score, draw
+figures: setup ## make every figure under figures/ from nothing, two hours on two cores: train what is not there, score, draw
 	$(BIN)/golfcore notebook 01_one_run -p figures figures
 	$(BIN)/golfcore notebook 07_ttt_protocols -p cells abc,float,order,reset,stride -p figures figures
 	@set -e; for name in 03_bucket_contention 04_weight_space 05_error_surface 06_quantization; do \
 	$(BIN)/golfcore notebook $$name -p figures figures; done
+	$(BIN)/golfcore figures --published
 
 bench: setup ## time golfcore beside the published arithmetic, half an hour; BENCH=--small takes seconds
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH); done

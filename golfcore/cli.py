@@ -15,7 +15,7 @@ import golfcore as gc  # its functions import what they need when they are first
 from golfcore import config
 from golfcore.base.errors import UserError, sentence
 from golfcore.base.signals import Stopped, stoppable
-from golfcore.options import (
+from golfcore.config.options import (
     CELLS,
     CHANGES,
     CONFIGURED,

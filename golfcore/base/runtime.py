@@ -111,6 +111,16 @@ def _ranks() -> tuple[int, int, int]:
     return number("RANK"), number("WORLD_SIZE"), number("LOCAL_RANK")
 
 
+def environment_of(rank: int, world: int, gpus: bool) -> dict[str, str]:
+    """The environment of a process that is rank `rank` of `world` on this machine, without GPUs unless asked for."""
+    found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29613}
+    return {
+        **os.environ,
+        **{name: str(v) for name, v in found.items()},
+        **({} if gpus else {"CUDA_VISIBLE_DEVICES": ""}),
+    }
+
+
 def world_size() -> int:
     """Processes that train together; 1 unless a process group is running."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -176,12 +176,10 @@ def compiler() -> str:
 
 def ranks() -> str:
     """Two processes that share a mean."""
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
-    shared |= {} if torch.cuda.device_count() > 1 else {"CUDA_VISIBLE_DEVICES": ""}
     parts = [
         subprocess.Popen(
             [sys.executable, "-c", RANK],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=runtime.environment_of(rank, 2, gpus=torch.cuda.device_count() > 1),
             stderr=subprocess.PIPE,
             text=True,
         )
