@@ -118,5 +118,7 @@ def test_runs_that_differ_otherwise_or_do_not_fit_make_no_folder(runs: list[RunF
         export.export([other], tmp_path / "out", AUTHOR, "x", "t", "d")
     assert not list((tmp_path / "out").rglob("*.py")) and other.file(ARTIFACT).exists()
     export.export(runs[:1], tmp_path / "out", AUTHOR, "x", "t", "d")
+    with pytest.raises(UserError, match="--name: expected letters, digits"):
+        export.export(runs[:1], tmp_path / "out", AUTHOR, "../../x", "t", "d")
     with pytest.raises(UserError, match="expected no folder yet"):
         export.export(runs[:1], tmp_path / "out", AUTHOR, "x", "t", "d")

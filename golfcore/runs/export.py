@@ -7,6 +7,7 @@
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,7 @@ from golfcore.runs.results import ARTIFACT, measured, table
 PROGRAM, READABLE, SUBMISSION = "train_gpt.py", "train_gpt_readable.py", "submission.json"
 LEGAL = ("static", "score-first")  # of the ledger
 FIRST = 3  # steps whose losses a copy must repeat bit for bit
-SCHEMA = {
-    "val_bpb": float,
-    "seeds": [int],
-    "seed_results": {"*": {"val_bpb": float, "legality": str, "*": (float, int)}},
-}
-SCHEMA |= {"*": (str, float, int, list, dict)}
+SCHEMA = {"val_bpb": float, "seeds": [int], "seed_results": {"*": {"val_bpb": float, "legality": str}}}
 
 
 class Author(NamedTuple):
@@ -53,6 +49,9 @@ def export(
         other = config.override(config.of_run(run), {"run.seed": first.run.seed}, first.name)
         if other.hash != first.hash or run.data_hash() != runs[0].data_hash() or len(reports) < len(runs):
             raise UserError(f"{run.path}: expected the run {runs[0].path} with another seed, found another run")
+    for what, text in (("name", name), ("track", track), ("date", date)):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", text):
+            raise UserError(f"--{what}: expected letters, digits, '.', '_', '+' and '-', found {text!r}")
     folder = out / "records" / track / f"{date}_{name}"
     if folder.exists():
         raise UserError(f"{folder}: expected no folder yet, found one; remove it or choose another --name")
