@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import golfcore as gc
+from golfcore import api
 from golfcore.analysis import rates
 from golfcore.analysis.frames import to_text
 from golfcore.config import load
@@ -26,7 +27,7 @@ ROWS = 128  # of validation text
 STEPS = (0.1, 0.15, 0.25, 0.35, 0.5)
 
 
-def rules(run: gc.Run) -> None:
+def rules(run: api.Run) -> None:
     cfg, (net, x, y) = run.config, run.rows(ROWS)
     tokens = self_generated(cfg.quant, net, run.weights, cfg.run.seed)
     table = rates.curve(cfg, net, run.weights, tokens, x, y, STEPS)

@@ -145,6 +145,11 @@ def redraw(folder: Path) -> list[Path]:
             if files.sha256_file(csv) == found[name].get("files", {}).get(csv.name):
                 raise
             raise UserError(f"{csv}: expected the table of a figure {name}, found another table ({e!r})") from e
+    made = {path.name: files.sha256_file(path) for path in drawn if path.suffix != ".csv"}  # tables are what they were
+    known = {
+        n: {**e, "files": {f: made.get(f, sha) for f, sha in e.get("files", {}).items()}} for n, e in found.items()
+    }
+    index.write_index(folder, known)
     return drawn
 
 
