@@ -54,9 +54,8 @@ def coder() -> None:
     size = len(stream.payload) + 2 * len(stream.counts)
     packed = len(lzma.compress(codes.tobytes(), preset=9))
     print(f"{CODES:,} codes: entropy {entropy:,.0f}, ours {size:,} bytes ({size / entropy:.4f}), LZMA {packed:,}")
-    print(
-        f"{1 - size / packed:.1%} less than LZMA; encoded in {encoded - began:.2f} s, decoded in {decoded - encoded:.2f}"
-    )
+    there, back = encoded - began, decoded - encoded
+    print(f"{1 - size / packed:.1%} less than LZMA; encoded in {there:.2f} s, decoded in {back:.2f} s")
 
 
 if __name__ == "__main__":
