@@ -1,7 +1,5 @@
 """Laws of the examination of a machine: facts are facts, and a path that computes something else is seen."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,20 +7,12 @@ import torch
 
 from golfcore import cli
 from golfcore.config import load
+from golfcore.model import params
+from golfcore.model.forward import Net
+from golfcore.model.weights import flat
+from golfcore.optim.inner import loss_function
 from golfcore.runs import doctor
-
-MEASURE = """
-import resource
-from golfcore.config import load
-from golfcore.runs import doctor, submission
-cfg = load("demo", {"data.packages": ["numpy"], "run.dtype": "float32"})
-list(submission.first_losses(load("smoke"), 1))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-list(submission.first_losses(cfg, 2))
-grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-said = next(found.said for found in doctor.needs(cfg) if "memory" in found.name)
-print(grown / 2**30, said.split()[1])
-"""
+from golfcore.train.state import start
 
 
 def test_this_machine_computes_what_it_should() -> None:
@@ -51,6 +41,22 @@ def test_too_little_memory_and_missing_data_are_said_with_exit_code_1(monkeypatc
     assert "!!  smoke: memory" in said and "optim.pieces" in said and "!!  data" in said and str(tmp_path) in said
 
 
-def test_the_forecast_of_memory_is_of_the_order_of_what_a_run_takes() -> None:
-    grown, said = map(float, subprocess.check_output([sys.executable, "-c", MEASURE], text=True).split())
-    assert grown / 3 < said < 4 * grown
+@pytest.mark.parametrize("changes", [{}, {"optim.matrix_optimizer": "adamw", "average.kind": "none"}])
+def test_the_forecast_of_memory_is_what_training_keeps_and_about_what_it_saves(changes: dict) -> None:
+    cfg = load("demo", {"optim.batch_tokens": 2048, "run.dtype": "float32", **changes})
+    state = start(cfg, params.init(cfg.model, 0), torch.float32, torch.device("cpu"))
+    held = sum(t.numel() * t.element_size() for t in state.named().values())
+    kept, saved = doctor.training_bytes(cfg)
+    assert kept == pytest.approx(held + 4 * params.summary(cfg.model)["total"], rel=0.01)  # with the gradients
+    storages: dict[int, int] = {}
+
+    def seen(t: torch.Tensor) -> torch.Tensor:
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    x = torch.randint(1024, (8, 256))
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda t: t):
+        loss = loss_function(Net(cfg.model))(state.weights, x, x)
+    weights = {t.untyped_storage().data_ptr() for t in flat(state.weights).values()}
+    measured = sum(n for place, n in storages.items() if place not in weights)
+    assert loss.isfinite() and measured / 2 < saved < 2 * measured

@@ -200,18 +200,28 @@ def ranks() -> str:
 
 
 def needs(cfg: Config) -> Iterator[Finding]:
-    """Memory and disk of a run of `cfg` beside what is free: weights, gradients, moments, averages, activations."""
-    sizes = params.summary(cfg.model)
-    matrices, others = sizes["groups"]["matrix"], sizes["total"] - sizes["groups"]["matrix"]
-    copies = 1 + cfg.average.keep if cfg.average.kind == "lawa" else 2
-    state = 4 * (sizes["total"] * (1 + copies) + matrices + 2 * others)
-    rows = cfg.optim.batch_tokens // (cfg.optim.grad_accum * cfg.optim.pieces)
-    per_token = cfg.model.n_layers * (10 * cfg.model.dim + 3 * cfg.model.mlp_hidden) + 3 * cfg.model.vocab_size
-    memory, free = state + 4 * rows * per_token, free_memory()
+    """Memory and disk of a run of `cfg` beside what is free."""
+    kept, saved = training_bytes(cfg)
+    memory, free = kept + saved, free_memory()
     cut = "" if memory <= free else "; a GPU cuts micro-batches until they fit, elsewhere raise optim.pieces"
     yield Finding(f"{cfg.name}: memory", memory <= free, f"about {memory / 2**30:.2f} GiB in training{cut}")
-    disk, left = 3 * state, shutil.disk_usage(".").free
+    disk, left = 3 * kept, shutil.disk_usage(".").free
     yield Finding(f"{cfg.name}: disk", disk <= left, f"about {disk / 2**30:.2f} GiB for its checkpoints and weights")
+
+
+def training_bytes(cfg: Config) -> tuple[int, int]:
+    """What training keeps (weights, gradients, moments, averages), and about what a piece of a step saves for backward.
+
+    The second is of float32; bfloat16 takes half.
+    """
+    sizes, a = params.summary(cfg.model), cfg.average
+    matrices, averages = sizes["groups"]["matrix"], {"none": 0, "lawa": a.keep}.get(a.kind, 1)
+    by_muon = matrices if cfg.optim.matrix_optimizer == "muon" else 0
+    kept = 4 * (sizes["total"] * (2 + averages) + by_muon + 2 * (sizes["total"] - by_muon))
+    tokens = cfg.optim.batch_tokens // (cfg.optim.grad_accum * cfg.optim.pieces)
+    m = cfg.model
+    per_token = m.n_layers * (12 * m.dim + 4 * m.kv_dim + 3 * m.mlp_hidden + m.n_heads * cfg.data.seq_len // 2)
+    return kept, 4 * tokens * (per_token + 4 * m.dim + 3 * m.vocab_size)
 
 
 def _data(cfg: Config, data: Path | None) -> str:
