@@ -132,11 +132,11 @@ def test_a_predictor_that_ends_is_said() -> None:
 
 
 def test_the_command_proves_a_runs_score(small_run: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    command = ["audit", small_run, "--protocol", "ttt", "--driven", "6", "--json", *SMALL]
+    command = ["audit", small_run, "--protocol", "ttt", "--driven", "3", "--json", *SMALL]
     assert golf(*command) == 0
     found = json.loads(capsys.readouterr().out)
     assert (
-        found["verdict"] == "proven" and found["difference"] < SAME and (found["probes"], found["targets"]) == (6, 272)
+        found["verdict"] == "proven" and found["difference"] < SAME and (found["probes"], found["targets"]) == (3, 272)
     )
-    assert golf("audit", small_run, "--protocol", "train-then-score", "--driven", "6", *SMALL) == 1
+    assert golf("audit", small_run, "--protocol", "train-then-score", "--driven", "2", *SMALL) == 1
     assert "not what it says" in capsys.readouterr().out
