@@ -38,7 +38,7 @@ sys.exit(code)
 def run(out: Path, last: int, preset: str) -> tuple[int, str]:
     command = [sys.executable, "-c", CHILD, str(out), str(last), preset]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, done.stderr + done.stdout  # the count is the last word
 
 
 def result(out: Path) -> dict[str, object]:
