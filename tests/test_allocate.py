@@ -127,10 +127,17 @@ def test_curves_of_rate_and_distortion_fall_and_are_read_between_their_points() 
     net = Net(TINY.model, tables())
     x, y = torch.randint(1024, (2, 9, 24), generator=torch.Generator().manual_seed(0))
     found = rates.curve(TINY, net, WEIGHTS, TOKENS, x, y, steps=(0.2, 0.8))
-    assert found["rule"].value_counts().to_dict() == {"published": 1, "clip": 3, **dict.fromkeys(rates.RULES, 2)}
+    assert found["rule"].value_counts().to_dict() == {
+        "published": 1,
+        "floor": 4,
+        "clip": 3,
+        **dict.fromkeys(rates.RULES, 2),
+    }
     for rule in rates.RULES:
         rows = found[found["rule"] == rule]
         assert rows["bits"].is_monotonic_decreasing and rows["bits"].iloc[0] > rows["entropy_bits"].iloc[0]
+    floors = found[found["rule"] == "floor"]
+    assert (1 / floors["step"]).round().tolist() == [15, 31, 63, 127] and floors["bits"].is_monotonic_increasing
     line = found[found["rule"].isin(("published", "sigma"))].copy()
     line.loc[line["rule"] == "sigma", ["bits", "difference"]] = [[5.0, 0.01], [3.0, 0.04]]
     line.loc[line["rule"] == "published", ["bits", "difference"]] = [4.0, 0.04]

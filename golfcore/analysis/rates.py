@@ -24,6 +24,7 @@ from golfcore.quant.stored import Coded, Quantized, dequantize_weights
 
 STEPS = (0.15, 0.25, 0.35, 0.5, 0.7)  # root mean squares
 BITS = (6, 5, 4)
+FLOORS = (5, 6, 7, 8)  # widths whose published floors are 1/15, 1/31, 1/63 and 1/127
 SHANNON = 0.5 * math.log2(2 * math.pi * math.e / 12)  # bits: what uniform steps take above the bound, 0.255
 PUBLISHED = {"floor": True, "clip_score": "mse", "codec": "lzma"}  # exp101, its accidents of damping and width apart
 RULES: dict[str, dict[str, Any]] = {
@@ -40,10 +41,10 @@ def curve(
 ) -> pd.DataFrame:
     """Every rule at several steps: its bits and its cost.
 
-    `tokens` (N, T): calibration text that the model wrote; x, y (B, T): text that is scored. Columns: rule, step (or
-    width), bits (of all coded tensors, by the file of golfcore's coder, a value; of the published rule by LZMA's),
-    entropy_bits, lzma_bits, zstd_bits (of the same codes), bytes (of the file), difference (nats more), low, high (its
-    95 % interval over rows).
+    `tokens` (N, T): calibration text that the model wrote; x, y (B, T): text that is scored. Columns: rule, step (of
+    "clip" and "published" the width, of "floor" the least scale), bits (of all coded tensors, by the file of golfcore's
+    coder, a value; of the published rule by LZMA's), entropy_bits, lzma_bits, zstd_bits (of the same codes), bytes (of
+    the file), difference (nats more), low, high (its 95 % interval over rows).
     """
     score, rows = row_scores(net, x, y), list[dict[str, Any]]()
     before, values = score(weights), sum(math.prod(spec.shape) for spec in coded(_with(cfg, steps="sigma")).values())
@@ -66,6 +67,9 @@ def _every(
     matrices = {name: h for name, h in hessians.items() if name != "tok_emb"}
     published = _with(cfg, **PUBLISHED)
     yield "published", 6, published, quantize_weights(published, weights, matrices)
+    for bits in FLOORS:
+        floored = _with(cfg, matrix_bits=bits, floor=True)
+        yield "floor", 1 / (2 ** (bits - 1) - 1), floored, quantize_weights(floored, weights, matrices)
     for bits in BITS:
         clipped = _with(cfg, matrix_bits=bits)
         yield "clip", bits, clipped, quantize_weights(clipped, weights, matrices)

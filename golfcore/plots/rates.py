@@ -11,6 +11,7 @@ from golfcore.plots.weights import ROLES
 LOOKS = {
     "published": ("published rule", BLACK, "s"),
     "clip": ("clips", GREY, "o-"),
+    "floor": ("floors 1/15 to 1/127", BLACK, "s:"),
     "sigma": ("one step", ORANGE, "o-"),
     "measured": ("measured", BLUE, "o-"),
     "measured, coder": ("and for the coder", GREEN, "o-"),
