@@ -17,10 +17,12 @@ from golfcore.base.errors import UserError
 CUDA = torch.cuda.is_available()
 RANK = """
 import json, sys, time, torch
+from pathlib import Path
 from datetime import timedelta
 from golfcore.base import runtime
 runtime.PATIENCE = timedelta(seconds=2)
 r = runtime.start("float32", 3)
+import torch._dynamo  # as training does: it reads what binds the group of its time
 drawn = torch.rand(2, device=r.device).tolist()
 tensors = [torch.full((2, 3), float(r.rank)), torch.full((), 4.0 * r.rank), torch.tensor([1.0, r.rank]).bfloat16()]
 runtime.all_reduce_mean_(tensors)
@@ -39,6 +41,7 @@ except RuntimeError as e:
     found["gave_up"] = str(e)
 runtime.stop()
 found["after"] = runtime.world_size()
+found["threads"] = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 open(f"{sys.argv[1]}/{r.rank}.json", "w").write(json.dumps(found))
 """
 
@@ -67,6 +70,7 @@ def test_two_ranks_of_torchrun_reduce_over_both_and_wait_as_long_as_their_patien
     for r, found in enumerate(ranks):
         assert (found["rank"], found["local_rank"], found["main"]) == (r, r, r == 0)
         assert (found["world"], found["size"], found["after"]) == (2, 2, 1)
+        assert not [name for name in found["threads"] if "runloop" in name], "workers of gloo outlive the group"
         assert found["means"] == [[[0.5] * 3] * 2, 2.0, [1.0, 0.5]]
         assert found["dtypes"] == ["torch.float32", "torch.float32", "torch.bfloat16"]
         assert found["total"] == [2.0, 10.0]

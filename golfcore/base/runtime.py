@@ -1,6 +1,7 @@
 """Where a run runs: device, compute dtype, ranks and seeds. The only module that reads the environment."""
 
 import ctypes
+import importlib
 import os
 import platform
 import random
@@ -57,6 +58,9 @@ def start(dtype: Literal["auto", "float32", "bfloat16"], seed: int, graphs: str 
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high" if name == "bfloat16" else "highest")
     if world > 1:
+        # its functions take the group that exists when it is read as a default, which would keep gloo's threads beyond
+        # `stop`, into the interpreter's end, where one that frees a tensor aborts the process
+        importlib.import_module("torch.distributed.nn")
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=PATIENCE)
     random.seed(seed)
