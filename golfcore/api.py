@@ -29,6 +29,7 @@ from golfcore.evals.result import EvalResult
 from golfcore.model.forward import Net
 from golfcore.model.weights import Weights, fingerprint, unflat
 from golfcore.quant import artifact as packed
+from golfcore.runs import audits as run_audits
 from golfcore.runs import pipeline, reopen
 from golfcore.runs.folder import default_out, find_run, find_target
 from golfcore.runs.results import ARTIFACT, FLOAT, table
@@ -181,7 +182,7 @@ def audit(
     A scorer needs `tokens`, its stream, and what `evals.audit.audit` asks for (`vocab_size`, `chunk`, ...).
     """
     if isinstance(target, Target):
-        return reopen.audit_packed(_where(target), protocol, dict(changes or {}))
+        return run_audits.audit_packed(_where(target), protocol, dict(changes or {}))
     if tokens is None:
         raise UserError("audit: expected the tokens that the scorer is to score, found none")
     return audits.audit(target, tokens, **settings)

@@ -153,11 +153,10 @@ def evaluate(args: Namespace) -> None:
 def audit(args: Namespace) -> int:
     """Test a protocol's legality; exit code 1 if a condition does not pass. --driven: prove its score instead."""
     if args.driven:
-        from golfcore.runs import folder, reopen
+        from golfcore.runs import audits, folder
 
-        found = reopen.certify(
-            folder.find_target(args.target), args.protocol, dict(args.changes), args.driven, args.seed
-        )
+        target = folder.find_target(args.target)
+        found = audits.certify(target, args.protocol, dict(args.changes), args.driven, args.seed)
         print(json.dumps(found) if args.json else "\n".join(f"{key:12} {value}" for key, value in found.items()))
         return int(found["verdict"] != "proven")
     report = gc.audit(args.target, protocol=args.protocol, changes=dict(args.changes))

@@ -64,6 +64,8 @@ def test_a_frame_survives_its_file(columns: dict[str, list]) -> None:
 def test_names_that_look_like_numbers_stay_names(name: str, tmp_path: Path) -> None:
     frames.write_csv(tmp_path / "t.csv", frame([{"hash": name, "run": "42"}]))
     assert frames.one(frames.read_csv(tmp_path / "t.csv")) == {"hash": name, "run": "42"}
+    with pytest.raises(ValueError, match="found numbers in code"):
+        frames.write_csv(tmp_path / "t.csv", frame([{"role": "up", "code": 3}]))
 
 
 def test_a_table_file_that_is_none_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from test_quant import random_weights, small
 from golfcore import config
 from golfcore.base.errors import UserError
 from golfcore.config import Config
+from golfcore.model.params import table
 from golfcore.model.weights import flat
 from golfcore.quant import artifact
 from golfcore.quant.codec import encode
@@ -280,8 +280,12 @@ def test_any_other_value_anywhere_in_a_header_is_refused_or_read(packed, data):
             where = inner
 
     forge(path, changed)
-    with suppress(UserError):
-        artifact.read(path)
+    try:
+        cfg, weights = artifact.read(path)
+    except UserError as e:
+        assert str(path) in str(e)
+        return
+    assert {n: t.shape for n, t in flat(weights).items()} == {p.name: p.shape for p in table(cfg.model) if p.exported}
 
 
 @pytest.mark.parametrize("codec", COMPRESSORS)

@@ -356,7 +356,7 @@ def test_what_makes_no_dataset_is_said(tmp_path, model):
 def test_a_changed_bit_anywhere_is_refused_naming_the_file(tmp_path, model):
     folder = make_dataset(tmp_path, model)
     declare(folder)
-    open_dataset(folder)
+    known = open_dataset(folder).data_hash
     rng = random.Random(0)
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
@@ -367,7 +367,7 @@ def test_a_changed_bit_anywhere_is_refused_naming_the_file(tmp_path, model):
             path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
             refused(folder, f"^{path}")
         path.write_bytes(content)
-    open_dataset(folder)
+    assert open_dataset(folder).data_hash == known
 
 
 def test_contents_are_hashed_and_proven_once_and_again_only_when_asked(tmp_path, model, monkeypatch):
@@ -438,6 +438,8 @@ def test_shards_of_two_datasets_and_a_file_in_both_sets_are_refused(tmp_path, mo
     refused(folder, "x_val_0.bin: expected text that is not trained on, .* content as x_train_1.bin")
     (folder / "x_train_1.bin").rename(folder / "y_train_1.bin")
     refused(folder, "expected the shards of one dataset, found shards of the names 'x', 'y'")
+    (folder / "y_train_1.bin").unlink()
+    assert len(open_dataset(folder).train) == 1
 
 
 def test_links_are_followed_and_hidden_files_left_out(tmp_path, model):

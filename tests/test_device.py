@@ -38,9 +38,11 @@ def batch(cfg: Config, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def require_there(tensors: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> None:
+def require_there(tensors: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> int:
+    """How many tensors there are, all of them on the device and as those of their names in `like`."""
     for name, t in tensors.items():
         assert (t.device, t.shape, t.dtype) == (META, like[name].shape, like[name].dtype), name
+    return len(tensors)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -64,8 +66,8 @@ def test_the_meta_objective(name: str, changes: dict) -> None:
     found = meta.evaluate(
         cfg.meta, loss, weights, meta.split(cfg.meta, *batch(cfg, 4)), meta.freeze_masks(cfg.model, cfg.meta)
     )
-    require_there(flat(found.gradients), flat(weights))
-    require_there(found.moved, flat(weights))
+    assert require_there(flat(found.gradients), flat(weights)) == len(flat(weights))
+    assert require_there(found.moved, flat(weights)) > 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"qat": "matrices"}])
@@ -93,7 +95,7 @@ def test_adaptation(changes: dict) -> None:
     for _ in range(2):
         _, gradients = open_gradient(loss, adapter.weights, *adapter.scope, batch(cfg))
         adapt.update(cfg.ttt, adapter, gradients, 0.01)
-    require_there(flat(adapter.folded()), flat(weights))
+    assert require_there(flat(adapter.folded()), flat(weights)) == len(flat(weights))
 
 
 def test_calibration_and_error_feedback() -> None:

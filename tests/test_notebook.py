@@ -13,6 +13,7 @@ from golfcore import cli, config, notebook
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.notebook import MARKER, NotebookFailed, checked, defaults, find_notebook, run_notebook
+from golfcore.plots import index as figure_index
 from golfcore.plots.run import FIGURES
 from golfcore.runs.folder import RUNS
 
@@ -188,7 +189,7 @@ def test_figures_of_one_run_lie_in_the_folder_and_of_several_below(
 
     alone = drawn("two", "--out", "alone")
     assert {path.parent for path in alone} == {Path("alone")} and len(alone) == 3
-    assert json.loads(Path("alone/index.json").read_text())["ttt"]["runs"][0]["run"] == "two"
+    assert figure_index.read_index(Path("alone"))["ttt"]["runs"][0]["run"] == "two"
     before = {path: path.read_bytes() for path in alone}
     assert drawn("--out", "alone") == alone and before == {path: path.read_bytes() for path in alone}
     assert {path.parent for path in drawn("one", "two", "--out", "all")} == {Path("all/one"), Path("all/two")}

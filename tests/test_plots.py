@@ -276,15 +276,18 @@ def check_figure(name: str, table: pd.DataFrame, folder: Path) -> Figure:
 
 @pytest.mark.parametrize("name", RUN)
 def test_no_print_overlaps_or_leaves_the_figure(drawn: dict[str, Drawn], tmp_path: Path, name: str) -> None:
-    check_figure(name, drawn[name].table, tmp_path)
+    assert check_figure(name, drawn[name].table, tmp_path).axes
 
 
 @pytest.mark.parametrize(("n_chunks", "ttt"), [(1, 0.4), (2, -2.0), (30, 0.0), (30, 0.4)])
 def test_score_figures_stay_legible_for_other_numbers(tmp_path: Path, ttt: float, n_chunks: int) -> None:
     run, text = make_run(tmp_path / "run", n_chunks=n_chunks, ttt=ttt)
-    check_figure("waterfall", scores.waterfall(run), tmp_path)
-    check_figure("ttt", scores.ttt_gain(run), tmp_path)
-    check_figure("losses", scores.loss_by_class(run, text), tmp_path)
+    tables = {
+        "waterfall": scores.waterfall(run),
+        "ttt": scores.ttt_gain(run),
+        "losses": scores.loss_by_class(run, text),
+    }
+    assert all(check_figure(name, table, tmp_path).axes for name, table in tables.items())
 
 
 def test_the_waterfall_stays_legible_with_other_protocols(made: tuple[RunFolder, Text]) -> None:
@@ -308,7 +311,9 @@ def test_the_waterfall_stays_legible_with_other_protocols(made: tuple[RunFolder,
 @pytest.mark.parametrize("n_rows", [16, 1024, 65536])
 def test_the_figure_of_buckets_stays_legible_for_other_sizes(n_rows: int) -> None:
     text = make_text(10, n_train=20_000)
-    check_legible(draw("buckets", bucket_occupancy(text.train, text.tables, n_rows)))
+    fig = draw("buckets", bucket_occupancy(text.train, text.tables, n_rows))
+    check_legible(fig)
+    assert len(fig.axes) == 2
 
 
 def test_the_bigram_is_marked_where_it_is(made: tuple[RunFolder, Text]) -> None:

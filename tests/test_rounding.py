@@ -35,7 +35,7 @@ def test_codes_and_spreads_are_those_of_the_published_rule() -> None:
     weights = tree_map(lambda t: 0.1 * torch.randn(t.shape), lively(cfg))
     found = rounding.codes(cfg.quant, weights)
     assert found.groupby(["role", "floor"])["share"].sum().tolist() == pytest.approx([1] * 12)
-    up = found[(found["role"] == "up") & found["floor"]].set_index("code")["share"]
+    up = found[(found["role"] == "up") & found["floor"]].set_index("magnitude")["share"]
     magnitudes = (weights.banks.up * 31).round().abs()  # scales are at the floor, but for rounding to float16
     assert up[3] == pytest.approx(float((magnitudes == 3).double().mean()), abs=5e-3)
     spreads = rounding.spreads(cfg.quant, weights, points=6)

@@ -18,7 +18,7 @@ from golfcore.analysis.models import rows_of
 from golfcore.analysis.text import text_of
 from golfcore.base.records import RunFolder
 from golfcore.data.tokens import Tables
-from golfcore.model.forward import Net, forward, nll, table_rows
+from golfcore.model.forward import Net, forward, ngram, nll
 from golfcore.model.weights import Weights
 
 ROUTES = ("hot, alone", "hot, collided", "cold")  # by their codes in `routes_of`
@@ -106,10 +106,8 @@ def _lengths(net: Net, weights: Weights, x: Tensor) -> Tensor:
     rest = weights.rest
     if "bigram" not in rest:
         return torch.full(x.shape, float("nan"))
-    vectors = torch.stack([rest["bigram"].float()[rows] for rows in table_rows(net, weights, x)]).sum(0)
-    if "bigram_proj" in rest:
-        vectors = vectors @ rest["bigram_proj"].float().T
-    return vectors.norm(dim=-1) * rest["bigram_scale"].abs()
+    without = weights._replace(rest={name: t for name, t in rest.items() if name != "word_start_boost"})
+    return ngram(net, without, x, None).norm(dim=-1)
 
 
 def gains(table: pd.DataFrame, reference: str) -> pd.DataFrame:

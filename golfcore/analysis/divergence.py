@@ -11,20 +11,19 @@ from golfcore.analysis.alignment import distances
 from golfcore.analysis.frames import frame
 from golfcore.base import tensors
 from golfcore.base.errors import UserError
-from golfcore.base.records import RunFolder
+from golfcore.base.records import KEPT, RunFolder
 from golfcore.model import params
 from golfcore.model.weights import Weights, flat, unflat
 
 if TYPE_CHECKING:
     from golfcore.runs.sweep import Sweep
 
-STEPS = "steps"  # folder of a run: weights kept on the way, by run.keep_every
 PARTS = ("matrices", "others", "all")
 
 
 def kept(run: RunFolder) -> dict[int, Weights]:
     """The weights that a run kept, by step. UserError: none."""
-    files = sorted(run.file(STEPS).glob("*.safetensors"))
+    files = sorted(run.path.glob(KEPT.format("*")))
     if not files:
         raise UserError(f"{run.path}: expected weights kept on the way (run.keep_every), found none")
     return {int(path.stem): unflat(tensors.load(path, "weights kept on the way")[0]) for path in files}

@@ -49,7 +49,12 @@ def one(found: pd.DataFrame, **wanted: object) -> dict[str, Any]:
 
 
 def write_csv(path: Path, found: pd.DataFrame) -> None:
-    """Floats with every digit, booleans as true and false, nothing for a missing value."""
+    """Floats with every digit, booleans as true and false, nothing for a missing value.
+
+    ValueError: numbers in a column of IDS, which is read back as text.
+    """
+    if wrong := [name for name in IDS & set(found) if pd.api.types.is_numeric_dtype(found[name].dtype)]:
+        raise ValueError(f"{path}: expected text in the columns of identities, found numbers in {', '.join(wrong)}")
     spelled = found.map(lambda v: str(v).lower() if isinstance(v, bool | np.bool_) else v)
     files.write_text(path, spelled.to_csv(index=False, lineterminator="\n"))
 

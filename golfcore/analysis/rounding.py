@@ -53,7 +53,7 @@ def by_matrix(cfg: QuantConfig, net: Net, weights: Weights, x: Tensor, y: Tensor
 
 
 def codes(cfg: QuantConfig, weights: Weights) -> pd.DataFrame:
-    """How often each magnitude of code occurs, rounded to nearest: columns role, floor, code, share (of the role's)."""
+    """How often each magnitude of a code occurs, to nearest: columns role, floor, magnitude, share of the role."""
     rows = []
     for floor in (True, False):
         grid, counts = matrix_grid(cfg)._replace(floor=floor, stored_scale_codes=True), dict[str, Tensor]()
@@ -63,8 +63,8 @@ def codes(cfg: QuantConfig, weights: Weights) -> pd.DataFrame:
             counts[role] = counts.get(role, 0) + found.bincount(minlength=grid.qmax + 2)
         for role, n in counts.items():
             rows += [
-                {"role": role, "floor": floor, "code": code, "share": share}
-                for code, share in enumerate((n / n.sum()).tolist())
+                {"role": role, "floor": floor, "magnitude": magnitude, "share": share}
+                for magnitude, share in enumerate((n / n.sum()).tolist())
             ]
     return frame(rows)
 

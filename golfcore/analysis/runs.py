@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _last_step(run: RunFolder) -> int:
 
 
 def select(found: pd.DataFrame, where: Sequence[str] = (), sort: str = "") -> pd.DataFrame:
-    """The runs with these values ("preset=demo", "state=done"; text, as printed) by a column, falling with "-" before.
+    """The runs with these values ("preset=demo"; of a hash its first digits; "ttt=": none), by a column ("-ttt" falls).
 
     UserError: no such column.
     """
@@ -120,11 +121,18 @@ def select(found: pd.DataFrame, where: Sequence[str] = (), sort: str = "") -> pd
         if not equals:
             raise UserError(f"--where: expected COLUMN=VALUE, found {condition!r}")
         config.keys([column], list(found), "runs", "column")
-        found = found[found[column].map(lambda v, value=value: str(v).startswith(value) if value else pd.isna(v))]
+        found = found[found[column].map(partial(_fits, value))]
     if sort:
         config.keys([sort.removeprefix("-")], list(found), "runs", "column")
         found = found.sort_values(sort.removeprefix("-"), ascending=sort[0] != "-", kind="stable", na_position="last")
     return found.reset_index(drop=True)
+
+
+def _fits(wanted: str, value: object) -> bool:
+    if not wanted:
+        return bool(pd.isna(value))
+    text = str(value)
+    return text == wanted or (bool(frames.HASH.fullmatch(text)) and text.startswith(wanted))
 
 
 def _stage(run: RunFolder) -> str:

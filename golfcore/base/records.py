@@ -18,6 +18,7 @@ from golfcore.base import files
 from golfcore.base.errors import UserError, shown
 
 CONFIG, ENVIRONMENT, METRICS, COVERAGE = "config.json", "env.json", "metrics.jsonl", "coverage.json"
+KEPT = "steps/{}.safetensors"  # weights after so many steps, six digits, kept for analysis
 RESULTS = "results.json"  # written last: a run that has it is finished
 
 CONFIG_SCHEMA = {"config": {"*": (str, dict)}, "hash": str, "data_hash": str}

@@ -7,20 +7,8 @@ from matplotlib.ticker import MaxNLocator
 
 from golfcore.analysis import divergence as diverging
 from golfcore.plots import parts, style
-from golfcore.plots.style import BANKS, BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED
-from golfcore.plots.weights import ROLES
-
-COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, GREY, BLACK)
-
-
-def _colours(names: pd.Series) -> dict[str, str]:
-    found = dict.fromkeys(map(str, names))
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(found)}
-
-
-def _with_first(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of pairs with the first model."""
-    return table[table["models"].str.startswith(str(table["models"].iloc[0]).split(" ")[0] + " ")]
+from golfcore.plots.style import BANKS, BLACK, BLUE, GREY, PALE
+from golfcore.plots.weights import ROLES, first_pairs
 
 
 def flat_map(table: pd.DataFrame) -> Figure:
@@ -31,7 +19,7 @@ def flat_map(table: pd.DataFrame) -> Figure:
     turn = np.linspace(0, 2 * np.pi, 200)
     reach = 2**0.5 * norm
     ax.plot(x + reach * np.cos(turn), y + reach * np.sin(turn), color=PALE, label="\u221a2 norms from the first")
-    for name, colour in _colours(table["model"]).items():
+    for name, colour in style.colours(table["model"]).items():
         rows = table[table["model"] == name]
         ax.plot(rows["x"], rows["y"], "o", ms=6, color=colour, label=name)
     ax.set_aspect("equal")
@@ -106,7 +94,7 @@ def angles(table: pd.DataFrame) -> Figure:
         rows = table[table["role"] == role]
         band = rows.groupby("index")[["chance_low", "chance_high"]].mean()
         ax.fill_between(band.index, band["chance_low"], band["chance_high"], color=PALE, lw=0, label="chance")
-        for name, colour in _colours(_with_first(rows)["models"]).items():
+        for name, colour in style.colours(first_pairs(rows)["models"]).items():
             line = rows[rows["models"] == name].groupby("index")["cosine"].mean()
             ax.plot(line.index, line, color=colour, label=name)
         style.subtitle(ax, role)
@@ -158,7 +146,7 @@ def norms(table: pd.DataFrame) -> Figure:
     axes = fig.subplots(1, 4)
     for ax, (bank, (label, _)) in zip(axes, BANKS.items(), strict=True):
         rows = table[table["bank"] == bank]
-        names = _colours(rows["model"])
+        names = style.colours(rows["model"])
         for place, (name, colour) in enumerate(names.items()):
             own = rows[rows["model"] == name]
             ax.bar(
@@ -210,7 +198,7 @@ def divergence(table: pd.DataFrame) -> Figure:
     bases = list(dict.fromkeys(rows["base"]))
     fig = style.figure(2.9, "How do two runs part?")
     axes = np.atleast_1d(fig.subplots(1, len(bases), sharey=True))
-    changes = _colours(rows["change"].str.replace("^.*-", "", regex=True))
+    changes = style.colours(rows["change"].str.replace("^.*-", "", regex=True))
     for ax, base in zip(axes, bases, strict=True):
         own = rows[rows["base"] == base]
         for _, line in own.groupby("pair", sort=False):

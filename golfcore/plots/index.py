@@ -1,5 +1,7 @@
 """The index of a folder of figures: for each figure its runs, the commands that make it from nothing, and its files.
 
+Runs stand whole in a file beside it, each once.
+
 Commands name no path of the machine that ran them: OUT stands for a folder that is made, DATA for the folder of the
 data whose hash the runs state. Runs on the embedded corpus need none.
 """
@@ -20,21 +22,36 @@ from golfcore.config import Config
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 OUT, DATA = "OUT", "DATA"
+RUNS = "runs.json"  # by a name and a hash: the runs of a folder's figures
+ENTRIES: files.Schema = {"*": {"files?": {"*": str}, "runs?": [str]}}
 
 
 def read_index(folder: Path) -> dict[str, dict]:
-    """What is known of each figure in `folder` ({} if there is no index). UserError: an entry that is none."""
-    path = folder / "index.json"
-    schema = {"*": {"files?": {"*": str}}}
-    index = files.read_json(path, "an index of figures", schema) if path.exists() else {}
-    for name in index:
+    """What is known of each figure in `folder` ({} if there is no index), with its runs whole.
+
+    UserError: an entry that is none, or that names a run which RUNS does not have.
+    """
+    path, beside = folder / "index.json", folder / RUNS
+    index = files.read_json(path, "an index of figures", ENTRIES) if path.exists() else {}
+    known = files.read_json(beside, "the runs of figures", {"*": dict}) if beside.exists() else {}
+    for name, entry in index.items():
         checked_name(name, str(path))
+        if "runs" in entry:
+            config.keys(entry["runs"], list(known), f"{path}, {name}", "run")
+            entry["runs"] = [known[key] for key in entry["runs"]]
     return index
 
 
 def write_index(folder: Path, entries: Mapping[str, Mapping]) -> None:
-    """Add or replace entries of the folder's index, by name of figure."""
-    files.write_json(folder / "index.json", read_index(folder) | dict(entries))
+    """Add or replace entries of the folder's index, by name of figure; their runs go into RUNS, each once."""
+    index, known = dict[str, dict](), dict[str, object]()
+    for name, entry in (read_index(folder) | dict(entries)).items():
+        index[name] = dict(entry)
+        if "runs" in entry:
+            keyed = {f"{run['run']}-{files.sha256_json(run)[:8]}": run for run in entry["runs"]}
+            index[name]["runs"], known = list(keyed), known | keyed
+    files.write_json(folder / RUNS, known)  # first: an index names only what is there
+    files.write_json(folder / "index.json", index)
 
 
 def checked_name(name: str, where: str) -> str:

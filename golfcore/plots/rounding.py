@@ -98,7 +98,7 @@ def codes(table: pd.DataFrame) -> Figure:
     for ax, floor in zip(axes, (True, False), strict=True):
         for role, colour in ROLES.items():
             rows = table[(table["role"] == role) & (table["floor"].astype(bool) == floor)]
-            ax.plot(rows["code"], rows["share"].clip(lower=1e-6), color=colour, label=role)
+            ax.plot(rows["magnitude"], rows["share"].clip(lower=1e-6), color=colour, label=role)
         ax.set_yscale("log")
         ax.set_xlabel("magnitude of the code")
         style.subtitle(ax, "with the published floor" if floor else "without")
@@ -108,9 +108,9 @@ def codes(table: pd.DataFrame) -> Figure:
 
 
 def say_codes(table: pd.DataFrame) -> str:
-    used = table[table["share"] > USED].groupby(table["floor"].astype(bool))["code"].max()
+    used = table[table["share"] > USED].groupby(table["floor"].astype(bool))["magnitude"].max()
     return (
-        f"Of codes up to {table['code'].max() - 1}, no kind of matrix has {USED:.1%} of its weights at one above "
+        f"Of codes up to {table['magnitude'].max() - 1}, no kind of matrix has {USED:.1%} of its weights at one above "
         f"{used[True]} with the floor, or above {used[False]} without."
     )
 

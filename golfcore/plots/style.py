@@ -53,6 +53,7 @@ ARMS = {  # label and colour of arms of the studies that ship; others take the s
     "unique-narrow": ("unique-narrow", ORANGE),
 }
 SPARE = (YELLOW, PINK, ORANGE, GREEN, RED, BLUE)
+DISTINCT = (BLUE, RED, GREEN, ORANGE, PINK, GREY, BLACK)
 CLASSES = {"word start": BLUE, "within word": ORANGE, "byte": GREEN, "control": GREY}
 BANKS = {
     "qo": ("query, output", BLUE),
@@ -111,6 +112,11 @@ def arms(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Label and colour of each arm, in the order of first mention."""
     found = dict.fromkeys(map(str, names))
     return {name: ARMS.get(name, (name, SPARE[i % len(SPARE)])) for i, name in enumerate(found)}
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each different name, in the order of first mention."""
+    return {name: DISTINCT[i % len(DISTINCT)] for i, name in enumerate(dict.fromkeys(map(str, names)))}
 
 
 def figure(height: float, question: str = "") -> Figure:

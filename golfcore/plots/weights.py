@@ -10,7 +10,6 @@ from golfcore.plots import parts, style
 from golfcore.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, YELLOW
 
 ROLES = {"query": BLUE, "key": ORANGE, "value": GREEN, "out": RED, "up": PINK, "down": YELLOW}
-COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, GREY)
 ALIGNED = {False: ("as trained", RED), True: ("aligned", BLUE)}
 
 
@@ -23,8 +22,9 @@ def _by_role(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 
 
 def first_pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of pairs with the first model ("a_vs_b")."""
-    return table[table["models"].str.startswith(str(table["models"].iloc[0]).split("_vs_")[0] + "_vs_")]
+    """The rows of pairs with the first model ("a vs b", published "a_vs_b")."""
+    first = table["models"].str.split("[ _]vs[ _]", regex=True).str[0]
+    return table[first == first.iloc[0]]
 
 
 def noise(table: pd.DataFrame) -> Figure:
@@ -176,8 +176,9 @@ def layers(table: pd.DataFrame) -> Figure:
     axes = fig.subplots(1, 2, sharey=True)
     looks = {"cka": "linear CKA", "explained": "variance that a linear map explains"}
     for ax, (column, label) in zip(axes, looks.items(), strict=True):
-        for (_, rows), colour in zip(table.groupby("models", sort=False), COLOURS * len(table), strict=False):
-            ax.plot(rows["layer"], rows[column], "o-", ms=3, color=colour, label=str(rows["models"].iloc[0]))
+        for name, colour in style.colours(table["models"]).items():
+            rows = table[table["models"] == name]
+            ax.plot(rows["layer"], rows[column], "o-", ms=3, color=colour, label=name)
         ax.set_xlabel("layer")
         style.subtitle(ax, label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

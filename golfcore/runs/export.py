@@ -145,7 +145,7 @@ def readme(record: dict[str, Any], runs: Sequence[RunFolder], plain: int, limit:
     `plain`: bytes of the readable program.
     """
     rows = [
-        "| seed | (a) no overlap | (b) sliding | (c) legal TTT | legality of (c) | bytes |",
+        "| seed | (a) no overlap | (b) sliding | (c) sliding + TTT | legality of (c) | bytes |",
         "|---|---|---|---|---|---|",
     ]
     for seed, row in record["seed_results"].items():
@@ -211,23 +211,22 @@ def check(
     Every artifact must score what submission.json says, to the digit, and the training command must begin with the
     losses that are logged, bit for bit. UserError: one that does not, or a folder that lacks something.
     """
-    record = files.read_json(folder / SUBMISSION, "a submission", dict(SCHEMA))
+    record = files.read_json(folder / SUBMISSION, "a submission", SCHEMA)
     given = ["--data", str(data.resolve())] if data else []
     with tempfile.TemporaryDirectory() as place:
         python = python or _environment(Path(place), folder, say)
         for seed, row in record["seed_results"].items():
             began = time.monotonic()
-            found = _run(
-                python, folder, place, ["--evaluate", str(folder.resolve() / f"artifact_seed{seed}.golf"), *given]
-            )
+            packed = folder.resolve() / f"artifact_seed{seed}.golf"
+            protocol = "ttt" if row["legality"] in LEGAL else "sliding"  # whichever val_bpb is of
+            found = _run(python, folder, place, ["--evaluate", str(packed), "--protocol", protocol, *given])
             scored = json.loads(found.splitlines()[-1])
             if scored["bpb"] != row["val_bpb"]:
                 raise UserError(f"{folder}, seed {seed}: expected {row['val_bpb']} again, found {scored['bpb']}")
             say(f"seed {seed}: {scored['bpb']} again, in {time.monotonic() - began:.0f} s")
             losses = _run(python, folder, place, ["--steps", str(FIRST), "--seed", seed, *given]).split()[-FIRST:]
-            logged = [
-                json.loads(x) for x in (folder / f"train_seed{seed}.log").read_text().splitlines() if x[:1] == "{"
-            ]
+            lines = (folder / f"train_seed{seed}.log").read_text().splitlines()
+            logged = [json.loads(line) for line in lines if line[:1] == "{"]
             wanted = [float(row["loss"]).hex() for row in logged if row["kind"] == "train"][:FIRST]
             if not wanted or losses[: len(wanted)] != wanted:
                 raise UserError(f"{folder}, seed {seed}: expected the first losses {wanted}, found {losses}")

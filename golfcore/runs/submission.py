@@ -9,24 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from golfcore import config
 from golfcore.base import runtime
 from golfcore.base.errors import UserError
 from golfcore.config import Config, override
-from golfcore.data.datasets import Dataset, check_same, prepare_data, train_stream, val_tokens
+from golfcore.data.datasets import Dataset, prepare_data, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
-from golfcore.evals import protocols
-from golfcore.evals.evaluation import Subject
-from golfcore.evals.result import EvalResult
 from golfcore.model.attention import choose_compute
 from golfcore.model.forward import Net
-from golfcore.model.weights import to_device
 from golfcore.optim.inner import loss_function
-from golfcore.quant import artifact
 from golfcore.runs import pipeline
-from golfcore.runs.results import packed_facts
+from golfcore.runs.reopen import evaluate_again
 from golfcore.train import state
 from golfcore.train.loop import initial
 from golfcore.train.state import TrainingData
@@ -48,8 +41,9 @@ def main(values: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
         cfg = override(cfg, {"data.path": args.data} if args.data else {}, cfg.name)
         cfg = override(cfg, {"run.seed": args.seed} if args.seed is not None else {}, cfg.name)
         if args.evaluate:
-            found = scored(cfg, args.evaluate, args.protocol)
-            print(json.dumps({"bpb": found.bpb, "tokens": found.tokens, "legality": str(found.legality)}))
+            found = evaluate_again(args.evaluate, args.protocol, {"data.path": args.data} if args.data else {})
+            said = {"bpb": found.bpb, "tokens": found.tokens, "legality": str(found.legality)}
+            print(json.dumps(said | {"data": found.source["data"]}))
         elif args.steps:
             print("\n".join(first_losses(cfg, args.steps)))
         else:
@@ -58,19 +52,6 @@ def main(values: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
         print(e)
         return 2
     return 0
-
-
-def scored(cfg: Config, path: Path, protocol: str) -> EvalResult:
-    """The score of an artifact on the validation text of its data. UserError: other data than it names."""
-    stored, weights = artifact.read(path)
-    facts = packed_facts(path)
-    chosen = override(facts.chosen(stored), {"data.path": cfg.data.path}, str(path))
-    rt = runtime.start(chosen.run.dtype, chosen.run.seed, chosen.run.graphs)
-    dataset = prepare_data(chosen, lambda text: None)
-    check_same(dataset, facts.data, facts.tokenizer, str(path))
-    tokens = np.asarray(val_tokens(dataset, chosen.model.vocab_size, chosen.data.val_tokens))
-    tables = load_tables(dataset.tokenizer, chosen.model.vocab_size)
-    return protocols.evaluate(protocol, chosen, Subject(to_device(weights, rt.device), tokens, tables, rt))
 
 
 def first_losses(cfg: Config, steps: int) -> Iterator[str]:

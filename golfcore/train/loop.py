@@ -9,7 +9,7 @@ from tqdm import tqdm
 from golfcore.base import files, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
-from golfcore.base.records import RunFolder
+from golfcore.base.records import KEPT, RunFolder
 from golfcore.base.runtime import Runtime, all_reduce_max, all_reduce_mean_, barrier
 from golfcore.base.signals import Stopped, whole
 from golfcore.config import Config
@@ -31,7 +31,6 @@ from golfcore.train.step import Diverged, Plan, Report, plan, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
 COUNTED = 10_000_000  # first tokens of the training text, in which frequent pairs are counted
-KEPT = "steps/{:06}.safetensors"  # the weights after so many steps, kept for analysis
 
 
 def check(cfg: Config, world: int) -> None:
@@ -186,7 +185,7 @@ class _Loop:
     def _keep(self) -> None:
         """The weights of this step for analysis; a resumed run writes the same again."""
         if self.runtime.is_main:
-            path = self.run.file(KEPT.format(self.state.step))
+            path = self.run.file(KEPT.format(f"{self.state.step:06}"))
             tensors.save(path, flat(self.state.weights), {"step": self.state.step}, self.data.belongs)
 
     def _warm_up(self) -> None:
