@@ -33,6 +33,14 @@ def test_principal_angles_are_those_that_were_planted() -> None:
     np.testing.assert_allclose(found["right"], 0, atol=1e-6)
 
 
+def test_angles_are_those_of_scipy_to_the_accuracy_that_it_has() -> None:
+    for k in (1, 4, 12):
+        x, y, z = (torch.linalg.qr(torch.randn(20, k).double())[0] for _ in range(3))
+        for other in (x, y, torch.linalg.qr(x + 1e-3 * z)[0]):
+            theirs = subspace_angles(x.numpy(), other.numpy())
+            np.testing.assert_allclose(geometry.subspace_angles(x, other), theirs, atol=1e-7)
+
+
 def test_spectra_of_matrices_whose_values_are_known() -> None:
     """Zero, one of rank one, and a repeated spectrum."""
     w = weights(0)
