@@ -2,11 +2,15 @@
 
 import ast
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
@@ -43,7 +47,7 @@ def test_a_folder_says_what_the_runs_say(folder: Path, runs: list[RunFolder]) ->
         packed = (folder / f"artifact_seed{seed}.golf").stat().st_size
         assert row["bytes_total"] == packed + (folder / "train_gpt.py").stat().st_size
         assert f"bytes_total {row['bytes_total']}" in (folder / f"train_seed{seed}.log").read_text()
-    assert record["bytes_code"] == (folder / "train_gpt.py").stat().st_size < 100_000
+    assert record["bytes_code"] == (folder / "train_gpt.py").stat().st_size < 64_000
     assert record["val_bpb"] == pytest.approx(sum(r["measures"]["ttt"]["bpb"] for r in reports.values()) / 2)
     said = (folder / "README.md").read_text()
     assert f"**val_bpb {record['val_bpb']:.5f}**" in said and f"{record['bytes_total']:,}" in said
@@ -107,6 +111,16 @@ class C:
     assert plain["f"](1) == after["f"](1) and after["C"].__annotations__ == {"n": int}
     assert "Doc" not in small and "Says" not in small and "why" not in small and "-> str" not in small
     assert len(small) < 0.7 * len(source) and ast.parse(small)
+
+
+@given(st.binary(max_size=40))
+def test_bytes_are_spelled_so_that_a_file_in_latin_1_says_them_again(data: bytes) -> None:
+    text = bundle.spelled(data)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "said.py"
+        path.write_bytes(f'#coding:l1\nfound = "{text}".encode("l1")\n'.encode("latin-1"))
+        assert runpy.run_path(str(path))["found"] == data
+    assert len(text) <= len(data) + 3 * sum(data.count(bytes([b])) for b in b'\\"\0\n\r')
 
 
 def test_runs_that_differ_otherwise_or_do_not_fit_make_no_folder(runs: list[RunFolder], tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ def test_start_up_imports_nothing_heavy(code):
 def test_third_parties_are_declared_and_extras_are_lazy():
     """`golfcore run` needs only the core: an extra is imported inside functions."""
     extras = declared("nb", "widgets", "hub", "cluster") | OPTIONAL_BACKENDS
-    others = [i for i in imports() if i.top not in {*sys.stdlib_module_names, "golfcore", *declared("core")}]
+    core = {name.replace("-", "_") for name in declared("core")}
+    others = [i for i in imports() if i.top not in {*sys.stdlib_module_names, "golfcore", *core}]
     problems = [f"{imp}, which pyproject.toml does not declare" for imp in others if imp.top not in extras]
     lawful(problems + [f"{imp}, an extra, at the top: import it inside the function" for imp in others if not imp.lazy])
 

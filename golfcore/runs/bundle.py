@@ -1,12 +1,12 @@
 """One Python file made of the package's own modules: a submission's train_gpt.py, readable and packed.
 
 Modules are found by what the program imports, directly or not; nothing else is in the file. Readable: their sources as
-they stand. Packed, which is what counts: without comments, docstrings and annotations of functions, compressed by LZMA,
-spelled in base85, and unpacked by two lines.
+they stand. Packed, which is what counts: minified by python-minifier (no comments, docstrings and annotations of
+functions, short names of what is local), compressed by LZMA, a character of Latin-1 for each byte, and unpacked by two
+lines.
 """
 
 import ast
-import base64
 import json
 import lzma
 import re
@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from python_minifier import RemoveAnnotationsOptions, minify
 
 from golfcore.config import Config, to_dict
 from golfcore.quant.artifact import package_files
@@ -67,14 +69,16 @@ def readable(cfg: Config, found: Mapping[str, str]) -> str:
     return "\n".join([f'"""{cfg.name}: the program of this submission in one file."""\n', *parts, LOADER.lstrip()])
 
 
-def packed(cfg: Config, found: Mapping[str, str]) -> str:
-    """The same, as small as it gets: what counts against the limit."""
-    small = {name: minified(source) for name, source in found.items()}
-    program = f"SOURCES={small!r}\nFILE=__file__\nCONFIG={_config(cfg)!r}\n{minified(LOADER)}"
+def packed(cfg: Config, found: Mapping[str, str]) -> bytes:
+    """The same as the bytes of a file, as small as it gets: what counts against the limit."""
+    parts = [f"FILE=__file__\nCONFIG={_config(cfg)!r}\n{minified(LOADER)}"]
+    for name, source in found.items():
+        parts += [name, minified(source)]
     raw = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
-    text = base64.b85encode(lzma.compress(program.encode(), lzma.FORMAT_RAW, filters=[raw])).decode()
-    unpack = 'exec(l.decompress(b.b85decode("%s"),3,filters=[{"id":33,"preset":9,"lc":4,"lp":0,"pb":0}]))'
-    return "import lzma as l,base64 as b\n" + unpack % text + "\n"
+    text = spelled(lzma.compress("\0".join(parts).encode(), lzma.FORMAT_RAW, filters=[raw]))
+    unpack = 'l.decompress("%s".encode("l1"),3,filters=[{"id":33,"preset":9,"lc":4,"lp":0,"pb":0}])' % text
+    run = f'P,*S={unpack}.decode().split("\\0")\nSOURCES=dict(zip(S[::2],S[1::2]))\nexec(P)'
+    return f"#coding:l1\nimport lzma as l\n{run}\n".encode("latin-1")
 
 
 def _config(cfg: Config) -> dict[str, Any]:
@@ -84,27 +88,20 @@ def _config(cfg: Config) -> dict[str, Any]:
     return values
 
 
-class _Smaller(ast.NodeTransformer):
-    def visit(self, node: ast.AST) -> ast.AST:
-        node = super().generic_visit(node)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        return node
-
-
 def minified(source: str) -> str:
-    """The same program without comments, docstrings and annotations of functions, indented by single spaces."""
-    text = ast.unparse(_Smaller().visit(ast.parse(source)))
-    out, inside = [], False
-    for line in text.split("\n"):
-        out.append(line if inside else re.sub(r"^( {4})+", lambda m: " " * (len(m[0]) // 4), line))
-        inside ^= line.count('"""') % 2 == 1  # a text of several lines keeps its spaces
-    return "\n".join(out)
+    """The same program without comments, docstrings and annotations of functions, its locals named by a letter or two.
+
+    Names of modules stay, by which they import each other, and annotations of fields, which are read.
+    """
+    gone = RemoveAnnotationsOptions(remove_class_attribute_annotations=False)
+    return minify(source, remove_annotations=gone, remove_literal_statements=True, hoist_literals=False)
+
+
+def spelled(data: bytes) -> str:
+    """Characters which, between double quotes in a Python file of Latin-1, stand for these bytes; most for one each."""
+    escapes = {"\\": "\\\\", '"': '\\"', "\0": "\\0", "\n": "\\n", "\r": "\\r"}  # a reader of files changes line ends
+    text = data.decode("latin-1").translate(str.maketrans(escapes))
+    return re.sub(r"\\0(?=[0-7])", r"\\x00", text)
 
 
 def requirements(found: Mapping[str, str]) -> list[str]:

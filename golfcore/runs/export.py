@@ -57,17 +57,18 @@ def export(
         raise UserError(f"{folder}: expected no folder yet, found one; remove it or choose another --name")
     found = bundle.sources()
     program = bundle.packed(first, found)
-    code, limit = len(program.encode()), first.quant.max_bytes
+    code, limit = len(program), first.quant.max_bytes
     sizes = {config.of_run(run).run.seed: run.file(ARTIFACT).stat().st_size + code for run in runs}
     if (largest := max(sizes.values())) > limit:
         raise UserError(f"{folder}: expected at most {limit:,} bytes, found {largest:,}: {largest - limit:,} too many")
-    texts = {PROGRAM: program, READABLE: bundle.readable(first, found)}
+    texts = {READABLE: bundle.readable(first, found)}
     texts["requirements.txt"] = "\n".join(bundle.requirements(found)) + "\n"
     texts |= {f"train_seed{config.of_run(run).run.seed}.log": log(run, code) for run in runs}
     record = submission(reports, sizes, code, author, name, track, date)
     texts["README.md"] = readme(record, runs, len(texts[READABLE].encode()), limit, against)
     with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as place:  # whole or not at all
         part = Path(place) / "folder"
+        files.write_bytes(part / PROGRAM, program)
         for file, text in texts.items():
             files.write_text(part / file, text)
         for run in runs:
