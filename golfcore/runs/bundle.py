@@ -76,8 +76,8 @@ def packed(cfg: Config, found: Mapping[str, str]) -> bytes:
         parts += [name, minified(source)]
     raw = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
     text = spelled(lzma.compress("\0".join(parts).encode(), lzma.FORMAT_RAW, filters=[raw]))
-    unpack = 'l.decompress("%s".encode("l1"),3,filters=[{"id":33,"preset":9,"lc":4,"lp":0,"pb":0}])' % text
-    run = f'P,*S={unpack}.decode().split("\\0")\nSOURCES=dict(zip(S[::2],S[1::2]))\nexec(P)'
+    unpack = f'l.decompress("{text}".encode("l1"),{lzma.FORMAT_RAW},filters=[{raw}]).decode().split("\\0")'
+    run = f"P,*S={unpack}\nSOURCES=dict(zip(S[::2],S[1::2]))\nexec(P)"
     return f"#coding:l1\nimport lzma as l\n{run}\n".encode("latin-1")
 
 
@@ -100,7 +100,7 @@ def minified(source: str) -> str:
 def spelled(data: bytes) -> str:
     """Characters which, between double quotes in a Python file of Latin-1, stand for these bytes; most for one each."""
     escapes = {"\\": "\\\\", '"': '\\"', "\0": "\\0", "\n": "\\n", "\r": "\\r"}  # a reader of files changes line ends
-    text = data.decode("latin-1").translate(str.maketrans(escapes))
+    text = data.decode("latin-1").translate({ord(c): escape for c, escape in escapes.items()})
     return re.sub(r"\\0(?=[0-7])", r"\\x00", text)
 
 
