@@ -132,13 +132,17 @@ def run(args: Namespace) -> None:
 def run_sweep(args: Namespace) -> None:
     """Run every arm and seed of a sweep file, held against its publication."""
     from golfcore.analysis import claims, compare
-    from golfcore.runs import sweep
+    from golfcore.runs import cluster, sweep
 
     plan = sweep.load(args.file, args.size, dict(args.changes))
     out = args.out or sweep.default_out(plan)
     plan = plan.only(args.arm) if args.arm else plan
-    runs = sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
-    table = claims.suite(plan, compare.arms_of([run.path for run in runs]))
+    jobs = sweep.jobs_of(plan.configs, args.seeds or plan.seeds, out)
+    if args.engine == "ray":
+        cluster.run_jobs(jobs, plan.slots, print)
+    else:
+        sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
+    table = claims.suite(plan, compare.arms_of([job.folder for job in jobs]))
     print(f"\n{claims.as_text(plan, table)}\n\n{claims.summary(table)}")
 
 

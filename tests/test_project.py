@@ -31,7 +31,7 @@ LEVELS = """
 base config data model optim quant evals train runs analysis plots
 interop notebook api __init__ cli __main__
 """.split()
-MAX_PACKAGE_LINES = 18_600
+MAX_PACKAGE_LINES = 18_900
 MAX_ROOT_MODULES = 6
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
@@ -270,9 +270,8 @@ def pins() -> dict[str, str]:
 
 
 def test_constraints_pin_every_dependency_within_its_range():
-    """All but the cluster's, which `make setup` does not install."""
     problems = []
-    for requirement in [r for group in ("core", "nb", "widgets", "hub", "dev") for r in requirements(group)]:
+    for requirement in [r for group in ("core", "nb", "widgets", "hub", "cluster", "dev") for r in requirements(group)]:
         pin = pins().get(canonicalize_name(requirement.name))
         if pin is None or pin not in requirement.specifier:
             problems.append(f"constraints.txt: expected a version for {requirement}, found {pin}")

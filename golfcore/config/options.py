@@ -37,6 +37,7 @@ SWEEP = (
     arg("file", metavar="SWEEP", help="the name of a sweep that comes with golfcore, or a .toml file"),
     arg("--seed", type=int, action="append", metavar="N", dest="seeds", help="default: the file's"),
     arg("--arm", action="append", default=[], metavar="NAME", help="only these and their references"),
+    arg("--engine", choices=("here", "ray"), default="here", help="one after another here, or on a Ray cluster"),
 )
 DRIVEN = (
     arg("--driven", type=int, default=0, metavar="N", help="prove N scores: the auditor drives, in a process apart"),

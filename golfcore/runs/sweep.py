@@ -8,6 +8,7 @@ source = "..."                    # the publication
 measure = "ttt"                   # which of a run's numbers the published ones are: static, sliding or ttt
 published_sd = 0.0008             # of published runs over seeds, if known
 published_steps = 7020            # of the optimizer in the published runs, if known
+slots = { cpus = 4, gpus = 1 }    # of a cluster, for each run; 1 CPU and, where there are any, 1 GPU unless given
 all = { eval.tail = "exact" }     # overrides of every arm
 [size.demo]                       # the same at one size, over `all`
 ttt.epochs = 5
@@ -30,7 +31,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from golfcore import config
 from golfcore.base.errors import UserError
@@ -46,8 +47,8 @@ Measure = Literal["static", "sliding", "ttt"]
 TEXTS = dict.fromkeys(("title", "base", "source", "on", "label", "published_note", "note"), str)
 KINDS: dict[str, Any] = TEXTS | dict.fromkeys(("all", "size", "arms", "set"), dict)
 KINDS |= dict.fromkeys(("published", "published_sd"), float) | {"published_steps": int, "measure": Measure}
-KINDS |= {"seeds": tuple[int, ...], "unknown": tuple[str, ...]}
-FILE = "title base seeds source measure published_sd published_steps all size arms".split()
+KINDS |= {"seeds": tuple[int, ...], "unknown": tuple[str, ...], "slots": dict}
+FILE = "title base seeds source measure published_sd published_steps slots all size arms".split()
 ARM = "on label published published_note unknown set size note".split()
 
 
@@ -66,6 +67,22 @@ class ArmPlan:
     note: str = ""
 
 
+class Slots(NamedTuple):
+    """What each run takes of a cluster."""
+
+    cpus: float = 1
+    gpus: float | None = None  # None: one, where the cluster has any
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    label: str
+    seed: int
+    config: Config
+    folder: Path
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file at one size. The first arm is the reference."""
@@ -80,6 +97,7 @@ class Sweep:
     measure: Measure = "ttt"
     published_sd: float | None = None
     published_steps: int | None = None
+    slots: Slots = Slots()
 
     @property
     def reference(self) -> ArmPlan:
@@ -139,7 +157,16 @@ def load(file: str | Path, size: str = "full", overrides: Mapping[str, object] =
         own = {"label": name} | {k: v for k, v in own.items() if KINDS[k] is not dict}
         arms[name] = ArmPlan(name, on, changed, cfg, **own)
     known: dict[str, Any] = {"title": path.stem, "seeds": (next(iter(arms.values())).config.run.seed,)}
+    known["slots"] = _slots(values.get("slots", {}), f"{where}, slots")
     return Sweep(path.stem, size, arms, **known | {k: v for k, v in values.items() if KINDS[k] is not dict})
+
+
+def _slots(values: Mapping[str, Any], where: str) -> Slots:
+    config.keys(values, list(Slots._fields), where)
+    found = Slots(**{k: config.coerce(v, float, f"{where}, {k}") for k, v in values.items()})
+    if found.cpus < 0 or (found.gpus or 0) < 0 or not found.cpus + (found.gpus or 0):
+        raise UserError(f"{where}: expected CPUs or GPUs, found {found.cpus:g} and {found.gpus or 0:g}")
+    return found
 
 
 def _checked(values: Any, known: list[str], where: str) -> dict[str, Any]:
@@ -186,34 +213,43 @@ def names_in(text: str, default: Sequence[str] = (), what: str = "arms", kind: s
     return found
 
 
-def run_arms(
-    arms: Mapping[str, Config], seeds: Sequence[int], out: Path, say: Callable[[str], object] = print
-) -> list[RunFolder]:
-    """Run every configuration with every seed into out/LABEL-sSEED; the folders, in the order of the runs.
+def jobs_of(arms: Mapping[str, Config], seeds: Sequence[int], out: Path) -> list[Job]:
+    """Every configuration with every seed, into out/LABEL-sSEED: all arms of a seed before the next seed.
 
-    What trains alike trains once: a run takes its weights from any run in `out` that has the same
-    `Config.training_hash` and data. All arms of a seed come before the next seed, so that an interrupted sweep has
-    whole comparisons. What a run prints goes through `say`, and before each run where the sweep is and how long the
-    rest should take. UserError: no arms or seeds, a seed twice, a label that is no name for a folder, or a folder that
-    holds another configuration or data.
+    So an interrupted sweep has whole comparisons. UserError: no arms or seeds, a seed twice, or a label that is no
+    name for a folder.
     """
-    from golfcore.runs import pipeline  # brings torch, which reading a file does not need
-
     if not arms or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"sweep: expected arms and different seeds, found {len(arms)} arms and seeds {list(seeds)}")
     for label in arms:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", label):
             raise UserError(f"sweep: expected arms named with letters, digits, '.', '_', '+' and '-', found {label!r}")
-    folders, spent = list[RunFolder](), list[float]()
-    jobs = [(n, config.override(arm, {"run.seed": seed}, n), seed) for seed in seeds for n, arm in arms.items()]
-    for number, (label, arm, seed) in enumerate(jobs, 1):
-        folder = out / f"{label}-s{seed}"
+    return [
+        Job(label, seed, config.override(arm, {"run.seed": seed}, label), out / f"{label}-s{seed}")
+        for seed in seeds
+        for label, arm in arms.items()
+    ]
+
+
+def run_arms(
+    arms: Mapping[str, Config], seeds: Sequence[int], out: Path, say: Callable[[str], object] = print
+) -> list[RunFolder]:
+    """Do `jobs_of` these one after another in this process; the folders, in the order of the runs.
+
+    What trains alike trains once: a run takes its weights from any run in `out` that has the same
+    `Config.training_hash` and data. What a run prints goes through `say`, and before each run where the sweep is and
+    how long the rest should take. UserError: as `jobs_of`, or a folder that holds another configuration or data.
+    """
+    from golfcore.runs import pipeline  # brings torch, which reading a file does not need
+
+    spent, jobs = list[float](), jobs_of(arms, seeds, out)
+    for number, (label, seed, arm, folder) in enumerate(jobs, 1):
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{time_left(spent, len(jobs) - number + 1)}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        folders.append(pipeline.run(arm, folder, say, tuple(run_folders(out))))
+        pipeline.run(arm, folder, say, tuple(run_folders(out)))
         if fresh:
             spent.append(time.monotonic() - began)
-    return folders
+    return [RunFolder(job.folder) for job in jobs]
 
 
 def changes(configs: Mapping[str, Config], on: Mapping[str, str] = types.MappingProxyType({})) -> "pd.DataFrame":
