@@ -179,10 +179,11 @@ def audit(
 ) -> audits.Report:
     """The legality audit: one verdict a condition. Of a run or an artifact under a protocol; or of any scorer.
 
-    A scorer needs `tokens`, its stream, and what `evals.audit.audit` asks for (`vocab_size`, `chunk`, ...).
+    A scorer needs `tokens`, its stream, and what `evals.audit.audit` asks for (`vocab_size`, `chunk`, ...). Both take
+    `seed`, of what is drawn.
     """
     if isinstance(target, Target):
-        return run_audits.audit_packed(_where(target), protocol, dict(changes or {}))
+        return run_audits.audit_packed(_where(target), protocol, dict(changes or {}), **settings)
     if tokens is None:
         raise UserError("audit: expected the tokens that the scorer is to score, found none")
     return audits.audit(target, tokens, **settings)

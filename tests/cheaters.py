@@ -7,6 +7,7 @@ cheat and not the scorer around it.
 import pickle
 import sys
 import tempfile
+import traceback
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from golfcore.base.runtime import Runtime
 from golfcore.config import Config, load
 from golfcore.data.tokens import Tables
 from golfcore.evals import adapt as ttt
-from golfcore.evals.audit import ProtocolScorer, Scores
+from golfcore.evals.audit import Event, ProtocolScorer, Scores
 from golfcore.evals.evaluation import ALONE, Evaluation, Subject
 from golfcore.evals.protocols import begin
 from golfcore.evals.score import Look
@@ -235,7 +236,103 @@ class FileReader(Biased):
 
     def bias(self, tokens: np.ndarray) -> np.ndarray:
         text = np.fromfile(self.path, dtype=np.uint16) if self.text is None else self.text
-        return np.eye(VOCAB)[text[1 : len(tokens)]]
+        return np.eye(VOCAB)[np.resize(text, len(tokens))[1:]]
+
+
+# -- cheats of somebody who knows how audits look
+
+
+class Counts:
+    """An adaptive bigram model of the stream, and what subclasses make of its rows having seen the targets."""
+
+    def __init__(self, strength: float = 0.9) -> None:
+        self.strength = strength
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        """The positions that are cheated at."""
+        return np.array([], dtype=np.int64)
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        ids, counts, out = tokens.astype(np.int64), np.full((VOCAB, VOCAB), 0.5), np.empty((len(tokens) - 1, VOCAB))
+        for p, (now, target) in enumerate(zip(ids[:-1], ids[1:], strict=True)):
+            out[p] = counts[now] / counts[now].sum()
+            counts[now, target] += 1
+        return np.log(self.peeked(ids, out, self.at(tokens)))
+
+    def peeked(self, ids: np.ndarray, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+        rows[at] *= 1 - self.strength
+        rows[at, ids[at + 1]] += self.strength
+        return rows
+
+    def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self.rows(tokens)[positions]
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        n = len(tokens) - 1
+        return Scores(np.arange(n), -self.rows(tokens)[np.arange(n), tokens[1:]], (Event("score", 0, n),))
+
+
+class OnceAChunk(Counts):
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        return np.arange(CHUNK + 5, len(tokens) - 1, CHUNK)
+
+
+class Late(Counts):
+    """Near the end of a stream alone."""
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        return np.arange(max(len(tokens) - 12, 0), max(len(tokens) - 3, 0))
+
+
+class Plausible(Counts):
+    """Where the target is one that an honest model might have been sure of."""
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        habits = np.random.default_rng(7).permutation(VOCAB)
+        return np.flatnonzero(habits[tokens[:-1]] == tokens[1:])
+
+
+class RareContexts(Counts):
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(tokens[:-1] > VOCAB // 2)
+
+
+class LongStreams(Counts):
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        return np.arange(len(tokens) - 1 if len(tokens) > 2_000 else 0)
+
+
+class KnowsWhoAsks(Counts):
+    """Honest as long as its stack says that it is audited."""
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        asked = any("evals/audit" in frame.f_code.co_filename for frame, _ in traceback.walk_stack(None))
+        return np.arange(0 if asked else len(tokens) - 1)
+
+
+class Scaled(Counts):
+    """Fewer nats at every other position, and distributions made to agree."""
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        return np.arange(1, len(tokens) - 1, 2)
+
+    def peeked(self, ids: np.ndarray, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+        old = rows[at, ids[at + 1]]
+        new = old ** (1 - self.strength / 5)
+        rows[at] *= ((1 - new) / (1 - old))[:, None]
+        rows[at, ids[at + 1]] = new
+        return rows
+
+
+class Sorted(Counts):
+    """Scores its documents (half a chunk each) in the order of their smallest token."""
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        size, n = CHUNK // 2, len(tokens) - 1
+        starts = sorted(range(0, n, size), key=lambda s: (int(tokens[s : s + size].min()), s)) if self.strength else [0]
+        order = [np.arange(s, min(s + size, n) if self.strength else n) for s in starts]
+        nats = super().run(tokens).nats
+        return Scores(np.concatenate(order), nats[np.concatenate(order)])
 
 
 # -- two processes

@@ -1,6 +1,7 @@
 """Laws of the audit: planted cheaters are caught by the right test, and honest scorers pass."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -66,9 +67,19 @@ HONEST = {
     "realised token blended by 0": partial(cheaters.RealisedBlend, 0.0),
     "hash keyed on the target by 0": partial(cheaters.TargetHash, 0.0),
     "dependence on the next document by 0": partial(cheaters.NextDocument, 0.0),
+    **{
+        f"{kind.__name__} by 0": partial(kind, 0.0)
+        for kind in (
+            cheaters.OnceAChunk,
+            cheaters.Plausible,
+            cheaters.LongStreams,
+            cheaters.KnowsWhoAsks,
+            cheaters.Scaled,
+        )
+    },
     "has read the validation file to no use": partial(cheaters.FileReader, 0.0, every_time=False),
 }
-TRAINED, LATER = {"T1", "T3", "T7"}, {"T2", "T4", "T12"}
+TRAINED, LATER = {"T1", "T3", "T7"}, {"T2", "T4", "T12", "T14"}
 GUIDED = partial(named, "error-guided", lr=0.05, top_fraction=0.4)
 CHEATS = {  # the tests that must fail, those that may because the cheat shows there as well, the failed conditions
     "train-then-score": (partial(named, "train-then-score", lr=0.05, epochs=2), TRAINED, LATER, EARLY),
@@ -77,30 +88,65 @@ CHEATS = {  # the tests that must fail, those that may because the cheat shows t
     "error-guided": (GUIDED, {"T1", "T7", "T10"}, LATER | {"T3"}, EARLY | {CODE}),
     "training kept from the log": (cheaters.Forged, TRAINED, LATER, EARLY),
     "training that reaches one target ahead": (partial(cheaters.TrainsAhead, 1), {"T2", "T7"}, set(), {CAUSAL, FIRST}),
-    "selection by future losses": (partial(cheaters.Selective, future=True), {"T1"}, {"T3", "T4", "T12"}, EARLY),
+    "selection by future losses": (partial(cheaters.Selective, future=True), {"T1"}, {"T3", "T4", "T12", "T14"}, EARLY),
     "weights left adapted by an earlier pass": (partial(cheaters.LeftAdapted, 0.05), {"T9"}, set(), {ONCE}),
     "realised token blended": (partial(cheaters.RealisedBlend, 0.05), {"T5", "T6", "T10"}, set(), {FORM, CODE}),
-    "hash keyed on the target": (partial(cheaters.TargetHash, 1.0), {"T2", "T6"}, set(), {CAUSAL, FORM}),
-    "dependence on the next document": (partial(cheaters.NextDocument, 0.5), {"T1", "T3", "T12"}, {"T4"}, EARLY),
+    "hash keyed on the target": (partial(cheaters.TargetHash, 1.0), {"T2", "T6", "T14"}, set(), {CAUSAL, FORM}),
+    "dependence on the next document": (partial(cheaters.NextDocument, 0.5), {"T1", "T3", "T12"}, {"T4", "T14"}, EARLY),
     "reads the validation file": (partial(cheaters.FileReader, 0.5, every_time=True), {"T13"}, set(), {CAUSAL}),
     "has read the validation file": (partial(cheaters.FileReader, 0.5, every_time=False), {"T13"}, set(), {CAUSAL}),
     "tail scored again": (partial(honest, "sliding", with_("eval", tail="exp101")), {"T8"}, set(), {ONCE}),
+    "scores in an order of its own": (cheaters.Sorted, {"T8"}, set(), {ONCE}),
     "horizon from the stream's length": (partial(honest, "ttt", with_("ttt", lr_horizon=0)), {"T4"}, set(), {CAUSAL}),
 }
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_scorer_passes_all_conditions(name: str) -> None:
-    report = audit(HONEST[name](), text(), VOCAB, CHUNK, STRIDE)
+    report = audit(HONEST[name](), text(), VOCAB, CHUNK, STRIDE, seed=0)
     assert report.passed, report
 
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheater_fails_exactly_the_tests_that_its_cheat_can_show_in(name: str) -> None:
     scorer, caught, also, conditions = CHEATS[name]
-    report = audit(scorer(), text(), VOCAB, CHUNK, STRIDE)
+    report = audit(scorer(), text(), VOCAB, CHUNK, STRIDE, seed=0)
     assert caught <= set(report.failed_tests) <= caught | also, report
     assert {c for c, verdict in report.verdicts.items() if verdict == Verdict.FAIL} == conditions, report
+
+
+PEEKS = {  # by the test that must see it
+    cheaters.OnceAChunk: "T2",
+    cheaters.Late: "T2",
+    cheaters.Plausible: "T2",
+    cheaters.RareContexts: "T2",
+    cheaters.LongStreams: "T14",
+    cheaters.KnowsWhoAsks: "T2",
+    cheaters.Scaled: "T2",
+}
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("kind", PEEKS)
+def test_who_looks_at_targets_where_he_thinks_that_nobody_sees_it_is_caught(
+    kind: type[cheaters.Counts], seed: int | None
+) -> None:
+    report = audit(kind(), text(), VOCAB, CHUNK, STRIDE, seed=seed)
+    assert PEEKS[kind] in report.failed_tests and report.verdicts[CAUSAL] == Verdict.FAIL, report
+    assert kind().run(text(3_000)).nats.sum() < cheaters.Counts().run(text(3_000)).nats.sum()
+
+
+def test_the_seed_is_secret_until_the_report_tells_it_and_repeats_the_audit() -> None:
+    first, other = (audit(cheaters.Counts(), text(), VOCAB, CHUNK, STRIDE) for _ in range(2))
+    assert first.settings["seed"] != other.settings["seed"]
+    again = audit(cheaters.Counts(), text(), VOCAB, CHUNK, STRIDE, seed=int(str(first.settings["seed"])))
+    assert [f.evidence for f in again.findings] == [f.evidence for f in first.findings]
+
+
+def test_an_order_of_its_own_costs_what_would_tell_it() -> None:
+    (found,) = [f for f in audit(cheaters.Sorted(), text(), VOCAB, CHUNK, STRIDE).findings if f.test == "T8"]
+    pieces = 1 + int((np.diff(cheaters.Sorted().run(text()).positions) != 1).sum())
+    assert f"log2({pieces}!) = {math.log2(math.factorial(pieces)):.0f} bits" in found.evidence[1]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -165,7 +211,7 @@ def test_any_object_with_two_methods_can_be_audited() -> None:
     report = audit(Counts(), text(200), VOCAB, chunk=32)
     assert not report.failed_tests and not report.passed  # score-before-update: T1 and T3 pass, no log was kept
     assert [f.test for f in report.findings if f.verdict == Verdict.NOT_TESTED] == ["T7"]
-    assert audit(Counts(peek=True), text(200), VOCAB, chunk=32).failed_tests == ["T2", "T6"]
+    assert audit(Counts(peek=True), text(200), VOCAB, chunk=32).failed_tests == ["T2", "T6", "T14"]
 
 
 class Moody(Counts):

@@ -1,5 +1,6 @@
 """The audit of what a run or an artifact scores, on a short stretch of its own validation text: tested, or proven."""
 
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +50,8 @@ def stretch(target: Path, protocol: str, changes: dict[str, object]) -> Stretch:
     return Stretch(packed, cfg, own, packed.subject.tokens[: total + 1], scorer)
 
 
-def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Report:
-    """Audit what `golfcore eval` would score, on a `stretch` of its text. UserError as there."""
+def audit_packed(target: Path, protocol: str, changes: dict[str, object], seed: int | None = None) -> Report:
+    """Audit what `golfcore eval` would score, on a `stretch` of its text. `seed`: as `audit`. UserError as there."""
     s = stretch(target, protocol, changes)
     own, cfg, text = s.own, s.cfg, s.text
     with bar(len(TESTS), "audit", "test") as progress, full_float32():
@@ -60,6 +61,7 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
             cfg.model.vocab_size,
             own.ttt.chunk_tokens,
             own.eval.stride,
+            seed=seed,
             documents=np.flatnonzero(s.packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
             progress=lambda test: progress.update(),
         )
@@ -74,14 +76,16 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object]) -> Rep
     return replace(report, subject=f"{protocol} of {target}", settings={**report.settings, **said})
 
 
-def certify(target: Path, protocol: str, changes: dict[str, object], probes: int, seed: int) -> dict[str, object]:
+def certify(
+    target: Path, protocol: str, changes: dict[str, object], probes: int, seed: int | None
+) -> dict[str, object]:
     """The fast score of a `stretch` held against a driven one, at `probes` targets chosen by `seed`, and its verdict.
 
     The predictor runs in a process of its own and knows the artifact, the length of the stream and what it was told.
     Keys: verdict ("proven" if every probed score is the fast one, else "not what it says"); probes, of how many
-    targets; difference, the largest in nats, and where; apart, the largest of a sum of probabilities from 1;
-    driven_nats and fast_nats, means over the probes. UserError as `stretch`, or fewer than one probe; driven.Refused: a
-    prediction that is no distribution.
+    targets, by which seed (None: a secret one); difference, the largest in nats, and where; apart, the largest of a sum
+    of probabilities from 1; driven_nats and fast_nats, means over the probes. UserError as `stretch`, or fewer than one
+    probe; driven.Refused: a prediction that is no distribution.
     """
     if probes < 1:
         raise UserError(f"--driven: expected one probe or more, found {probes}")
@@ -90,6 +94,7 @@ def certify(target: Path, protocol: str, changes: dict[str, object], probes: int
         fast = s.scorer.run(s.text)
     first = dict(zip(fast.positions[::-1].tolist(), fast.nats[::-1].tolist(), strict=True))  # the first score counts
     n = len(s.text) - 1
+    seed = secrets.randbits(32) if seed is None else seed
     at = np.sort(np.random.default_rng(seed).choice(n, min(probes, n), replace=False))
     with driven.apart(stepwise, target, protocol, changes, len(s.text)) as predictor:
         found = driven.drive(predictor, s.text, s.cfg.model.vocab_size, at.tolist())
@@ -100,6 +105,7 @@ def certify(target: Path, protocol: str, changes: dict[str, object], probes: int
         "verdict": verdict,
         "probes": len(at),
         "targets": n,
+        "seed": seed,
         "difference": float(off[worst]),
         "where": int(at[worst]),
         "apart": found.apart,

@@ -6,9 +6,10 @@
 
 A scorer is any object with the two methods of `Scorer`; `ProtocolScorer` makes one of golfcore's protocols. Tests
 change tokens and watch scores, so they see dependence that was exercised on this stream: passing is evidence, failing
-is proof. About 50 passes over the stream, and 2 x vocab_size over its first few targets.
+is proof. About 60 passes over the stream, five over a longer one, and 2 x vocab_size over its first few targets.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -37,6 +38,7 @@ TESTS: tuple[tuple[str, str, tuple[Condition, ...], Callable[[Bench], checks.Out
     ("T10", "random canary (Kraft)", (C.CODE_LENGTH,), checks.canary),
     ("T12", "later documents permuted", (C.CAUSALITY,), checks.shuffle_later),
     ("T13", "sealed from the text", (C.CAUSALITY,), checks.sealed),
+    ("T14", "a long stream", (C.CAUSALITY,), checks.long_stream),
 )
 
 
@@ -48,17 +50,19 @@ def audit(
     stride: int = 0,
     *,
     documents: Sequence[int] = (),
+    seed: int | None = None,
     progress: Callable[[str], object] = lambda test: None,
 ) -> Report:
     """Examine copies of `scorer` on the stream `tokens` (N + 1,) of ids below `vocab_size`.
 
     `chunk`: targets between two changes of the scorer's state, `stride`: targets that one window scores (default: a
     quarter of the chunk). Some eight chunks of 64 targets or more tell most; a longer stream only costs. `documents`:
-    tokens at which documents begin. `progress` is told each test. ValueError: fewer than three chunks, or answers of
-    another shape than documented.
+    tokens at which documents begin. `seed`: of all that is drawn; without one it is secret until the report says it.
+    `progress` is told each test. ValueError: fewer than three chunks, or answers of another shape than documented.
     """
     places = layout(len(tokens) - 1, chunk, stride or max(chunk // 4, 1), documents)
-    bench = Bench(scorer, np.asarray(tokens), vocab_size, places)
+    seed = secrets.randbits(32) if seed is None else seed
+    bench = Bench(scorer, np.asarray(tokens), vocab_size, places, seed)
     findings: list[Finding] = []
     for test, title, conditions, question in TESTS:
         progress(f"{test} {title}")
@@ -69,4 +73,5 @@ def audit(
             verdict, evidence = question(bench)
         seconds = time.perf_counter() - began
         findings.append(Finding(test, title, conditions, verdict, evidence, bench.runs - before, seconds))
-    return Report("scorer", findings, {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}"})
+    settings = {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}", "seed": seed}
+    return Report("scorer", findings, settings)

@@ -2,18 +2,21 @@
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from golfcore.evals.audit.scorer import Scorer, Scores
 
 CODE = {".py", ".pyc", ".pyi", ".so", ".pth"}  # opened by Python itself when a module is first used
-PROBES = 6
+PROBES = 12
+LONG = (2_500, 5_000)  # targets of the long stream, drawn between
 SYSTEM = ("/proc/", "/sys/", "/dev/")
 
 
@@ -65,6 +68,7 @@ class Bench:
     tokens: np.ndarray  # (total + 1,)
     vocab_size: int
     layout: Layout
+    seed: int = 0  # of everything that is drawn; a scorer that does not know it cannot know where it is looked at
     tolerance: float = 0.0  # nats that may differ between runs that should agree, because repeated runs do
     runs: int = 0
     opened: list[str] = field(default_factory=list)  # files and connections opened by the scorer's runs
@@ -89,7 +93,7 @@ class Bench:
         """What this very scorer makes of the stream."""
         self.runs += 1
         with watcher().watching(self.opened):
-            scores = scorer.run(tokens.copy())
+            scores = _unseen(scorer.run, tokens.copy())
         positions, nats = np.asarray(scores.positions), np.asarray(scores.nats, dtype=np.float64)
         states = None if scores.states is None else np.asarray(scores.states)
         if positions.shape != nats.shape or positions.ndim != 1 or (states is not None and states.shape != nats.shape):
@@ -112,35 +116,51 @@ class Bench:
     def rows_of(self, scorer: Scorer, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self.runs += 1
         with watcher().watching(self.opened):
-            rows = np.asarray(scorer.log_probs(tokens.copy(), positions), dtype=np.float64)
+            rows = np.asarray(_unseen(scorer.log_probs, tokens.copy(), positions), dtype=np.float64)
         if rows.shape != (len(positions), self.vocab_size):
             raise ValueError(f"log_probs: expected shape {(len(positions), self.vocab_size)}, found {rows.shape}")
         return rows
 
     def probes(self) -> list[int]:
         """Positions whose target is replaced: those of the layout, some drawn at random, some of the lowest scores."""
-        drawn = np.random.default_rng((0, 21)).integers(0, self.total, PROBES)
+        drawn = self.rng(21).integers(0, self.total, PROBES)
         sure = np.argsort(self.nats(self.tokens), kind="stable")[:PROBES]  # NaN comes last
         return sorted({*self.layout.swaps, *drawn.tolist(), *sure.tolist()})
 
     # -- changed streams
-    def replaced(self, start: int, stop: int, salt: int) -> np.ndarray:
-        """The stream with every token of [start, stop) replaced by another, drawn at random."""
-        rng = np.random.default_rng((0, salt, start, stop))
-        out = self.tokens.copy()
-        shift = rng.integers(1, self.vocab_size, len(out[start:stop]))
+    def replaced(self, start: int, stop: int, salt: int, tokens: np.ndarray | None = None) -> np.ndarray:
+        """The stream, or `tokens`, with every token of [start, stop) replaced by another, drawn at random."""
+        out = (self.tokens if tokens is None else tokens).copy()
+        shift = self.rng(salt, start, stop).integers(1, self.vocab_size, len(out[start:stop]))
         out[start:stop] = (out[start:stop].astype(np.int64) + shift) % self.vocab_size
         return out
 
     def drawn(self, start: int, stop: int, salt: int) -> np.ndarray:
         """The stream with the tokens of [start, stop) drawn uniformly: what was there has no say."""
         out = self.tokens.copy()
-        out[start:stop] = np.random.default_rng((0, salt)).integers(0, self.vocab_size, len(out[start:stop]))
+        out[start:stop] = self.rng(salt).integers(0, self.vocab_size, len(out[start:stop]))
         return out
 
-    def swapped(self, position: int) -> np.ndarray:
-        """The stream with only the target of `position` replaced."""
-        return self.replaced(position + 1, position + 2, salt=2)
+    def swapped(self, position: int, tokens: np.ndarray | None = None) -> np.ndarray:
+        """The stream, or `tokens`, with only the target of `position` replaced."""
+        return self.replaced(position + 1, position + 2, 2, tokens)
+
+    def lengthened(self) -> np.ndarray:
+        """A stream as long as real ones begin to be, of a length that is drawn: stretches of this one from anywhere."""
+        rng = self.rng(14)
+        total, size = int(rng.integers(*LONG)), max(self.total // 8, 1)
+        starts = rng.integers(0, self.total - size + 1, -(-total // size) + 1)
+        return np.concatenate([self.tokens[at : at + size] for at in starts.tolist()])[: total + 1]
+
+    def rng(self, *salt: int) -> np.random.Generator:
+        """Numbers that depend on the seed, and on what they are for."""
+        return np.random.default_rng((self.seed, *salt))
+
+
+def _unseen(question: Callable[..., Any], *arguments: object) -> Any:
+    """The answer, given in a thread of its own, on whose stack nothing says who asks."""
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(question, *arguments).result()
 
 
 class Watcher:

@@ -90,17 +90,36 @@ def target_swap(bench: Bench) -> Outcome:
 
     Also at positions drawn at random and where the scorer was least surprised: who peeks is sure of what he saw.
     """
-    failures, probes = [], bench.probes()
-    for p, before in zip(probes, bench.rows(bench.tokens, probes), strict=True):
-        swapped = bench.swapped(p)
+    probes = bench.probes()
+    failures = _peeks(bench, bench.tokens, probes)
+    return outcome(failures, f"targets of positions {_listed(probes)} replaced: their distributions are the same")
+
+
+def _peeks(bench: Bench, tokens: np.ndarray, probes: Sequence[int]) -> list[str]:
+    """A sentence for each of the positions whose distribution is another where its target is."""
+    failures = []
+    for p, before in zip(probes, bench.rows(tokens, probes), strict=True):
+        swapped = bench.swapped(p, tokens)
         after = bench.rows(swapped, [p])[0]
         if len(at := moved(before, after, bench.tolerance)):
             top = at[np.abs(np.nan_to_num(after[at]) - np.nan_to_num(before[at])).argmax()]
             failures.append(
-                f"target of position {p} {bench.tokens[p + 1]} -> {swapped[p + 1]}: ln p of {len(at):,} tokens moved, "
+                f"target of position {p} {tokens[p + 1]} -> {swapped[p + 1]}: ln p of {len(at):,} tokens moved, "
                 f"most that of token {top} by {after[top] - before[top]:+.2e}"
             )
-    return outcome(failures, f"targets of positions {_listed(probes)} replaced: their distributions are the same")
+    return failures
+
+
+def long_stream(bench: Bench) -> Outcome:
+    """T14. T1 and T2 hold on a stream of realistic length, at a place that is drawn and where the scorer is surest."""
+    tokens = bench.lengthened()
+    n, base, rng = len(tokens) - 1, bench.nats(tokens), bench.rng(140)
+    cut = int(rng.integers(n // 2, n - 1))
+    what = f"{n:,} targets, tokens from {cut} on replaced"
+    failures = differences(what, base[: cut - 1], bench.nats(bench.replaced(cut, n + 1, 1, tokens)), bench.tolerance)
+    late = n // 2 + int(np.nan_to_num(base[n // 2 :], nan=np.inf).argmin())
+    failures += _peeks(bench, tokens, sorted({late, int(rng.integers(n // 2, n))}))
+    return outcome(failures, f"{n:,} targets: earlier scores are the same from {cut} on, and so are distributions")
 
 
 def influence_map(bench: Bench) -> Outcome:
@@ -138,7 +157,7 @@ def shuffle_later(bench: Bench) -> Outcome:
 def _shuffled(bench: Bench, cut: int) -> np.ndarray:
     edges = [p for p in bench.layout.pieces if p >= cut]
     pieces = np.split(bench.tokens[cut:], np.array(edges[1:], dtype=np.int64) - cut)
-    order = np.random.default_rng((0, 12, cut)).permutation(len(pieces))
+    order = bench.rng(12, cut).permutation(len(pieces))
     if (order == np.arange(len(order))).all():
         order = order[::-1]
     return np.concatenate([bench.tokens[:cut], *(pieces[i] for i in order)])
@@ -156,7 +175,7 @@ def sealed(bench: Bench) -> Outcome:
         failures.append("every token of the stream replaced: no score moved")
     positions = np.arange(min(bench.total, 512))
     rows, text = bench.rows(drawn, positions.tolist()), bench.tokens[positions + 1].astype(np.int64)
-    rng = np.random.default_rng((0, 130))
+    rng = bench.rng(130)
     chance = np.array([rows[positions, rng.permutation(text)].sum() for _ in range(200)])
     sigmas = float(rows[positions, text].sum() - chance.mean()) / max(float(chance.std()), 1e-9)
     if sigmas > WITHHELD_SIGMAS:
@@ -254,6 +273,11 @@ def exactly_once(bench: Bench) -> Outcome:
         failures.append(f"{extra} scores beyond the first, of {len(again)} targets, the first at position {again[0]}")
     elif len(back := np.flatnonzero(np.diff(positions) < 0)):
         failures.append(f"position {positions[back[0] + 1]} was scored after position {positions[back[0]]}")
+        pieces = 1 + int((np.diff(positions) != 1).sum())
+        bits = math.lgamma(pieces + 1) / math.log(2)
+        failures.append(
+            f"who decodes must be told the order of {pieces:,} pieces: log2({pieces:,}!) = {bits:,.0f} bits"
+        )
     return outcome(failures, f"positions 0 to {bench.total - 1} once each, in order")
 
 
