@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from golfcore.base.errors import UserError
-from golfcore.base.progress import bar
 from golfcore.base.runtime import full_float32
 from golfcore.config import Config, differences, override
 from golfcore.evals import protocols
-from golfcore.evals.audit import TESTS, ProtocolScorer, Report, audit, driven
+from golfcore.evals.audit import ProtocolScorer, Report, audit, driven
 from golfcore.evals.windows import window_length
 from golfcore.runs.reopen import Packed, open_packed
 
@@ -54,7 +53,7 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object], seed: 
     """Audit what `golfcore eval` would score, on a `stretch` of its text. `seed`: as `audit`. UserError as there."""
     s = stretch(target, protocol, changes)
     own, cfg, text = s.own, s.cfg, s.text
-    with bar(len(TESTS), "audit", "test") as progress, full_float32():
+    with full_float32():
         report = audit(
             s.scorer,
             text,
@@ -63,7 +62,6 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object], seed: 
             own.eval.stride,
             seed=seed,
             documents=np.flatnonzero(s.packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
-            progress=lambda test: progress.update(),
         )
     windows = f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"
     said: dict[str, object] = {"data": s.packed.source["data"][:12], "windows": windows}

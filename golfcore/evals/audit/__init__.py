@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from golfcore.base.progress import bar
 from golfcore.evals.audit import checks
 from golfcore.evals.audit.bench import Bench, layout
 from golfcore.evals.audit.report import Condition, Finding, Report, Verdict
@@ -51,27 +52,27 @@ def audit(
     *,
     documents: Sequence[int] = (),
     seed: int | None = None,
-    progress: Callable[[str], object] = lambda test: None,
 ) -> Report:
     """Examine copies of `scorer` on the stream `tokens` (N + 1,) of ids below `vocab_size`.
 
     `chunk`: targets between two changes of the scorer's state, `stride`: targets that one window scores (default: a
     quarter of the chunk). Some eight chunks of 64 targets or more tell most; a longer stream only costs. `documents`:
     tokens at which documents begin. `seed`: of all that is drawn; without one it is secret until the report says it.
-    `progress` is told each test. ValueError: fewer than three chunks, or answers of another shape than documented.
+    ValueError: fewer than three chunks, or answers of another shape than documented.
     """
     places = layout(len(tokens) - 1, chunk, stride or max(chunk // 4, 1), documents)
     seed = secrets.randbits(32) if seed is None else seed
     bench = Bench(scorer, np.asarray(tokens), vocab_size, places, seed)
     findings: list[Finding] = []
-    for test, title, conditions, question in TESTS:
-        progress(f"{test} {title}")
-        began, before = time.perf_counter(), bench.runs
-        if findings and findings[0].verdict == Verdict.FAIL:
-            verdict, evidence = checks.Outcome(Verdict.NOT_TESTED, ("the scorer does not repeat itself",))
-        else:
-            verdict, evidence = question(bench)
-        seconds = time.perf_counter() - began
-        findings.append(Finding(test, title, conditions, verdict, evidence, bench.runs - before, seconds))
+    with bar(len(TESTS), "audit", "test") as progress:
+        for test, title, conditions, question in TESTS:
+            began, before = time.perf_counter(), bench.runs
+            if findings and findings[0].verdict == Verdict.FAIL:
+                verdict, evidence = checks.Outcome(Verdict.NOT_TESTED, ("the scorer does not repeat itself",))
+            else:
+                verdict, evidence = question(bench)
+            seconds = time.perf_counter() - began
+            findings.append(Finding(test, title, conditions, verdict, evidence, bench.runs - before, seconds))
+            progress.update()
     settings = {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}", "seed": seed}
     return Report("scorer", findings, settings)
