@@ -137,11 +137,14 @@ def run_sweep(args: Namespace) -> None:
     plan = sweep.load(args.file, args.size, dict(args.changes))
     out = args.out or sweep.default_out(plan)
     plan = plan.only(args.arm) if args.arm else plan
-    jobs = sweep.jobs_of(plan.configs, args.seeds or plan.seeds, out)
+    seeds = args.seeds or plan.seeds
+    jobs = sweep.jobs_of(plan.configs, seeds, out)
+    if hours := plan.gpu_hours(len(seeds)):
+        print(f"training: about {hours:.0f} H100 hours at the published step time of {plan.published_step_ms:g} ms")
     if args.engine == "ray":
         cluster.run_jobs(jobs, plan.slots, print)
     else:
-        sweep.run_arms(plan.configs, args.seeds or plan.seeds, out)
+        sweep.run_arms(plan.configs, seeds, out)
     table = claims.suite(plan, compare.arms_of([job.folder for job in jobs]))
     print(f"\n{claims.as_text(plan, table)}\n\n{claims.summary(table)}")
 

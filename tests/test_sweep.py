@@ -232,6 +232,15 @@ def test_every_sweep_that_comes_along_loads_at_every_size() -> None:
         assert all(arm.published is not None or arm.published_note for arm in arms["full"].values() if arm.unknown)
 
 
+def test_hours_count_each_training_once_at_the_published_step_time() -> None:
+    assert sweep.load("ttt-protocols").gpu_hours(3) == pytest.approx(3 * 7020 * 0.664 / 3600)  # all arms train alike
+    assert sweep.load("bucket-layouts").gpu_hours(3) == pytest.approx(5 * 3 * 7020 * 0.664 / 3600)
+    plan = sweep.load("pr398-ablation")
+    trained = {cfg.training_hash for cfg in plan.configs.values()}
+    assert plan.gpu_hours(3) == pytest.approx(3 * len(trained) * 600 * 8 / 3600)  # on eight GPUs, by the clock
+    assert sweep.load("ttt-protocols", "demo").gpu_hours(3) is None
+
+
 def test_an_arm_adds_to_the_one_it_is_on(file: Path, data: Path) -> None:
     plan = sweep.load(file)
     said = plan.changes().set_index("arm")

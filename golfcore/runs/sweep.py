@@ -8,6 +8,8 @@ source = "..."                    # the publication
 measure = "ttt"                   # which of a run's numbers the published ones are: static, sliding or ttt
 published_sd = 0.0008             # of published runs over seeds, if known
 published_steps = 7020            # of the optimizer in the published runs, if known
+published_step_ms = 664.0         # of each of these steps, on
+published_gpus = 1                # H100s
 slots = { cpus = 4, gpus = 1 }    # of a cluster, for each run; 1 CPU and, where there are any, 1 GPU unless given
 all = { eval.tail = "exact" }     # overrides of every arm
 [size.demo]                       # the same at one size, over `all`
@@ -46,9 +48,11 @@ SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
 TEXTS = dict.fromkeys(("title", "base", "source", "on", "label", "published_note", "note"), str)
 KINDS: dict[str, Any] = TEXTS | dict.fromkeys(("all", "size", "arms", "set"), dict)
-KINDS |= dict.fromkeys(("published", "published_sd"), float) | {"published_steps": int, "measure": Measure}
+KINDS |= dict.fromkeys(("published", "published_sd", "published_step_ms"), float)
+KINDS |= {"published_steps": int, "published_gpus": int, "measure": Measure}
 KINDS |= {"seeds": tuple[int, ...], "unknown": tuple[str, ...], "slots": dict}
-FILE = "title base seeds source measure published_sd published_steps slots all size arms".split()
+FILE = "title base seeds source measure published_sd published_steps published_step_ms published_gpus".split()
+FILE += "slots all size arms".split()
 ARM = "on label published published_note unknown set size note".split()
 
 
@@ -97,6 +101,8 @@ class Sweep:
     measure: Measure = "ttt"
     published_sd: float | None = None
     published_steps: int | None = None
+    published_step_ms: float | None = None
+    published_gpus: int = 1
     slots: Slots = Slots()
 
     @property
@@ -106,6 +112,20 @@ class Sweep:
     @property
     def configs(self) -> dict[str, Config]:
         return {name: arm.config for name, arm in self.arms.items()}
+
+    def gpu_hours(self, seeds: int) -> float | None:
+        """Of H100s, to train with so many seeds at full size at the published step time; None: another size, unknown.
+
+        Arms that train alike train once. Adaptation and evaluation come on top.
+        """
+        if self.size != "full" or not self.published_step_ms:
+            return None
+        trained = {cfg.training_hash: cfg.schedule for cfg in self.configs.values()}.values()
+        seconds = 0.0
+        for schedule in trained:
+            steps = schedule.iterations * self.published_step_ms / 1000
+            seconds += min(steps, schedule.max_seconds or steps) if schedule.clock == "wall" else steps
+        return seconds * seeds * self.published_gpus / 3600
 
     def changes(self) -> "pd.DataFrame":
         """One row an arm: what it is compared with, and what it changes of that."""
