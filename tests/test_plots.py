@@ -70,6 +70,22 @@ def test_every_figure_lies_beside_its_table(drawn: dict[str, Drawn]) -> None:
         assert csv.stem == name and figure.caption and figure._repr_png_() == png.read_bytes()
 
 
+def test_a_page_says_of_every_figure_what_it_shows_and_leaves_a_page_of_ones_own_alone(
+    drawn: dict[str, Drawn], tmp_path: Path
+) -> None:
+    page = (drawn["curves"].paths[0].parent / "README.md").read_text()
+    for name, figure in drawn.items():
+        assert f"## {name}" in page and figure.caption in page and f'src="{name}.svg"' in page
+    assert "golfcore figures OUT/" in page and str(ROOT) not in page
+    shutil.copytree(drawn["curves"].paths[0].parent, tmp_path / "copy")
+    for text, kept in (("# Mine", True), (page + "changed", False)):
+        (tmp_path / "copy/README.md").write_text(text)
+        (tmp_path / "copy/more.md").write_text("")
+        redraw(tmp_path / "copy")
+        after = (tmp_path / "copy/README.md").read_text()
+        assert (after == text) == kept and ("[more.md](more.md)" in after) != kept
+
+
 def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[str, Drawn]) -> None:
     folder = drawn["curves"].paths[0].parent
     before = contents(folder)

@@ -74,8 +74,11 @@ def draw_group(
         if len(rows):
             table, full = frames.frame(rows), prefix + name
             drawn[name] = Drawn(full, table, Caption(_plot(full)[1](table)), save_figure(full, table, folder))
-    hashes = {d.name: {path.name: files.sha256_file(path) for path in d.paths} for d in drawn.values()}
-    index.write_index(folder, {name: {**about, "files": found} for name, found in hashes.items()})
+    found = {}
+    for d in drawn.values():
+        hashes = {path.name: files.sha256_file(path) for path in d.paths}
+        found[d.name] = {**about, "caption": str(d.caption), "files": hashes}
+    index.write_index(folder, found)
     return drawn
 
 
@@ -146,10 +149,10 @@ def redraw(folder: Path) -> list[Path]:
                 raise
             raise UserError(f"{csv}: expected the table of a figure {name}, found another table ({e!r})") from e
     made = {path.name: files.sha256_file(path) for path in drawn if path.suffix != ".csv"}  # tables are what they were
-    known = {
-        n: {**e, "files": {f: made.get(f, sha) for f, sha in e.get("files", {}).items()}} for n, e in found.items()
-    }
-    index.write_index(folder, known)
+    for name, entry in found.items():
+        entry["caption"] = _plot(name)[1](tables[name])
+        entry["files"] = {file: made.get(file, sha) for file, sha in entry.get("files", {}).items()}
+    index.write_index(folder, found)
     return drawn
 
 

@@ -23,7 +23,14 @@ from golfcore.config import Config
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 OUT, DATA = "OUT", "DATA"
 RUNS = "runs.json"  # by a name and a hash: the runs of a folder's figures
-ENTRIES: files.Schema = {"*": {"files?": {"*": str}, "runs?": [str]}}
+ENTRIES: files.Schema = {"*": {"files?": {"*": str}, "runs?": [str], "caption?": str}}
+PAGE, OURS = "README.md", "<!-- Written from index.json by golfcore: changes made here are lost. -->"
+ABOUT = f"""Each figure is a `NAME.svg` and a `NAME.png` beside `NAME.csv`, the table that it draws: anything it shows
+can be read as a number. `index.json` says of which runs it is, the commands that make it from nothing, and the hashes
+of its files; `runs.json` holds the runs, with their full configuration, seed, data hash, code version and the legality
+of their scores. In the commands {OUT} stands for any folder, and {DATA} for the folder of a text other than the
+embedded corpus; `golfcore.plots.index.recorded` spells them for a folder of yours. `golfcore figures` draws all again
+from their tables."""
 
 
 def read_index(folder: Path) -> dict[str, dict]:
@@ -52,6 +59,25 @@ def write_index(folder: Path, entries: Mapping[str, Mapping]) -> None:
             index[name]["runs"], known = list(keyed), known | keyed
     files.write_json(folder / RUNS, known)  # first: an index names only what is there
     files.write_json(folder / "index.json", index)
+    there = folder / PAGE
+    if not there.exists() or OURS in files.read_text(there, "a page of figures"):
+        beside = [path.name for path in sorted(folder.glob("*.md")) if path != there]
+        files.write_text(there, page(index, beside))
+
+
+def page(index: Mapping[str, Mapping], beside: Sequence[str] = ()) -> str:
+    """What an index lists, for people: each figure small, what it says, the runs behind it and its commands.
+
+    `beside`: further texts of the folder.
+    """
+    parts = ["# Figures", OURS, ABOUT, *(f"What they say together: [{name}]({name})." for name in beside)]
+    for name, entry in sorted(index.items()):
+        runs = [str(key).rpartition("-")[0] for key in entry.get("runs", [])]
+        commands = dict.fromkeys(str(entry[key]) for key in ("train", "draw") if entry.get(key))
+        parts += [f"## {name}", f'<img src="{name}.svg" width="560" alt="{name}">', str(entry.get("caption", ""))]
+        parts += [f"[Table]({name}.csv). " + (f"Runs: {', '.join(runs)}." if runs else "Of no run.")]
+        parts += ["```sh\n" + "\n".join(commands) + "\n```"] if commands else []
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def checked_name(name: str, where: str) -> str:
