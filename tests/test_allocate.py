@@ -9,7 +9,7 @@ import torch
 from test_quant import problem, weighted_error
 from tiny import TINY, lively, tables, with_
 
-from golfcore.analysis import rates
+from golfcore.analysis import rates, spending
 from golfcore.analysis.rounding import entropy
 from golfcore.base.errors import UserError
 from golfcore.config import Config
@@ -147,3 +147,32 @@ def test_curves_of_rate_and_distortion_fall_and_are_read_between_their_points() 
     assert np.isnan(rates.at_equal(line, "sigma", at=6.0))
     table = rates.widths(TINY, net, WEIGHTS, TOKENS)
     assert set(table["role"]) >= {"query", "up", "tok_emb", "bigram"} and (table["relative"] > 0).all()
+
+
+def test_a_correction_of_a_white_error_takes_away_less_than_its_bits_do_in_finer_steps() -> None:
+    """The arithmetic of `spending`, and corrections of full rank that leave nothing but their own rounding."""
+    g, rank, (rows, columns) = torch.Generator().manual_seed(0), 4, (96, 160)
+    white = torch.rand(rows, columns, generator=g) - 0.5
+    values = torch.linalg.svdvals(white).square()
+    taken, bits = float(values[:rank].sum() / values.sum()), 8 * rank * (rows + columns) / (rows * columns)
+    assert taken <= rank * (rows**0.5 + columns**0.5) ** 2 / (rows * columns) < 1 - 4.0**-bits
+    rounded = tree_map(lambda t: (t * 8).round() / 8, WEIGHTS)
+    errors = []
+    for r in (0, 2, 8, 32):
+        fixed = spending.corrected(WEIGHTS, rounded, r) if r else rounded
+        errors.append(float((WEIGHTS.banks.up - fixed.banks.up).square().sum()))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-3 * errors[0]
+
+
+def test_what_else_bytes_buy_is_held_against_finer_steps() -> None:
+    net = Net(TINY.model, tables())
+    x, y = torch.randint(1024, (2, 9, 24), generator=torch.Generator().manual_seed(0))
+    found = spending.spending(TINY, net, WEIGHTS, TOKENS, x, y)
+    sizes = {what: rows["bytes"].tolist() for what, rows in found.groupby("what")}
+    assert sizes["finer steps"] == sorted(sizes["finer steps"], reverse=True)
+    assert sizes["low rank"] == sorted(sizes["low rank"]) and sizes["low rank"][0] > sizes["finer steps"][-1]
+    for what in ("pruned, as published", "pruned, by error"):
+        assert sizes["finer steps"][0] > sizes[what][0] > sizes[what][1]
+    own = found[(found["what"] == "finer steps") & (found["difference"] > 0)]
+    assert len(own) >= 2
+    np.testing.assert_allclose(own["over_finer"].astype(float), 0, atol=1e-12)

@@ -88,6 +88,11 @@ def _with(cfg: Config, **values: Any) -> Config:
     return replace(cfg, quant=replace(plain, **values))
 
 
+def with_rule(cfg: Config, step: float, rule: str = "measured, coder") -> Config:
+    """`cfg` with one of the RULES at a step."""
+    return _with(cfg, step=step, **RULES[rule])
+
+
 def coded_bytes(quantized: Mapping[str, Any], kind: codec.Codec) -> int:
     """Bytes of the codes by a coder, each tensor alone; of golfcore's with its tables, two bytes a code that occurs."""
     streams = [codec.encode(e.codes.numpy(), kind) for e in quantized.values() if isinstance(e, Coded)]

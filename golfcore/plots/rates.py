@@ -96,7 +96,34 @@ def say_widths(table: pd.DataFrame) -> str:
     )
 
 
+def spent(table: pd.DataFrame) -> Figure:
+    """What else a byte could be spent on, beside finer steps. Frame: `spending.spending`."""
+    fig = style.figure(3.0, "Could a byte be spent better than on finer steps?")
+    ax = fig.subplots()
+    for what, colour in style.colours(table["what"]).items():
+        rows = table[table["what"] == what].sort_values("bytes")
+        ax.plot(rows["bytes"] / 1000, rows["difference"], "o-", ms=4, color=colour, label=what)
+    ax.set_xlabel("kB of the file")
+    ax.set_ylabel("nats more")
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_spent(table: pd.DataFrame) -> str:
+    rows = table[(table["what"] != "finer steps") & table["over_finer"].notna()]
+    if rows.empty:
+        return "Nothing that was tried has as many bytes as one of the finer steps."
+    best = rows.groupby("what")["over_finer"].min()
+    said = ", ".join(f"{what} {value:+.4f}" for what, value in best.items())
+    better = [str(what) for what, value in best.items() if value < 0]
+    return (
+        f"Nats beside finer steps of as many bytes, at the best amount of each: {said}. "
+        f"{'Below 0: ' + ', '.join(better) if better else 'None pays'}."
+    )
+
+
 FIGURES = {
+    "rounding-spent": (spent, say_spent),
     "rounding-curves": (curves, say_curves),
     "rounding-coders": (coders, say_coders),
     "rounding-widths": (widths, say_widths),
