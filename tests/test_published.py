@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 
 import golfcore
+from golfcore import cli
 from golfcore.analysis import published
+from golfcore.base import files as base_files
 from golfcore.base.errors import UserError
+from golfcore.plots.figures import draw_published
 
 SWEEPS = Path(golfcore.__file__).parent / "runs/sweeps"
 
@@ -101,3 +104,24 @@ def test_published_step_times_and_rotary_errors_are_those_of_logs_and_arithmetic
     found = published.angle_errors()
     fast = found[found["frequency"] == 0].set_index("position")["degrees"]
     assert fast.loc[:256].max() < 0.2 and fast.loc[257:].max() > 30  # bfloat16 holds whole numbers up to 256
+
+
+def test_figures_of_an_index_are_made_again_from_nothing_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("golfcore.runs.folder.project_dir", lambda: tmp_path / "project")
+    drawn = draw_published(tmp_path / "project/figures")
+    remake = ["figures", "--remake", "published-steps", "--out", str(tmp_path / "new")]
+    assert cli.main(remake) == 0
+    said = capsys.readouterr().out
+    assert "command 1 of 1: golfcore figures --published" in said and "all files are equal to the byte" in said
+    base_files.write_json(path := tmp_path / "project/figures/index.json", one_byte_off(path, "published-steps.csv"))
+    assert cli.main(remake) == 1 and "published-steps.csv: differs" in capsys.readouterr().out
+    assert len(drawn) == 6 and cli.main(["figures", "--remake", "nothing"]) == 2
+
+
+def one_byte_off(path: Path, file: str) -> dict:
+    """An index whose figure was another."""
+    index = base_files.read_json(path, "an index")
+    index[file.removesuffix(".csv")]["files"][file] = "0" * 64
+    return index

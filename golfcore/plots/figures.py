@@ -116,7 +116,8 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
 def draw_published(folder: Path) -> list[Path]:
     """Draw what the publications alone say, and what their arithmetic alone settles; each figure is marked so."""
     tables = {"steps": published_facts.step_times(), "angles": published_facts.angle_errors()}
-    about = {"runs": [], "train": "golfcore figures --published", "draw": "golfcore figures --published"}
+    command = f"golfcore figures --published --out {index.OUT}/figures"
+    about = {"runs": [], "train": command, "draw": command}
     return [path for drawn in draw_group("published-", tables, folder, about).values() for path in drawn.paths]
 
 

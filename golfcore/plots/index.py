@@ -163,6 +163,13 @@ def recorded(folder: Path, name: str, out: Path, data: Path | None = None) -> li
     return [[_placed(part, out, data) for part in argv] for argv in found]
 
 
+def others(folder: Path, names: Sequence[str], made: Path) -> list[str]:
+    """The files of figures of the index in `folder` that in the folder `made` are missing or others."""
+    listed = read_index(folder)
+    known = {file: sha for name in names for file, sha in listed[name].get("files", {}).items()}
+    return [f for f, sha in known.items() if not (made / f).exists() or files.sha256_file(made / f) != sha]
+
+
 def _placed(part: str, out: Path, data: Path | None) -> str:
     if part == OUT or part.startswith(f"{OUT}/"):
         return str(out) + part.removeprefix(OUT)
