@@ -49,6 +49,7 @@ figures: setup ## make every figure under figures/ from nothing, three hours on 
 	$(BIN)/golfcore notebook 01_one_run -p figures figures
 	$(BIN)/golfcore notebook 07_ttt_protocols -p cells abc,float,order,reset,stride -p figures figures
 	$(BIN)/golfcore notebook 06_quantization -p figures figures
+	$(BIN)/golfcore notebook 10_ablation_suite -p sweep equal-bytes -p figures figures
 	@set -e; for name in 03_bucket_contention 04_weight_space 05_error_surface; do \
 	$(BIN)/golfcore notebook $$name -p overrides 'data.packages=["large"]' -p figures figures; done
 	$(BIN)/golfcore figures --published

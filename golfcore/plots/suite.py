@@ -19,13 +19,16 @@ LINEAR = 0.001  # bits per byte around 0 that are drawn to scale; beyond, decade
 def suite(table: pd.DataFrame) -> Figure:
     """Published and measured difference of every arm to the one it is compared with; and what of it is legal.
 
-    Left: the publication's measure, under the arm's own protocol. Right: the same weights by a sliding window.
+    Left: the publication's measure, under the arm's own protocol. Right, unless that is the same: the same weights by a
+    sliding window.
     """
     rows = [row for row in table.to_dict("records") if has(row, "difference")]
     fig = style.figure(1.9 + 0.3 * max(len(rows), 1))
-    style.title(fig, "Does the publication's table hold?")
-    axes = fig.subplots(1, 2, sharey=True)
-    for ax, prefix in zip(axes, ("", "sliding_"), strict=True):
+    measure, published = str(table["measure"].iloc[0]), any(has(row, "published_difference") for row in rows)
+    style.title(fig, "Does the publication's table hold?" if published else "What does each arm change?")
+    prefixes = ("",) if measure == "sliding" else ("", "sliding_")
+    axes = fig.subplots(1, len(prefixes), sharey=True, squeeze=False)[0]
+    for ax, prefix in zip(axes, prefixes, strict=True):
         _panel(ax, rows, prefix)
     for y, row in enumerate(rows):
         if has(row, "published_difference"):
@@ -33,16 +36,17 @@ def suite(table: pd.DataFrame) -> Figure:
                 [row["published_difference"]], [y], "D", color="white", mec=BLACK, ms=5, ls="none", label="published"
             )
     parts.rows_axis(axes[0], [f"{row['label']} [{row['on']}]" for row in rows])
-    measure = str(table["measure"].iloc[0])
-    style.subtitle(axes[0], f"{style.measure(measure)[0]}, as published")
-    style.subtitle(axes[1], f"{style.measure('sliding')[0]}, same weights")
+    style.subtitle(axes[0], f"{style.measure(measure)[0]}, as published" if published else style.measure(measure)[0])
+    if len(axes) > 1:
+        style.subtitle(axes[1], f"{style.measure('sliding')[0]}, same weights")
     for y, row in enumerate(rows):
-        where, (verdict, ratio) = axes[1].get_yaxis_transform(), said(row)
+        where, (verdict, ratio) = axes[-1].get_yaxis_transform(), said(row)
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
-        style.note(axes[1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
-        style.note(axes[1], ratio, (1, y), (6, -4), color=GREY, **place)
+        style.note(axes[-1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
+        style.note(axes[-1], ratio, (1, y), (6, -4), color=GREY, **place)
     axes[0].set_xlabel("less the arm in brackets\n(bits per byte)")
-    axes[1].set_xlabel("to scale within 0.001,\ndecades beyond")
+    if len(axes) > 1:
+        axes[1].set_xlabel("to scale within 0.001,\ndecades beyond")
     parts.legend_below(fig, axes)
     return fig
 

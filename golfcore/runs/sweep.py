@@ -262,14 +262,14 @@ def run_arms(
     """
     from golfcore.runs import pipeline  # brings torch, which reading a file does not need
 
-    spent, jobs = list[float](), jobs_of(arms, seeds, out)
+    folders, spent, jobs = list[RunFolder](), list[float](), jobs_of(arms, seeds, out)
     for number, (label, seed, arm, folder) in enumerate(jobs, 1):
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{time_left(spent, len(jobs) - number + 1)}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
-        pipeline.run(arm, folder, say, tuple(run_folders(out)))
+        folders.append(pipeline.run(arm, folder, say, tuple(run_folders(out))))
         if fresh:
             spent.append(time.monotonic() - began)
-    return [RunFolder(job.folder) for job in jobs]
+    return folders
 
 
 def changes(configs: Mapping[str, Config], on: Mapping[str, str] = types.MappingProxyType({})) -> "pd.DataFrame":
