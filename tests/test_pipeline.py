@@ -143,7 +143,7 @@ def test_a_run_that_is_asked_to_end_saves_its_step_and_goes_on_from_there(enviro
     assert "asked to end (" in said and "the same command goes on" in said
     _, plain = tensors.load(run.file("checkpoint.safetensors"), "a checkpoint")
     assert plain["step"] == run.metrics("train")[-1]["step"] > 0  # though no checkpoint was due
-    golf(environment, *command[3:])
+    golf(environment, "run", "smoke", *SETTINGS, "--out", run.path)  # an artifact names every setting
     assert numbers(run) == numbers(steady)
 
 
