@@ -173,6 +173,10 @@ def test_what_else_bytes_buy_is_held_against_finer_steps() -> None:
     assert sizes["low rank"] == sorted(sizes["low rank"]) and sizes["low rank"][0] > sizes["finer steps"][-1]
     for what in ("pruned, as published", "pruned, by error"):
         assert sizes["finer steps"][0] > sizes[what][0] > sizes[what][1]
-    own = found[(found["what"] == "finer steps") & (found["difference"] > 0)]
-    assert len(own) >= 2
-    np.testing.assert_allclose(own["over_finer"].astype(float), 0, atol=1e-12)
+    own, others = (found[(found["what"] == "finer steps") == same] for same in (True, False))
+    inside = others["bytes"].between(own["bytes"].min(), own["bytes"].max())
+    assert inside.any() and (others["over_finer"].notna() == inside).all() and own["over_finer"].isna().all()
+    held = others[inside].iloc[0]  # by hand: between the costs of the two nearest steps
+    cost = np.interp(held["bytes"], own["bytes"][::-1], own["difference"][::-1].astype(float))
+    assert held["over_finer"] == pytest.approx(held["difference"] - cost, abs=1e-9)
+    assert held["finer_low"] < held["over_finer"] < held["finer_high"]

@@ -106,13 +106,14 @@ def resolve(target: str) -> str | None:
     return found[0]
 
 
-def lawful(problems: list[str]) -> None:
-    assert not problems, "\n" + "\n".join(problems)
+def spelled(problems: list[str]) -> str:
+    return "\n" + "\n".join(problems)
 
 
 def test_imports_go_down_the_levels():
     own = {imp: target for imp in imports() if (target := resolve(imp.target))}
-    lawful([f"{imp}, which is above it" for imp, target in own.items() if level(target) > level(imp.module)])
+    problems = [f"{imp}, which is above it" for imp, target in own.items() if level(target) > level(imp.module)]
+    assert not problems, spelled(problems)
 
 
 def test_no_module_or_folder_imports_itself_through_others():
@@ -123,12 +124,14 @@ def test_no_module_or_folder_imports_itself_through_others():
         for pair in edges:
             module, target = (".".join(m.split(".")[:depth]) for m in pair)
             graph.setdefault(module, set()).update({target} - {module})
-        TopologicalSorter(graph).prepare()
+        order = list(TopologicalSorter(graph).static_order())  # raises where there is a ring
+        assert sorted(order) == sorted(graph.keys() | set().union(*graph.values()))
 
 
 def test_figures_are_drawn_only_in_plots_and_without_torch():
     wrong = [i for i in imports() if i.top == ("torch" if unit(i.module) == "plots" else "matplotlib")]
-    lawful([f"{imp}; only plots/ draws, tables without torch" for imp in wrong])
+    problems = [f"{imp}; only plots/ draws, tables without torch" for imp in wrong]
+    assert not problems, spelled(problems)
 
 
 LIGHT = ["import golfcore as gc; dir(gc); gc.load('demo').hash", "from golfcore import cli; cli.main(['--help'])"]
@@ -149,7 +152,8 @@ def test_third_parties_are_declared_and_extras_are_lazy():
     core = {name.replace("-", "_") for name in declared("core")}
     others = [i for i in imports() if i.top not in {*sys.stdlib_module_names, "golfcore", *core}]
     problems = [f"{imp}, which pyproject.toml does not declare" for imp in others if imp.top not in extras]
-    lawful(problems + [f"{imp}, an extra, at the top: import it inside the function" for imp in others if not imp.lazy])
+    problems += [f"{imp}, an extra, at the top: import it inside the function" for imp in others if not imp.lazy]
+    assert not problems, spelled(problems)
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -167,7 +171,7 @@ def test_the_package_its_modules_and_its_functions_stay_small():
     for name, node in functions():
         if (n := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES:
             problems.append(f"{name}: {n} lines, at most {MAX_FUNCTION_LINES}")
-    lawful(problems)
+    assert not problems, spelled(problems)
 
 
 def test_values_that_travel_together_travel_as_one():
@@ -177,7 +181,7 @@ def test_values_that_travel_together_travel_as_one():
         given = {a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
         if len(given) > MAX_PARAMETERS:
             problems.append(f"{name}: {len(given)} parameters, at most {MAX_PARAMETERS}")
-    lawful(problems)
+    assert not problems, spelled(problems)
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:
@@ -191,7 +195,8 @@ def test_only_runtime_reads_the_environment():
     for place, node in nodes():
         if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT:
             problems.append(f"{place} uses {ast.unparse(node)}; only base/runtime.py does")
-    lawful([text for text in problems if not text.startswith("base.runtime:")])
+    problems = [text for text in problems if not text.startswith("base.runtime:")]
+    assert not problems, spelled(problems)
 
 
 def test_nothing_we_load_can_run_code():
@@ -204,7 +209,7 @@ def test_nothing_we_load_can_run_code():
             problems.append(f"{place} calls {node.func.id}")
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             problems.append(f"{place} allow_pickle={ast.unparse(node.value)}")
-    lawful(problems)
+    assert not problems, spelled(problems)
 
 
 def test_no_file_names_a_machine():
@@ -217,7 +222,7 @@ def test_no_file_names_a_machine():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if named := machine.search(line):
                 problems.append(f"{path.relative_to(ROOT)}:{number} names {named.group()}")
-    lawful(problems)
+    assert not problems, spelled(problems)
 
 
 def test_every_config_field_is_read_somewhere():
@@ -229,7 +234,8 @@ def test_every_config_field_is_read_somewhere():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and unit(place) != "config"
     }
     fields = {f"{name}.{field.name}": field.name for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)}
-    lawful([f"{dotted} is read nowhere outside config" for dotted, name in fields.items() if name not in read])
+    problems = [f"{dotted} is read nowhere outside config" for dotted, name in fields.items() if name not in read]
+    assert not problems, spelled(problems)
 
 
 def test_notebooks_are_listed_and_committed_clean_with_one_cell_of_parameters():
@@ -243,7 +249,7 @@ def test_notebooks_are_listed_and_committed_clean_with_one_cell_of_parameters():
             problems.append(f"{path.name}: {len(dirty)} cells carry outputs or execution counts")
         if not re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem):
             problems.append(f"{path.name}: expected a name like 01_one_run.ipynb")
-    lawful(problems)
+    assert not problems, spelled(problems)
     listed = re.findall(r"^- `(\w+)`", (ROOT / "notebooks/README.md").read_text(), re.MULTILINE)
     assert listed == [path.stem for path in paths]
 
@@ -275,7 +281,7 @@ def test_constraints_pin_every_dependency_within_its_range():
         pin = pins().get(canonicalize_name(requirement.name))
         if pin is None or pin not in requirement.specifier:
             problems.append(f"constraints.txt: expected a version for {requirement}, found {pin}")
-    lawful(problems)
+    assert not problems, spelled(problems)
 
 
 def test_environment_yml_agrees_with_pyproject():

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from golfcore.analysis.frames import frame
-from golfcore.analysis.stats import interval
+from golfcore.analysis.stats import over_rows
 from golfcore.analysis.surface import row_scores
 from golfcore.analysis.text import render
 from golfcore.base.errors import UserError
@@ -297,9 +297,7 @@ def removals(net: Net, weights: Weights, x: torch.Tensor, y: torch.Tensor) -> pd
     found = {name: score(weights._replace(rest={**weights.rest, **part})) for name, part in parts.items()}
     rows = []
     for name, nats in found.items():
-        less = nats - found["nothing"]
-        row = {"removed": name, "nats": nats.mean(), "difference": less.mean()}
-        rows.append(row | {k: interval(less[None], np.ones(len(less)))[k] for k in ("low", "high")})
+        rows.append({"removed": name, "nats": nats.mean()} | over_rows(nats - found["nothing"]))
     return frame(rows)
 
 

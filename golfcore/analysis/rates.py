@@ -11,7 +11,7 @@ from torch import Tensor
 
 from golfcore.analysis.frames import frame
 from golfcore.analysis.rounding import entropy
-from golfcore.analysis.stats import interval
+from golfcore.analysis.stats import over_rows
 from golfcore.analysis.surface import row_scores
 from golfcore.config import Config, QuantConfig
 from golfcore.model.forward import Net
@@ -49,14 +49,12 @@ def curve(
     score, rows = row_scores(net, x, y), list[dict[str, Any]]()
     before, values = score(weights), sum(math.prod(spec.shape) for spec in coded(_with(cfg, steps="sigma")).values())
     for rule, step, made_cfg, quantized in _every(cfg, net, weights, tokens, steps):
-        less = score(dequantize_weights(cfg.model, quantized)) - before
-        found = interval(less[None], np.ones(len(less)))
+        found = over_rows(score(dequantize_weights(cfg.model, quantized)) - before)
         n_bytes = artifact.size(made_cfg, quantized)
         row = {"rule": rule, "step": step, "bits": 8 * coded_bytes(quantized, made_cfg.quant.codec) / values}
         row |= {"entropy_bits": _entropy(quantized) / values}
         row |= {f"{kind}_bits": 8 * coded_bytes(quantized, kind) / values for kind in ("lzma", "zstd")}
-        row |= {"bytes": n_bytes, "difference": float(less.mean())}
-        rows.append(row | {"low": found["low"], "high": found["high"]})
+        rows.append(row | {"bytes": n_bytes} | found)
     return frame(rows)
 
 

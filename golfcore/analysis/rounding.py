@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from golfcore.analysis.frames import frame
-from golfcore.analysis.stats import interval
+from golfcore.analysis.stats import over_rows
 from golfcore.analysis.surface import Score, row_scores
 from golfcore.config import QuantConfig
 from golfcore.model.forward import Net
@@ -118,6 +118,4 @@ def _errors(m: Tensor, made: Tensor, hessian: Tensor, codes: Tensor, scale: Tens
 
 
 def _cost(score: Score, before: np.ndarray, weights: Weights, made: Mapping[str, Tensor]) -> dict[str, float]:
-    less = score(map_matrices(lambda name, m: made.get(name, m), weights)) - before
-    found = interval(less[None], np.ones(len(less)))
-    return {"difference": float(less.mean()), "low": found["low"], "high": found["high"]}
+    return over_rows(score(map_matrices(lambda name, m: made.get(name, m), weights)) - before)

@@ -7,7 +7,7 @@ finer steps, at 6 dB a bit, take away 2 ln 2 * 8 r (R + C) / (R C): 5.5 times as
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from golfcore.analysis.frames import frame
 from golfcore.analysis.rates import with_rule
-from golfcore.analysis.stats import interval
+from golfcore.analysis.stats import over_rows
 from golfcore.analysis.surface import row_scores
 from golfcore.config import Config
 from golfcore.model.forward import Net
@@ -24,41 +24,47 @@ from golfcore.model.weights import Weights, map_matrices, matrices
 from golfcore.quant import artifact
 from golfcore.quant.allocate import allocated, divergences
 from golfcore.quant.calibrate import collect
-from golfcore.quant.stored import Coded, Quantized, dequantize_weights
+from golfcore.quant.grid import Grid, dequantize, round_to_nearest
+from golfcore.quant.stored import Coded, Entry, Quantized, dequantize_weights
 
-STEPS = (0.2, 0.25, 0.3, 0.35, 0.4)  # root mean squares; the last one is what is corrected or spared
+STEPS = (0.2, 0.25, 0.3, 0.35, 0.4)  # root mean squares; the coarsest is corrected, the finest is pruned
 RANKS = (1, 2, 4)
 SHARES = (0.1, 0.3)  # of the codes of one step
+FACTORS = Grid(127, -127)  # of corrections: 8 bits, a scale for each term
 
 
 def spending(cfg: Config, net: Net, weights: Weights, tokens: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
-    """One rule (`rates.RULES`' "measured, coder") at several steps, and what is made of its coarsest or finest.
+    """One rule (`rates.RULES`' "measured, coder") at several steps, and what is made of its coarsest and its finest.
 
     `tokens` (N, T): calibration text; x, y (B, T): text that is scored. Columns: what ("finer steps"; "low rank", of
     the coarsest; "pruned, as published" and "pruned, by error", of the finest), amount (step; rank; share of the codes
     of one step), bytes (of the file), difference (nats more than as trained), low, high (its 95 % interval over rows),
-    over_finer (difference less that of finer steps in as many bytes; NaN beyond what was measured).
+    over_finer with finer_low and finer_high (the same less what finer steps in as many bytes cost each row, between the
+    steps that were tried; missing beyond them).
     """
-    score, made = row_scores(net, x, y), dict[float, Quantized]()
-    hessians = collect(net, weights, tokens, cfg.quant.damping)
-    moved, rows, before = divergences(with_rule(cfg, 1.0), net, weights, hessians, tokens), list[dict](), score(weights)
+    score, made, rows, costs_by_row = row_scores(net, x, y), dict[float, Quantized](), list[dict](), list[np.ndarray]()
+    hessians, before = collect(net, weights, tokens, cfg.quant.damping), score(weights)
+    ruled = {step: with_rule(cfg, step) for step in STEPS}
+    moved = divergences(ruled[STEPS[0]], net, weights, hessians, tokens)
 
     def add(what: str, amount: float, n_bytes: int, changed: Weights) -> None:
-        less = score(changed) - before
-        found = interval(less[None], np.ones(len(less)))
-        row = {"what": what, "amount": amount, "bytes": n_bytes, "difference": float(less.mean())}
-        rows.append(row | {"low": found["low"], "high": found["high"]})
+        costs_by_row.append(score(changed) - before)
+        rows.append({"what": what, "amount": amount, "bytes": n_bytes} | over_rows(costs_by_row[-1]))
 
-    for step in STEPS:
-        made[step] = allocated(with_rule(cfg, step), net, weights, hessians, tokens, measured=moved)[0]
-        add("finer steps", step, artifact.size(cfg, made[step]), dequantize_weights(cfg.model, made[step]))
-    coarsest = dequantize_weights(cfg.model, made[STEPS[-1]])
+    for step, own in ruled.items():
+        made[step] = allocated(own, net, weights, hessians, tokens, measured=moved)[0]
+        add("finer steps", step, artifact.size(own, made[step]), dequantize_weights(cfg.model, made[step]))
+    coarsest, n_bytes = dequantize_weights(cfg.model, made[STEPS[-1]]), artifact.size(own, made[STEPS[-1]])
     for rank in RANKS:
         more = sum(rank * (sum(m.shape) + 4) for _, m in matrices(weights))  # codes of a byte, two float16 scales
-        add("low rank", rank, artifact.size(cfg, made[STEPS[-1]]) + more, corrected(weights, coarsest, rank))
-    for what, share, pruned in _pruned(made[STEPS[0]], weights, hessians):
-        add(what, share, artifact.size(cfg, pruned), dequantize_weights(cfg.model, pruned))
-    return _beside_finer(frame(rows))
+        add("low rank", rank, n_bytes + more, corrected(weights, coarsest, rank))
+    exact = {name: m.float() for name, m in matrices(weights)}
+    for what, cost in {"pruned, as published": _as_published, "pruned, by error": _by_error}.items():
+        costs = {name: cost(m, made[STEPS[0]][name], hessians[name]) for name, m in exact.items()}
+        for share in SHARES:
+            spared = pruned(made[STEPS[0]], costs, share)
+            add(what, share, artifact.size(own, spared), dequantize_weights(cfg.model, spared))
+    return frame(_beside_finer(rows, np.array(costs_by_row)))
 
 
 def corrected(weights: Weights, rounded: Weights, rank: int) -> Weights:
@@ -67,50 +73,52 @@ def corrected(weights: Weights, rounded: Weights, rank: int) -> Weights:
 
     def add(name: str, m: Tensor) -> Tensor:
         u, s, v = torch.linalg.svd(exact[name].float() - m.float(), full_matrices=False)
-        root = s[:rank].sqrt()
-        return m + _eight_bits(u[:, :rank] * root) @ _eight_bits(v[:rank].T * root).T
+        root = s[:rank].sqrt()[:, None]
+        left, right = (dequantize(*round_to_nearest(root * f, FACTORS)) for f in (u[:, :rank].T, v[:rank]))
+        return m + left.T @ right
 
     return map_matrices(add, rounded)
 
 
-def _eight_bits(factor: Tensor) -> Tensor:
-    scale = (factor.abs().amax(0) / 127).clamp(min=1e-12)
-    return (factor / scale).round() * scale
+def pruned(quantized: Quantized, costs: Mapping[str, Tensor], share: float) -> Quantized:
+    """The cheapest `share` of the codes of one step set to 0; `costs` by name, (R, C), of every other code infinite."""
+    ranked = torch.cat([cost.flatten() for cost in costs.values()]).sort().values
+    most = ranked[max(int(share * int(ranked.isfinite().sum())) - 1, 0)]
+    spared = {name: quantized[name] for name in costs}
+    return quantized | {
+        name: entry._replace(codes=entry.codes.masked_fill(costs[name] <= most, 0))
+        for name, entry in spared.items()
+        if isinstance(entry, Coded)
+    }
 
 
-def _pruned(
-    quantized: Quantized, weights: Weights, hessians: Mapping[str, Tensor], shares: Sequence[float] = SHARES
-) -> Iterator[tuple[str, float, Quantized]]:
-    """Codes of one step set to 0, the cheapest first: by the squared scale, as published, or by the error it adds."""
-    exact = {name: m.float() for name, m in matrices(weights)}
-    for what in ("pruned, as published", "pruned, by error"):
-        costs = {}
-        for name, m in exact.items():
-            entry = quantized[name]
-            assert isinstance(entry, Coded)
-            step = entry.scale.float().view(-1, 1) * entry.codes.float()
-            added = m**2 - (m - step) ** 2 if what == "pruned, by error" else step**2
-            if what == "pruned, by error":
-                added = added * hessians[name].diagonal()
-            costs[name] = added.masked_fill(entry.codes.abs() != 1, math.inf)
-        ranked = torch.cat([c.flatten() for c in costs.values()]).sort().values
-        ones = int(ranked.isfinite().sum())
-        for share in shares:
-            most = ranked[max(int(share * ones) - 1, 0)]
-            yield (
-                what,
-                share,
-                quantized
-                | {
-                    n: entry._replace(codes=entry.codes.masked_fill(costs[n] <= most, 0))
-                    for n, entry in quantized.items()
-                    if n in costs and isinstance(entry, Coded)
-                },
-            )
+def _as_published(exact: Tensor, entry: Entry, hessian: Tensor) -> Tensor:
+    """What a code costs to lose, (R, C): the square of its scale."""
+    codes, scale = _coded(entry)
+    return (scale**2).expand(codes.shape).masked_fill(codes.abs() != 1, math.inf)
 
 
-def _beside_finer(table: pd.DataFrame) -> pd.DataFrame:
-    """The cost of finer steps at the same bytes, between those measured: its logarithm is straight in bytes."""
-    own = table[(table["what"] == "finer steps") & (table["difference"] > 0)].sort_values("bytes")
-    logs = np.interp(table["bytes"], own["bytes"], np.log(own["difference"].astype(float)), np.nan, np.nan)
-    return table.assign(over_finer=table["difference"] - np.exp(logs))
+def _by_error(exact: Tensor, entry: Entry, hessian: Tensor) -> Tensor:
+    """The same by the squared error that it adds, weighted by the mean square of its input."""
+    codes, scale = _coded(entry)
+    added = exact**2 - (exact - scale * codes) ** 2
+    return (added * hessian.diagonal()).masked_fill(codes.abs() != 1, math.inf)
+
+
+def _coded(entry: Entry) -> tuple[Tensor, Tensor]:
+    if not isinstance(entry, Coded):
+        raise ValueError("expected a matrix in codes, found one in float16")
+    return entry.codes, entry.scale.float()[:, None]
+
+
+def _beside_finer(rows: list[dict], costs: np.ndarray) -> Iterator[dict]:
+    """The rows, each with its `costs` (rows, B) less those of finer steps in as many bytes, between the nearest two."""
+    finer = sorted((row["bytes"], i) for i, row in enumerate(rows) if row["what"] == "finer steps")
+    sizes, order = [n_bytes for n_bytes, _ in finer], [i for _, i in finer]
+    for row, own in zip(rows, costs, strict=True):
+        if row["what"] == "finer steps" or not sizes[0] <= row["bytes"] <= sizes[-1]:
+            yield row
+            continue
+        same = np.array([np.interp(row["bytes"], sizes, column) for column in costs[order].T])
+        found = over_rows(own - same)
+        yield row | {"over_finer": found["difference"], "finer_low": found["low"], "finer_high": found["high"]}

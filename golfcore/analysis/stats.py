@@ -57,6 +57,12 @@ def interval(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = 
     return {name: found[name] for name in Estimate._fields[1:]}
 
 
+def over_rows(less: np.ndarray) -> dict[str, Any]:
+    """Their mean as `difference`, with `low` and `high`: of differences (B,) in equal blocks of text, of one model."""
+    found = interval(less[None], np.ones(len(less)))
+    return {"difference": float(less.mean()), "low": found["low"], "high": found["high"]}
+
+
 def bands(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> pd.DataFrame:
     """A row for each chunk: the `interval` of all chunks so far, for BANDS of them and the last."""
     n = len(weights)

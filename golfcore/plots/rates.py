@@ -39,7 +39,7 @@ def say_curves(table: pd.DataFrame) -> str:
     base = table[table["rule"] == "published"].iloc[0].to_dict()
     bits, cost = at_equal(table, "measured", "bits"), at_equal(table, "measured")
     fewer = f"{1 - bits / base['bits']:.0%} fewer bytes at its cost" if pd.notna(bits) else "its cost is off the curve"
-    less = f"{cost / base['difference']:.2f} of its cost at its bytes" if pd.notna(cost) else "no step that was tried"
+    less = f"{cost / base['difference']:.2f} of its cost" if pd.notna(cost) else "no step that was tried"
     return (
         f"The published rule takes {base['bits']:.2f} bits under LZMA and costs, in nats, {style.effect(base)}. "
         f"Steps as measured: {fewer}; at its bytes {less}. The bound lies 0.255 bits lower."
@@ -110,15 +110,15 @@ def spent(table: pd.DataFrame) -> Figure:
 
 
 def say_spent(table: pd.DataFrame) -> str:
-    rows = table[(table["what"] != "finer steps") & table["over_finer"].notna()]
+    rows = table[table["over_finer"].notna()] if "over_finer" in table else table[:0]
     if rows.empty:
-        return "Nothing that was tried has as many bytes as one of the finer steps."
-    best = rows.groupby("what")["over_finer"].min()
-    said = ", ".join(f"{what} {value:+.4f}" for what, value in best.items())
-    better = [str(what) for what, value in best.items() if value < 0]
+        return "Nothing that was tried lies between two of the finer steps in bytes."
+    renamed = rows.assign(difference=rows["over_finer"], low=rows["finer_low"], high=rows["finer_high"])
+    said = [f"{row['what']} ({row['amount']:g}) {style.effect(row)}" for row in renamed.to_dict("records")]
+    pays = [text for text, high in zip(said, renamed["high"], strict=True) if pd.notna(high) and high < 0]
     return (
-        f"Nats beside finer steps of as many bytes, at the best amount of each: {said}. "
-        f"{'Below 0: ' + ', '.join(better) if better else 'None pays'}."
+        f"Nats more than finer steps of as many bytes: {'; '.join(said)}. "
+        f"{'Better beyond doubt: ' + '; '.join(pays) if pays else 'None is better beyond doubt'}."
     )
 
 

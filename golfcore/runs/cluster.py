@@ -48,7 +48,8 @@ def run_jobs(jobs: Sequence[Job], slots: Slots, say: Callable[[str], object]) ->
             running[ref := task.options(name=job.folder.name).remote(job, after)] = job
             alike.setdefault(job.config.training_hash, ref)
         errors = _awaited(ray, running, len(jobs), say)
-    for job, error in errors:
+    if errors:
+        job, error = errors[0]
         say(f"{job.folder.name}: failed; see {job.folder.parent / LOGS}")
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, UserError) else error
