@@ -8,9 +8,11 @@ import pytest
 
 import golfcore
 from golfcore import cli
-from golfcore.analysis import published
+from golfcore.analysis import beside, published, tables
+from golfcore.analysis.frames import write_csv
 from golfcore.base import files as base_files
 from golfcore.base.errors import UserError
+from golfcore.plots import diagrams, pages
 from golfcore.plots.figures import draw_published
 
 SWEEPS = Path(golfcore.__file__).parent / "runs/sweeps"
@@ -117,7 +119,9 @@ def test_figures_of_an_index_are_made_again_from_nothing_and_compared(
     assert "command 1 of 1: golfcore figures --published" in said and "all files are equal to the byte" in said
     base_files.write_json(path := tmp_path / "project/figures/index.json", one_byte_off(path, "published-steps.csv"))
     assert cli.main(remake) == 1 and "published-steps.csv: differs" in capsys.readouterr().out
-    assert len(drawn) == 6 and cli.main(["figures", "--remake", "nothing"]) == 2
+    names = {path.stem for path in drawn}
+    assert {"published-steps", "published-wiring", "beside-training", "table-sizes", "tables"} <= names
+    assert cli.main(["figures", "--remake", "nothing"]) == 2
 
 
 def one_byte_off(path: Path, file: str) -> dict:
@@ -125,3 +129,41 @@ def one_byte_off(path: Path, file: str) -> dict:
     index = base_files.read_json(path, "an index")
     index[file.removesuffix(".csv")]["files"][file] = "0" * 64
     return index
+
+
+def test_published_and_ours_stand_in_one_frame(tmp_path: Path) -> None:
+    """Without studies every frame is the publications' alone; a study's rows join it, told apart by their source."""
+    for make in (beside.training, beside.adaptation, beside.banks, beside.costs):
+        assert set(make(tmp_path)["source"]) == {beside.PUBLISHED}
+    base = beside.adaptation(tmp_path).query("system == 'exp105a'")
+    assert (base["difference"] == 0).all()
+    ours = [{"arm": "a", "stop": s, "difference": 0.1, "low": 0.0, "high": 0.2} for s in (100, 200)]
+    write_csv(tmp_path / "ablation-chunks.csv", pd.DataFrame(ours))
+    found = beside.adaptation(tmp_path).query("source == 'here'")
+    assert list(found["share"]) == [0.5, 1.0] and list(found["high"]) == [0.2, 0.2]
+    val = beside.training(tmp_path).query("kind == 'val' and step == 6000 and system != 'pr398'")
+    assert list(val.sort_values("lr_multiplier")["value"]) == sorted(val["value"])  # the order of the clock
+    scores = beside.scores().query("protocol == 'adapted' and variant == 'int6'")
+    assert list(scores["bpb"]) == pytest.approx([1.11588450, 1.11624195], abs=1e-7)
+    rates = beside.courses(20).query("quantity == 'learning rate'")
+    assert rates["value"].between(0, 1).all() and set(rates["system"]) == {"exp101", "exp105a", "exp106", "pr398"}
+
+
+def test_published_tables_hold_what_was_logged(tmp_path: Path) -> None:
+    found = tables.tables()
+    assert found["architecture"].query("exported")["values"].sum() == 26_960_991
+    settings = found["settings"].set_index("setting")
+    assert settings.loc["meta.enabled", "exp101"] == "true" and settings.loc["meta.enabled", "exp105a"] == "false"
+    assert found["sizes"].set_index("variant").loc["int7mix", "headroom"] == -795_370
+    assert found["overlaps"].query("tensor == 'kv_bank'")["avg_cosine"].iloc[0] == pytest.approx(0.955147, abs=1e-6)
+    assert all(len(rows) and not rows.isna().all().any() for rows in found.values())
+    page = pages.write_tables(tmp_path)[-1].read_text()
+    assert page.count("\n## ") == len(found) and "| exp101 | int6 | 42 |" in page
+    assert all((tmp_path / f"table-{name}.csv").exists() for name in found)
+
+
+def test_the_wiring_is_that_of_the_presets() -> None:
+    edges = diagrams.wiring().query("panel == 'layers' and kind == 'edge'")
+    skips = edges[edges["to"].astype(float) - edges["name"].astype(float) != 1]
+    assert list(zip(skips["name"], skips["to"], strict=True)) == [("3", "6"), ("2", "7"), ("1", "8"), ("0", "9")]
+    assert list(skips.query("state == 'dead'")["name"]) == ["1", "0"]  # rows 3 and 4 never learn

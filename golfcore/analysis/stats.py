@@ -63,6 +63,28 @@ def over_rows(less: np.ndarray) -> dict[str, Any]:
     return {"difference": float(less.mean()), "low": found["low"], "high": found["high"]}
 
 
+def over_seeds(values: np.ndarray) -> dict[str, Any]:
+    """Their mean as `value`, with `low`, `high`, `detectable`: of values (S,) of independent runs, Student's t.
+
+    One value has no interval: each is None then.
+    """
+    n, value = len(values), float(np.mean(values))
+    if n < 2:
+        return {"value": value} | dict.fromkeys(("low", "high", "detectable"))
+    error, critical = float(np.std(values, ddof=1)) / n**0.5, float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    reach = critical * error
+    return {"value": value, "low": value - reach, "high": value + reach, "detectable": detectable(error, n - 1)}
+
+
+def pairs_needed(difference: float, sd: float) -> int:
+    """Pairs of runs, three at least, of which a true `difference` would be found 4 times out of 5.
+
+    `sd`: of runs over seeds; independent ones differ by sqrt(2) sd.
+    """
+    spread = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
+    return max(3, int(np.ceil((spread * 2**0.5 * sd / abs(difference)) ** 2)))
+
+
 def bands(values: np.ndarray, weights: np.ndarray, less: np.ndarray | None = None) -> pd.DataFrame:
     """A row for each chunk: the `interval` of all chunks so far, for BANDS of them and the last."""
     n = len(weights)

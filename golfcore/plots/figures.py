@@ -8,19 +8,23 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from golfcore import config
+from golfcore.analysis import beside as facts_beside
 from golfcore.analysis import buckets, frames, runs, scores, sizes
 from golfcore.analysis import published as published_facts
 from golfcore.analysis.text import Text, text_of
 from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.records import RESULTS, RunFolder
-from golfcore.plots import buckets as bucket_plots
 from golfcore.plots import (
+    beside,
+    claims,
     depth,
+    diagrams,
     geometry,
     index,
     learning,
     meta,
+    pages,
     protocols,
     published,
     rates,
@@ -31,14 +35,21 @@ from golfcore.plots import (
     tokens,
     weights,
 )
+from golfcore.plots import buckets as bucket_plots
 from golfcore.plots import run as run_plots
 from golfcore.runs.folder import find_run
 
 Draw = Callable[[pd.DataFrame], Figure]
 Say = Callable[[pd.DataFrame], str]
 SUBJECTS: tuple = (run_plots, meta, depth, suite, protocols, tokens, bucket_plots, learning, weights, geometry)
-SUBJECTS += (surface, rounding, rates, published)
+SUBJECTS += (surface, rounding, rates, published, beside, claims, diagrams)
 FIGURES: dict[str, tuple[Draw, Say]] = {name: both for subject in SUBJECTS for name, both in subject.FIGURES.items()}
+BESIDE = {  # figure beside-NAME: its frame, and the figure here whose runs it shows
+    "training": (facts_beside.training, "ablation-curves"),
+    "adaptation": (facts_beside.adaptation, "ablation-chunks"),
+    "banks": (facts_beside.banks, "weights-noise"),
+    "costs": (facts_beside.costs, "ablation-costs"),
+}
 SUITE = "suite-"  # and the name of the sweep: a folder may hold those of several
 
 
@@ -114,11 +125,21 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
 
 
 def draw_published(folder: Path) -> list[Path]:
-    """Draw what the publications alone say, and what their arithmetic alone settles; each figure is marked so."""
+    """Draw what the publications alone say, and what their arithmetic alone settles; each figure is marked so.
+
+    Where the folder has the tables of our studies, they stand beside in the figures beside-*, with their runs.
+    """
     tables = {"steps": published_facts.step_times(), "angles": published_facts.angle_errors()}
+    tables |= {"schedules": facts_beside.courses(), "scores": facts_beside.scores()}
+    tables["wiring"] = diagrams.wiring()
     command = f"golfcore figures --published --out {index.OUT}/figures"
-    about = {"runs": [], "train": command, "draw": command}
-    return [path for drawn in draw_group("published-", tables, folder, about).values() for path in drawn.paths]
+    alone = {"runs": [], "train": command, "draw": command}
+    drawn = list(draw_group("published-", tables, folder, alone).values())
+    known = index.read_index(folder)
+    for name, (make, study) in BESIDE.items():
+        about = alone | {key: known[study][key] for key in ("runs", "train") if study in known}
+        drawn += draw_group("beside-", {name: make(folder)}, folder, about).values()
+    return [path for figure in drawn for path in figure.paths] + pages.write_tables(folder)
 
 
 def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:
