@@ -10,7 +10,7 @@ STAMP := .venv/.stamp
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb)))
 BENCHMARKS := step scoring gptq sampling
 
-.PHONY: help setup demo test check notebooks figures bench clean
+.PHONY: help setup demo test check notebooks figures writeup bench clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -39,20 +39,20 @@ SMALL_05_error_surface := -p preset smoke -p size smoke -p seeds 1 -p models muo
 SMALL_07_ttt_protocols := -p preset smoke -p cells "abc,float,order,stride,epochs 0,error-guided,ppm"
 SMALL_09_depth_recurrence := -p preset smoke -p seeds 1 -p size smoke -p arms shared,unique
 SMALL_10_ablation_suite := -p size smoke -p seeds 1 -p arms tight-swa,ppm
+SMALL_11_claims_and_figures := -p claim C041
 
 notebooks: setup $(NOTEBOOKS:%=notebook-%) ## execute every notebook on the smallest preset
 
 notebook-%: setup
 	$(BIN)/golfcore notebook $* $(or $(SMALL_$*),$(SMALL))
 
-figures: setup ## make every figure under figures/ from nothing, three hours on two cores: train what is not there, score, draw
-	$(BIN)/golfcore notebook 01_one_run -p figures figures
-	$(BIN)/golfcore notebook 07_ttt_protocols -p cells abc,float,order,reset,stride -p figures figures
-	$(BIN)/golfcore notebook 06_quantization -p figures figures
-	$(BIN)/golfcore notebook 10_ablation_suite -p sweep equal-bytes -p figures figures
-	@set -e; for name in 03_bucket_contention 04_weight_space 05_error_surface; do \
-	$(BIN)/golfcore notebook $$name -p overrides 'data.packages=["large"]' -p figures figures; done
-	$(BIN)/golfcore figures --published
+figures: setup ## draw every figure under figures/ again, from its table
+	$(BIN)/golfcore figures
+
+# One thread, because the bits of a run depend on their number and figures are compared to the byte.
+writeup: setup ## every study, figure and verdict from nothing, after a forecast of the hours; SIZE=full DATA=DIR on a GPU
+	OMP_NUM_THREADS=1 $(BIN)/golfcore figures --remake all --out papermill_runs/writeup \
+	$(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(DATA))
 
 bench: setup ## time golfcore beside the published arithmetic, half an hour; BENCH=--small takes seconds
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH); done

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -296,31 +295,21 @@ def export(args: Namespace) -> None:
 def figures(args: Namespace) -> int:
     """Draw a run's figures beside their tables; --remake makes those of the project from nothing, in DIR."""
     from golfcore.plots.figures import draw_published, draw_runs
+    from golfcore.plots.remake import remake
     from golfcore.runs import folder
 
+    listed = folder.project_dir() / "figures"
     if args.remake:
-        return remake(args.remake, folder.project_dir() / "figures", args.out or folder.runs_dir() / "remade")
-    place = args.out or folder.project_dir() / "figures"
+        place = args.out or folder.runs_dir() / "remade"
+        return remake(args.remake, listed, place, main, args.size, args.data)
+    if args.size or args.data:
+        raise UserError("figures: expected --size and --data beside --remake alone, found them without it")
+    place = args.out or listed
     if args.published and args.runs:
         raise UserError(f"figures --published: expected no runs beside it, found {args.runs[0]}")
     for path in draw_published(place) if args.published else draw_runs(args.runs, place):
         print(path)
     return 0
-
-
-def remake(names: Sequence[str], listed: Path, place: Path) -> int:
-    """Train, measure and draw figures of the index in `listed` anew, in `place`; 1 if a file comes out otherwise."""
-    from golfcore.plots import index
-
-    wanted = list(index.read_index(listed)) if "all" in names else list(names)
-    commands = dict.fromkeys(tuple(argv) for name in wanted for argv in index.recorded(listed, name, place))
-    for number, argv in enumerate(commands, 1):
-        print(f"command {number} of {len(commands)}: {shlex.join(argv)}", flush=True)
-        if code := main(argv[1:]):
-            return code
-    others = index.others(listed, wanted, place / "figures")
-    print("\n".join(f"{place / 'figures' / name}: differs" for name in others) or "all files are equal to the byte")
-    return int(bool(others))
 
 
 # -- what they take
@@ -346,5 +335,5 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "notebook": (run_notebook, *NOTEBOOK, out(help="default: the project's papermill_runs")),
     "doctor": (doctor, arg("preset", nargs="?", default="demo", metavar="PRESET"), SIZE, *CHANGES),
     "export": (export, *EXPORT, out(help="folder that gets records/TRACK/DATE_NAME")),
-    "figures": (figures, DRAWN, PUBLISHED, REMAKE, out(help="default: the project's figures")),
+    "figures": (figures, DRAWN, PUBLISHED, *REMAKE, out(help="default: the project's figures")),
 }

@@ -21,7 +21,11 @@ def _data(folder: str) -> tuple[str, str]:
 change = partial(arg, action="append", dest="changes")  # (section.key, value); the last of a key counts
 out = partial(arg, "--out", type=Path, metavar="DIR")
 protocol = partial(arg, "--protocol", metavar="NAME", help="`golfcore protocols` lists them (default: %(default)s)")
-REMAKE = arg("--remake", action="append", metavar="NAME", help="from nothing, in DIR; repeatable; all: every one")
+REMAKE = (
+    arg("--remake", action="append", metavar="NAME", help="from nothing, in DIR; repeatable; all: every one"),
+    arg("--size", default="", help="with --remake: the same studies at another size"),
+    arg("--data", default="", metavar="DIR", help="with --remake: on another text"),
+)
 PUBLISHED = arg("--published", action="store_true", help="of the published logs and arithmetic alone")
 SIZE = arg("--size", default="full", help=f"one of {', '.join(config.size_names())} (default: full)")
 CHANGES = (

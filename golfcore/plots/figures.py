@@ -1,5 +1,6 @@
 """Frames become figures in a folder, with an index that says where each comes from; and the same again from tables."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from golfcore import config
 from golfcore.analysis import beside as facts_beside
-from golfcore.analysis import buckets, frames, runs, scores, sizes
+from golfcore.analysis import buckets, frames, ledger, runs, scores, sizes
 from golfcore.analysis import published as published_facts
 from golfcore.analysis.text import Text, text_of
 from golfcore.base import files
@@ -124,22 +125,43 @@ def draw_run(run: RunFolder, folder: Path, text: Text | None = None) -> dict[str
     return draw_group("", tables_of(run, text or text_of(run)), folder, index.origin([run], index.by_run(cfg), drawing))
 
 
-def draw_published(folder: Path) -> list[Path]:
+def published_figures(folder: Path, studies: Path) -> dict[str, Drawn]:
     """Draw what the publications alone say, and what their arithmetic alone settles; each figure is marked so.
 
-    Where the folder has the tables of our studies, they stand beside in the figures beside-*, with their runs.
+    Where the folder `studies` has tables of our studies, they stand beside in the figures beside-*, with their runs.
     """
     tables = {"steps": published_facts.step_times(), "angles": published_facts.angle_errors()}
-    tables |= {"schedules": facts_beside.courses(), "scores": facts_beside.scores()}
-    tables["wiring"] = diagrams.wiring()
+    tables |= {"schedules": facts_beside.courses(), "scores": facts_beside.scores(), "wiring": diagrams.wiring()}
     command = f"golfcore figures --published --out {index.OUT}/figures"
     alone = {"runs": [], "train": command, "draw": command}
-    drawn = list(draw_group("published-", tables, folder, alone).values())
-    known = index.read_index(folder)
+    drawn, known = draw_group("published-", tables, folder, alone), index.read_index(studies)
     for name, (make, study) in BESIDE.items():
         about = alone | {key: known[study][key] for key in ("runs", "train") if study in known}
-        drawn += draw_group("beside-", {name: make(folder)}, folder, about).values()
+        drawn |= draw_group("beside-", {name: make(studies)}, folder, about)
+    return drawn
+
+
+def draw_published(folder: Path) -> list[Path]:
+    """`published_figures` beside the studies in `folder`, and the published tables as a page."""
+    drawn = published_figures(folder, folder).values()
     return [path for figure in drawn for path in figure.paths] + pages.write_tables(folder)
+
+
+def draw_claims(studies: Path, folder: Path) -> Drawn:
+    """Judge the published claims by the tables in the folder `studies`; the ledger and its figure, in `folder`."""
+    known = index.read_index(studies)
+    command = index.by_notebook("11_claims_and_figures", {})
+    runs = {json.dumps(run, sort_keys=True): run for entry in known.values() for run in entry.get("runs", [])}
+    about = {"runs": list(runs.values()), "train": command, "draw": command}
+    return draw_group("claims-", {"ledger": ledger.ledger(studies, known)}, folder, about)["ledger"]
+
+
+def kept(folder: Path, name: str) -> Drawn:
+    """A figure of the index in `folder` as it lies there. UserError: there is none."""
+    known = index.read_index(folder)
+    config.keys([name], list(known), str(folder / "index.json"))
+    paths = tuple(folder / f"{name}.{suffix}" for suffix in ("svg", "png", "csv"))
+    return Drawn(name, frames.read_csv(paths[2]), Caption(known[name].get("caption", "")), paths)
 
 
 def draw_runs(paths: Sequence[Path], out: Path) -> list[Path]:
