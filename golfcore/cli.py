@@ -167,7 +167,7 @@ def audit(args: Namespace) -> int:
         found = audits.certify(target, args.protocol, dict(args.changes), args.driven, args.seed)
         print(json.dumps(found) if args.json else "\n".join(f"{key:12} {value}" for key, value in found.items()))
         return int(found["verdict"] != "proven")
-    report = gc.audit(args.target, protocol=args.protocol, changes=dict(args.changes), seed=args.seed)
+    report = gc.audit(args.target, protocol=args.protocol, changes=dict(args.changes), seed=args.seed, text=args.text)
     print(json.dumps(report.as_dict()) if args.json else report.text())
     return 0 if report.passed else 1
 

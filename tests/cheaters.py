@@ -4,7 +4,10 @@ Every cheat has a strength; at strength 0 it does nothing and the audit must pas
 cheat and not the scorer around it.
 """
 
+import contextlib
+import gc
 import pickle
+import socket
 import sys
 import tempfile
 import traceback
@@ -333,6 +336,57 @@ class Sorted(Counts):
         order = [np.arange(s, min(s + size, n) if self.strength else n) for s in starts]
         nats = super().run(tokens).nats
         return Scores(np.concatenate(order), nats[np.concatenate(order)])
+
+
+class Remembers(Counts):
+    """Holds a copy of the text, and favours what follows the last few tokens in it."""
+
+    def __init__(self, copy: np.ndarray, strength: float = 0.9) -> None:
+        super().__init__(strength)
+        known = copy.astype(int).tolist()
+        self.next = {tuple(known[i - 3 : i]): known[i] for i in range(3, len(known))}
+
+    def peeked(self, ids: np.ndarray, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+        for p in range(2, len(rows)):
+            if (token := self.next.get(tuple(ids[p - 2 : p + 1].tolist()))) is not None:
+                rows[p] *= 1 - self.strength
+                rows[p, token] += self.strength
+        return rows
+
+
+class Finds(Counts):
+    """Looks through the memory of its process for the bench that it is examined on, which holds the text."""
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        self.found = next((o.tokens for o in gc.get_objects() if type(o).__name__ == "Bench"), None)
+        return np.array([], dtype=np.int64)
+
+    def peeked(self, ids: np.ndarray, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+        if self.found is not None:
+            for p in range(min(len(rows), TOTAL)):
+                rows[p] *= 1 - self.strength
+                rows[p, int(self.found[p + 1])] += self.strength
+        return rows
+
+
+class Calls(Counts):
+    """Asks another machine, and writes down what it was given."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+    def at(self, tokens: np.ndarray) -> np.ndarray:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", 9), timeout=0.1)
+        with contextlib.suppress(OSError):
+            Path(self.place).write_text("seen")
+        return np.array([], dtype=np.int64)
+
+
+class Breaks(Counts):
+    def run(self, tokens: np.ndarray) -> Scores:
+        raise RuntimeError("out of order")
 
 
 # -- two processes

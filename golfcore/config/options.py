@@ -47,6 +47,7 @@ SWEEP = (
 DRIVEN = (
     arg("--driven", type=int, default=0, metavar="N", help="prove N scores: the auditor drives, in a process apart"),
     arg("--seed", type=int, metavar="N", help="of what is drawn (default: a secret one, which the report tells)"),
+    arg("--text", type=Path, metavar="FILE", help="text that you bring: is the scored text cheaper than it explains?"),
 )
 CELLS = arg("--cells", default="", metavar="A,B", help="only these cells or groups; default: all")
 RUNS_DIR = arg("folder", type=Path, nargs="?", metavar="DIR", help="default: the project's papermill_runs")

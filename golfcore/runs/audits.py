@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from golfcore.base import files
 from golfcore.base.errors import UserError
 from golfcore.base.runtime import full_float32
 from golfcore.config import Config, differences, override
+from golfcore.data.tokens import load_tokenizer
 from golfcore.evals import protocols
-from golfcore.evals.audit import ProtocolScorer, Report, audit, driven
+from golfcore.evals.audit import ProtocolScorer, Report, audit, driven, memory
 from golfcore.evals.windows import window_length
 from golfcore.runs.reopen import Packed, open_packed
 
@@ -49,20 +51,29 @@ def stretch(target: Path, protocol: str, changes: dict[str, object]) -> Stretch:
     return Stretch(packed, cfg, own, packed.subject.tokens[: total + 1], scorer)
 
 
-def audit_packed(target: Path, protocol: str, changes: dict[str, object], seed: int | None = None) -> Report:
-    """Audit what `golfcore eval` would score, on a `stretch` of its text. `seed`: as `audit`. UserError as there."""
+def audit_packed(
+    target: Path, protocol: str, changes: dict[str, object], seed: int | None = None, text: Path | None = None
+) -> Report:
+    """Audit what `golfcore eval` would score, on a `stretch` of its text. `seed`: as `audit`.
+
+    `text`: a file of text that the auditor brings, for T15. UserError as `stretch`, or too little of that text.
+    """
     s = stretch(target, protocol, changes)
-    own, cfg, text = s.own, s.cfg, s.text
+    brought = None if text is None else tokens_of(s, text)
+    own, cfg = s.own, s.cfg
     with full_float32():
         report = audit(
             s.scorer,
-            text,
+            s.text,
             cfg.model.vocab_size,
             own.ttt.chunk_tokens,
             own.eval.stride,
             seed=seed,
-            documents=np.flatnonzero(s.packed.subject.tables.boundary.cpu().numpy()[text]).tolist(),
+            documents=np.flatnonzero(s.packed.subject.tables.boundary.cpu().numpy()[s.text]).tolist(),
         )
+        if brought is not None:
+            found = memory(s.scorer, s.text, brought, cfg.model.vocab_size)
+            report = replace(report, findings=[*report.findings, found])
     windows = f"of {window_length(own)} tokens, each scores {own.eval.stride}; float32"
     said: dict[str, object] = {"data": s.packed.source["data"][:12], "windows": windows}
     t = own.ttt
@@ -72,6 +83,15 @@ def audit_packed(target: Path, protocol: str, changes: dict[str, object], seed: 
         said["adaptation"] = f"{t.order}, {t.adapted}, chunks of {t.chunk_tokens}, {passes}, {t.optimizer}, {rate}"
     said["scaled for the audit"] = differences(s.packed.cfg, cfg, most=20) or "nothing"
     return replace(report, subject=f"{protocol} of {target}", settings={**report.settings, **said})
+
+
+def tokens_of(s: Stretch, text: Path) -> np.ndarray:
+    """As many tokens of a file as the stretch has. UserError: it has fewer, or is no text."""
+    processor = load_tokenizer(s.packed.tokenizer, s.cfg.model.vocab_size)
+    found = np.array(processor.encode(files.read_text(text, "text that the auditor brings")), np.int64)
+    if len(found) < len(s.text):
+        raise UserError(f"{text}: expected at least {len(s.text)} tokens of text, found {len(found)}")
+    return found[: len(s.text)]
 
 
 def certify(

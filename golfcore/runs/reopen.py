@@ -28,6 +28,7 @@ class Packed(NamedTuple):
     subject: Subject
     source: dict
     changes: dict[str, object]  # those of the overrides that stand above a protocol's own settings
+    tokenizer: Path  # of the text
 
 
 def open_packed(target: Path, changes: dict[str, object]) -> Packed:
@@ -55,7 +56,7 @@ def open_packed(target: Path, changes: dict[str, object]) -> Packed:
     source = {"artifact": str(path), "config": cfg.hash, "data": dataset.data_hash, "code": runtime.code_version()}
     source["weights"] = tensors.digest(flat(weights))
     own = {key: value for key, value in changes.items() if key.partition(".")[0] in ("eval", "ttt")}
-    return Packed(cfg, Subject(to_device(weights, rt.device), tokens, tables, rt), source, own)
+    return Packed(cfg, Subject(to_device(weights, rt.device), tokens, tables, rt), source, own, dataset.tokenizer)
 
 
 def evaluate_again(target: Path, protocol: str, changes: dict[str, object]) -> EvalResult:

@@ -180,7 +180,7 @@ class _Study:
     def __init__(
         self, target: Path, changes: dict[str, object], folder: RunFolder | None, say: Callable[[str], object]
     ) -> None:
-        self.cfg, self.subject, self.source, _ = open_packed(target, changes)
+        self.cfg, self.subject, self.source, *_ = open_packed(target, changes)
         self.target, self.folder, self.say = target, folder, say
         self.loaded = {"artifact": (self.subject.weights, self.source["weights"])}
         self.own: dict[tuple, tuple[RunFolder, Config, str]] = {}  # the run's evaluations: run, its configuration, name

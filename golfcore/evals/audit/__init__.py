@@ -17,12 +17,14 @@ import numpy as np
 
 from golfcore.base.progress import bar
 from golfcore.evals.audit import checks
-from golfcore.evals.audit.bench import Bench, layout
+from golfcore.evals.audit.apart import scorer_apart
+from golfcore.evals.audit.bench import Bench, Layout, layout
 from golfcore.evals.audit.report import Condition, Finding, Report, Verdict
 from golfcore.evals.audit.scorer import ProtocolScorer, Scorer, Scores
 from golfcore.evals.ledger import Event
 
 __all__ = ["Condition", "Event", "Finding", "ProtocolScorer", "Report", "Scorer", "Scores", "Verdict", "audit"]
+__all__ += ["memory", "scorer_apart"]
 
 C = Condition
 TESTS: tuple[tuple[str, str, tuple[Condition, ...], Callable[[Bench], checks.Outcome]], ...] = (
@@ -76,3 +78,17 @@ def audit(
             progress.update()
     settings = {"stream": f"{bench.total:,} targets, vocabulary {vocab_size:,}", "seed": seed}
     return Report("scorer", findings, settings)
+
+
+def memory(scorer: Scorer, tokens: np.ndarray, brought: np.ndarray, vocab_size: int) -> Finding:
+    """Whether the stream `tokens` is cheaper for the scorer than `brought` (M + 1,), text that the auditor alone has.
+
+    A finding to add to a report; its limits are in `checks.memory`.
+    """
+    bench, began = (
+        Bench(scorer, np.asarray(tokens), vocab_size, Layout((), (), (), (), slice(0), (), ())),
+        time.perf_counter(),
+    )
+    verdict, evidence = checks.memory(bench, np.asarray(brought))
+    seconds = time.perf_counter() - began
+    return Finding("T15", "text that the auditor brings", (C.CAUSALITY,), verdict, evidence, bench.runs, seconds)

@@ -94,6 +94,7 @@ class Bench:
         self.runs += 1
         with watcher().watching(self.opened):
             scores = _unseen(scorer.run, tokens.copy())
+        self._heard(scorer)
         positions, nats = np.asarray(scores.positions), np.asarray(scores.nats, dtype=np.float64)
         states = None if scores.states is None else np.asarray(scores.states)
         if positions.shape != nats.shape or positions.ndim != 1 or (states is not None and states.shape != nats.shape):
@@ -117,9 +118,14 @@ class Bench:
         self.runs += 1
         with watcher().watching(self.opened):
             rows = np.asarray(_unseen(scorer.log_probs, tokens.copy(), positions), dtype=np.float64)
+        self._heard(scorer)
         if rows.shape != (len(positions), self.vocab_size):
             raise ValueError(f"log_probs: expected shape {(len(positions), self.vocab_size)}, found {rows.shape}")
         return rows
+
+    def _heard(self, scorer: Scorer) -> None:
+        """What a scorer in another process tried to open there."""
+        self.opened += getattr(scorer, "opened", [])
 
     def probes(self) -> list[int]:
         """Positions whose target is replaced: those of the layout, some drawn at random, some of the lowest scores."""

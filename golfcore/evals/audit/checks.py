@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 from golfcore.evals.audit.bench import Bench
 from golfcore.evals.audit.report import Verdict
 from golfcore.evals.audit.scorer import Scores
+from golfcore.evals.bigram import fit_bigram
 from golfcore.evals.ledger import Event, trained_too_early
 
 REPEATS = 2  # further runs that a tolerance is taken from, where runs do not repeat bit for bit
@@ -24,6 +25,7 @@ MOST_ROWS = 2048  # positions whose whole distribution is looked at
 SUM_TOLERANCE = 1e-4  # |ln sum p| in float32
 KRAFT_TOLERANCE = 1e-3
 GATHER_TOLERANCE = 1e-4  # nats between a recorded score and -ln p of the target
+MEMORY_NATS = 1.0  # a target: more than two texts of one kind differ by for any model of them
 CANARY_NATS = 20.0  # an honest scorer fails with a probability of at most exp(-20)
 
 
@@ -303,3 +305,22 @@ def canary(bench: Bench) -> Outcome:
     if math.isnan(found):
         return Outcome(Verdict.NOT_TESTED, (f"{len(nats)} random tokens from {span.start} on: not all were scored",))
     return outcome([f"{said}, less {CANARY_NATS:.0f} for luck"] if found < expected - CANARY_NATS else [], said)
+
+
+def memory(bench: Bench, brought: np.ndarray) -> Outcome:
+    """T15. The stream is no cheaper than text of its kind that the auditor brings, beyond what counts of pairs explain.
+
+    `brought` (M + 1,): nobody else has it. What a scorer gains over one bigram model of both texts is nearly the same
+    on two texts of one kind; a copy of the published text gains what no model does. A pass is no proof, and text of
+    another kind than the stream's shows as a gain, too.
+    """
+    plain, gains = fit_bigram([bench.tokens, brought], bench.vocab_size), list[float]()
+    for text in (bench.tokens, brought):
+        nats = bench.nats(text)
+        known = ~np.isnan(nats)
+        gains.append(float(np.mean(plain.nats(text)[known] - nats[known])))
+    said = (
+        f"less than counts of pairs: {gains[0]:+.3f} nats a target on the stream, {gains[1]:+.3f} on the text that the "
+        f"auditor brings ({len(brought) - 1:,} targets)"
+    )
+    return outcome([said] if gains[0] - gains[1] > MEMORY_NATS else [], said)

@@ -5,7 +5,6 @@ nothing is sent but the tokens that it has already predicted: there is no future
 report, and no distribution that is not the one it is scored by. What is left to prove is that every one sums to one.
 """
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -14,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from golfcore.base.errors import UserError
+from golfcore.evals.audit.apart import process, receive, send
 from golfcore.evals.audit.scorer import Scorer
 
 SLACK = 1e-4  # that a sum of probabilities may be away from 1: float32 over a vocabulary
 SAME = 1e-4  # nats between the driven score and the fast one that rounding explains
-PATIENCE = 600.0  # seconds for one prediction
 
 
 class Predictor(Protocol):
@@ -87,17 +86,8 @@ def apart(make: Callable[..., Predictor], *arguments: object) -> Iterator[Predic
 
     `make` and its arguments travel by pickle, from here alone. UserError: it ends, or says nothing for PATIENCE.
     """
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield _Remote(ours)
-    finally:
-        ours.close()
-        process.join(5)
-        if process.is_alive():
-            process.kill()
+    with process(_serve, make, arguments) as pipe:
+        yield _Remote(pipe)
 
 
 def _serve(pipe: Connection, make: Callable[..., Predictor], arguments: Sequence[object]) -> None:
@@ -118,19 +108,8 @@ class _Remote:
         self.pipe = pipe
 
     def observe(self, token: int) -> None:
-        self._send(token.to_bytes(4, "little"))
+        send(self.pipe, token.to_bytes(4, "little"), "predictor")
 
     def predict(self) -> np.ndarray:
-        self._send(b"")
-        if not self.pipe.poll(PATIENCE):
-            raise UserError(f"predictor: expected a prediction within {PATIENCE:.0f} s, found none")
-        try:
-            return np.frombuffer(self.pipe.recv_bytes(), np.float64)  # plain numbers: nothing is unpickled
-        except EOFError:
-            raise UserError("predictor: expected a prediction, found that its process had ended") from None
-
-    def _send(self, message: bytes) -> None:
-        try:
-            self.pipe.send_bytes(message)
-        except OSError:
-            raise UserError("predictor: expected it to listen, found that its process had ended") from None
+        send(self.pipe, b"", "predictor")
+        return np.frombuffer(receive(self.pipe, "predictor"), np.float64)  # plain numbers: nothing is unpickled
