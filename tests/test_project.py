@@ -31,7 +31,7 @@ LEVELS = """
 base config data model optim quant evals train runs analysis plots
 interop notebook api __init__ cli __main__
 """.split()
-MAX_PACKAGE_LINES = 19_200
+MAX_PACKAGE_LINES = 20_800
 MAX_ROOT_MODULES = 6
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
@@ -148,7 +148,7 @@ def test_start_up_imports_nothing_heavy(code):
 
 def test_third_parties_are_declared_and_extras_are_lazy():
     """`golfcore run` needs only the core: an extra is imported inside functions."""
-    extras = declared("nb", "widgets", "hub", "cluster") | OPTIONAL_BACKENDS
+    extras = declared("nb", "widgets", "hub", "cluster", "fuzz") | OPTIONAL_BACKENDS
     core = {name.replace("-", "_") for name in declared("core")}
     others = [i for i in imports() if i.top not in {*sys.stdlib_module_names, "golfcore", *core}]
     problems = [f"{imp}, which pyproject.toml does not declare" for imp in others if imp.top not in extras]
@@ -277,7 +277,8 @@ def pins() -> dict[str, str]:
 
 def test_constraints_pin_every_dependency_within_its_range():
     problems = []
-    for requirement in [r for group in ("core", "nb", "widgets", "hub", "cluster", "dev") for r in requirements(group)]:
+    groups = ("core", "nb", "widgets", "hub", "cluster", "fuzz", "dev")
+    for requirement in [r for group in groups for r in requirements(group)]:
         pin = pins().get(canonicalize_name(requirement.name))
         if pin is None or pin not in requirement.specifier:
             problems.append(f"constraints.txt: expected a version for {requirement}, found {pin}")
@@ -290,7 +291,7 @@ def test_environment_yml_agrees_with_pyproject():
     pip = [line for d in spec["dependencies"] if isinstance(d, dict) for line in d["pip"]]
     names = {d: re.split("[=<>]", d)[0] for d in conda + pip if d != "-e ."}
     known = {CONDA_NAMES.get(name, name) for name in names.values()}
-    everything = declared("core", "nb", "widgets", "hub", "cluster", "dev")
+    everything = declared("core", "nb", "widgets", "hub", "cluster", "fuzz", "dev")
     assert spec["channels"] == ["conda-forge"]
     assert {"-e .", f"torch=={pins()['torch']}"} <= set(pip)
     assert known >= declared("core", "nb") | ENVIRONMENT_ONLY
@@ -327,7 +328,7 @@ def test_the_top_level_is_laid_out():
 
 def test_make_explains_every_target():
     targets = set(re.findall(r"^([a-z]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert targets == set("help setup demo test check notebooks figures bench clean".split())
+    assert targets == set("help setup demo test check notebooks figures writeup bench clean".split())
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in helped.splitlines() if line.startswith("  make ")} == targets
 
