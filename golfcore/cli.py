@@ -132,6 +132,7 @@ def run(args: Namespace) -> None:
 
 def run_sweep(args: Namespace) -> None:
     """Run every arm and seed of a sweep file, held against its publication."""
+    from golfcore import notebook
     from golfcore.analysis import claims, compare
     from golfcore.runs import cluster, sweep
 
@@ -142,10 +143,11 @@ def run_sweep(args: Namespace) -> None:
     jobs = sweep.jobs_of(plan.configs, seeds, out)
     if hours := plan.gpu_hours(len(seeds)):
         print(f"training: about {hours:.0f} H100 hours at the published step time of {plan.published_step_ms:g} ms")
+    then = partial(notebook.page_of, plan.notebook) if plan.notebook else None
     if args.engine == "ray":
-        cluster.run_jobs(jobs, plan.slots, print)
+        cluster.run_jobs(jobs, plan.slots, print, then)
     else:
-        sweep.run_arms(plan.configs, seeds, out)
+        sweep.run_arms(plan.configs, seeds, out, then=then)
     table = claims.suite(plan, compare.arms_of([job.folder for job in jobs]))
     print(f"\n{claims.as_text(plan, table)}\n\n{claims.summary(table)}")
 

@@ -141,6 +141,23 @@ def _execute(source: Path, executed: Path, marker: Path, values: dict[str, Any])
         raise NotebookFailed(f"{executed}: {e} (was it out of memory, or killed?)") from e
 
 
+def page_of(name: str, run: Path) -> Path:
+    """Execute notebook `name` on a finished run, whose folder then holds the page; one that is there stays.
+
+    UserError: a notebook that takes no run, and as `run_notebook`.
+    """
+    known = defaults(find_notebook(name))
+    if "run" not in known:
+        raise UserError(f"notebook {name}: expected one with a parameter run, found {', '.join(known)}")
+    given = {"run": str(run.resolve())}
+    made = [p for p in (run / "notebooks").glob(f"{name}-*/{MARKER}") if _parameters(p) == {**known, **given}]
+    return made[0].parent / f"{name}.ipynb" if made else run_notebook(name, given, run)
+
+
+def _parameters(marker: Path) -> dict[str, Any]:
+    return files.read_json(marker, "the record of a notebook").get("parameters", {})
+
+
 # -- inside a notebook
 
 

@@ -415,3 +415,17 @@ def test_the_command_runs_a_file_and_reuses_what_is_there(
     assert claims.RULE in printed and "Of 1 published differences" in printed
     assert cli.main(["sweep", str(file), "--arm", "tt"]) == 2
     assert "did you mean 'ttt'" in capsys.readouterr().err
+
+
+def test_a_file_may_name_a_notebook_for_every_run(file: Path, done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page lies in the run's folder, is made once, and must be of a notebook that takes a run."""
+    out, paged = str(file.parent / "runs"), file.parent / "paged.toml"
+    command = ["sweep", str(paged), "--arm", "base", "--seed", "1", "--out", out]
+    paged.write_text('notebook = "08_token_losses"\n' + file.read_text())
+    assert cli.main(command) == 0
+    (page,) = (file.parent / "runs/base-s1/notebooks").glob("08_token_losses-*/08_token_losses.ipynb")
+    written = page.stat().st_mtime_ns
+    assert "image/png" in page.read_text() and cli.main(command) == 0 and page.stat().st_mtime_ns == written
+    paged.write_text('notebook = "01_one_run"\n' + file.read_text())
+    capsys.readouterr()
+    assert cli.main(command) == 2 and "expected one with a parameter run" in capsys.readouterr().err

@@ -7,7 +7,7 @@ scheduled; one that was lost goes on from its checkpoint, under the same lock as
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,26 @@ RETRIES = 3  # of a run whose worker or node is lost
 PATIENCE = 60.0  # seconds for the worker of a driver that has died to let go of a run
 
 
-def run_jobs(jobs: Sequence[Job], slots: Slots, say: Callable[[str], object]) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: Slots,
+    say: Callable[[str], object],
+    then: Callable[[Path], object] | None = None,
+) -> None:
     """Do every job that has not finished, as many at once as the cluster has `slots` for.
 
-    Joins the cluster that RAY_ADDRESS names or that runs on this machine, else starts one here, for this sweep. All
-    jobs are tried; then UserError: Ray is not installed, or what one of them was refused for. Other errors of a worker
-    are raised as Ray shows them, with their traceback.
+    The worker then calls `then` with the folder of the run, also of one that had finished before. Joins the cluster
+    that RAY_ADDRESS names or that runs on this machine, else starts one here, for this sweep. All jobs are tried; then
+    UserError: Ray is not installed, or what one of them was refused for. Other errors of a worker are raised as Ray
+    shows them, with their traceback.
     """
     try:
         import ray
     except ImportError:
         raise UserError("sweep --engine ray: expected Ray, found none; pip install 'golfcore[cluster]'") from None
-    left = [job for job in jobs if not finished(job)]
-    say(f"{len(jobs) - len(left)} of {len(jobs)} runs have finished before")
+    done = [job for job in jobs if finished(job)]
+    say(f"{len(done)} of {len(jobs)} runs have finished before")
+    left = [job for job in jobs if then or job not in done]
     for cfg in {job.config.data: job.config for job in left}.values():  # once, and not by all workers at once
         prepare_data(cfg, say)
     with _joined(ray, say):
@@ -45,7 +52,7 @@ def run_jobs(jobs: Sequence[Job], slots: Slots, say: Callable[[str], object]) ->
         alike, running = dict[str, Any](), dict[Any, Job]()
         for job in left:  # one trains; those that train alike wait for it, and take its weights
             after = alike.get(job.config.training_hash)
-            running[ref := task.options(name=job.folder.name).remote(job, after)] = job
+            running[ref := task.options(name=job.folder.name).remote(job, after, then)] = job
             alike.setdefault(job.config.training_hash, ref)
         errors = _awaited(ray, running, len(jobs), say)
     if errors:
@@ -61,7 +68,7 @@ def finished(job: Job) -> bool:
     return (job.folder / RESULTS).exists() and config.of_run(run).hash == job.config.hash
 
 
-def work(job: Job, after: object = None) -> float:
+def work(job: Job, after: object = None, then: Callable[[Path], object] | None = None) -> float:
     """Do a job in this worker, with what it prints in a log of this try; its seconds. `after`: what it waited for."""
     from golfcore.runs import pipeline
 
@@ -73,6 +80,9 @@ def work(job: Job, after: object = None) -> float:
     number = 1 + len(list(logs.glob(f"{job.folder.name}.try*.log")))
     with (logs / f"{job.folder.name}.try{number}.log").open("x", buffering=1) as log, redirect_stderr(log):
         pipeline.run(job.config, job.folder, lambda text: print(text, file=log), tuple(run_folders(job.folder.parent)))
+        if then:
+            with redirect_stdout(log):
+                then(job.folder)
     return time.monotonic() - began
 
 

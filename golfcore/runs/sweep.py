@@ -11,6 +11,7 @@ published_steps = 7020            # of the optimizer in the published runs, if k
 published_step_ms = 664.0         # of each of these steps, on
 published_gpus = 1                # H100s
 slots = { cpus = 4, gpus = 1 }    # of a cluster, for each run; 1 CPU and, where there are any, 1 GPU unless given
+notebook = "08_token_losses"      # executed on every run that is done, with its folder as the parameter `run`
 all = { eval.tail = "exact" }     # overrides of every arm
 [size.demo]                       # the same at one size, over `all`
 ttt.epochs = 5
@@ -46,13 +47,13 @@ if TYPE_CHECKING:
 
 SWEEPS = Path(__file__).parent / "sweeps"
 Measure = Literal["static", "sliding", "ttt"]
-TEXTS = dict.fromkeys(("title", "base", "source", "on", "label", "published_note", "note"), str)
+TEXTS = dict.fromkeys(("title", "base", "source", "on", "label", "published_note", "note", "notebook"), str)
 KINDS: dict[str, Any] = TEXTS | dict.fromkeys(("all", "size", "arms", "set"), dict)
 KINDS |= dict.fromkeys(("published", "published_sd", "published_step_ms"), float)
 KINDS |= {"published_steps": int, "published_gpus": int, "measure": Measure}
 KINDS |= {"seeds": tuple[int, ...], "unknown": tuple[str, ...], "slots": dict}
 FILE = "title base seeds source measure published_sd published_steps published_step_ms published_gpus".split()
-FILE += "slots all size arms".split()
+FILE += "slots notebook all size arms".split()
 ARM = "on label published published_note unknown set size note".split()
 
 
@@ -104,6 +105,7 @@ class Sweep:
     published_step_ms: float | None = None
     published_gpus: int = 1
     slots: Slots = Slots()
+    notebook: str = ""
 
     @property
     def reference(self) -> ArmPlan:
@@ -252,13 +254,18 @@ def jobs_of(arms: Mapping[str, Config], seeds: Sequence[int], out: Path) -> list
 
 
 def run_arms(
-    arms: Mapping[str, Config], seeds: Sequence[int], out: Path, say: Callable[[str], object] = print
+    arms: Mapping[str, Config],
+    seeds: Sequence[int],
+    out: Path,
+    say: Callable[[str], object] = print,
+    then: Callable[[Path], object] | None = None,
 ) -> list[RunFolder]:
     """Do `jobs_of` these one after another in this process; the folders, in the order of the runs.
 
     What trains alike trains once: a run takes its weights from any run in `out` that has the same
     `Config.training_hash` and data. What a run prints goes through `say`, and before each run where the sweep is and
-    how long the rest should take. UserError: as `jobs_of`, or a folder that holds another configuration or data.
+    how long the rest should take. `then` is called with the folder of each run that is done. UserError: as `jobs_of`,
+    or a folder that holds another configuration or data.
     """
     from golfcore.runs import pipeline  # brings torch, which reading a file does not need
 
@@ -267,6 +274,8 @@ def run_arms(
         say(f"run {number} of {len(jobs)}: {label}, seed {seed}{time_left(spent, len(jobs) - number + 1)}")
         began, fresh = time.monotonic(), not (folder / RESULTS).exists()
         folders.append(pipeline.run(arm, folder, say, tuple(run_folders(out))))
+        if then:
+            then(folder)
         if fresh:
             spent.append(time.monotonic() - began)
     return folders
