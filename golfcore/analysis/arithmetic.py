@@ -6,6 +6,7 @@ Each returns the number that the claim's own statement is held against; tests/te
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from golfcore import config
@@ -15,6 +16,7 @@ from golfcore.analysis.weight_space import published_midpoints
 from golfcore.model import params
 from golfcore.model.hashing import ngram_rows
 from golfcore.runs.stacks import exported
+from golfcore.train import meta
 
 CLASSES = {"word start": 325, "within word": 699}  # tokens of the competition's vocabulary of 1,024, as published
 VOCABULARY = 1024
@@ -91,6 +93,22 @@ def rate_lead(system: str, other: str, step: int = 6000) -> float:
     rows = beside.training()
     rows = rows[(rows["step"] == step) & (rows["kind"] == "val")].set_index("system")["lr_multiplier"]
     return float(rows[system] - rows[other])
+
+
+def frozen_rate() -> float:
+    """Where a learned rate of exp106 that has no gradient ends: 1, decayed at every meta call of the published run.
+
+    The product of 1 - scalar_lr adam_wd multiplier over the calls, at the logged pace.
+    """
+    cfg, rows = config.load("exp106"), published.table("training")
+    rows = rows[rows["system"] == "exp106"]
+    rate, timed = beside.multiplier(rows, "exp106", str(rows["run"].max())), rows[rows["kind"] == "train"]
+    steps = np.arange(0, int(logged("exp106", "steps")), cfg.meta.every)
+    seconds = np.interp(steps, timed["step"].astype(float), timed["seconds"])
+    now = np.array([rate(int(step), at) for step, at in zip(steps, seconds, strict=True)])
+    called = np.array([meta.due(cfg.meta, int(step), scale) for step, scale in zip(steps, now, strict=True)])
+    decay = cfg.optim.scalar_lr * cfg.optim.adam_wd
+    return float(np.prod(1 - decay * now[called]))
 
 
 def midpoint_error() -> float:
