@@ -128,7 +128,9 @@ def test_counts_of_parameters_and_losses() -> None:
     assert arithmetic.seed_mean() == pytest.approx((1.12126612 + 1.122112 + 1.122828) / 3, abs=1e-6)
     assert arithmetic.overlap_alone() == pytest.approx(arithmetic.seed_mean() - 1.145336, abs=1e-5)
     assert arithmetic.settings_between("exp101", "exp105a") == 1
-    assert arithmetic.frozen_rate() == pytest.approx(0.373, abs=0.0005)  # at the full rate all along: 0.999^1083 = 0.338
+    assert arithmetic.frozen_rate() == pytest.approx(
+        0.373, abs=0.0005
+    )  # at the full rate all along: 0.999^1083 = 0.338
     assert arithmetic.windows_a_second() == pytest.approx(62_021_632 / 64 / 600)
 
 

@@ -41,6 +41,17 @@ def test_each_command_runs_once_and_the_ledger_comes_last(
     assert said.startswith("forecast: no run to train") and "command 2 of 3" in said and "equal to the byte" in said
 
 
+def test_runs_of_one_name_and_other_settings_lie_apart(tmp_path: Path) -> None:
+    folder, train = tmp_path / "figures", "golfcore run smoke --out OUT/smoke"
+    other = train.replace("smoke --out", "smoke --seed 2 --out")
+    index.write_index(folder, {"a": entry("smoke", train), "b": entry("smoke", other), "c": entry("smoke", train)})
+    made = {name: index.recorded(folder, name, Path("new")) for name in "abc"}
+    places = {name: argvs[0][-1] for name, argvs in made.items()}
+    assert places["a"] == places["c"] != places["b"] and all(p.endswith("/smoke") for p in places.values())
+    assert all(argvs[1][2] == places[name] for name, argvs in made.items())
+    assert {argvs[1][-1] for argvs in made.values()} == {"new/figures"}
+
+
 def test_the_first_command_that_fails_ends_it(listed: Path, tmp_path: Path) -> None:
     done = list[str]()
     assert remake(["a"], listed, tmp_path, lambda argv: done.append(argv[0]) or 2) == 2 and done == ["run"]

@@ -148,8 +148,9 @@ def by_notebook(name: str, parameters: Mapping[str, object]) -> str:
 def recorded(folder: Path, name: str, out: Path, data: Path | None = None) -> list[list[str]]:
     """The commands that make the figure `name` of the index in `folder` from nothing, as argv, all below `out`.
 
-    The figure then lies in out/figures. UserError: no such figure, an entry without commands, or one whose runs read
-    other text than the embedded corpus and no `data`.
+    The figure then lies in out/figures. Runs of one name that are made by other commands lie apart, below a hash.
+    UserError: no such figure, an entry without commands, or one whose runs read other text than the embedded corpus and
+    no `data`.
     """
     index = read_index(folder)
     config.keys([name], list(index), str(folder / "index.json"))
@@ -160,7 +161,19 @@ def recorded(folder: Path, name: str, out: Path, data: Path | None = None) -> li
     if data is None and any(DATA in argv for argv in found):
         hashes = {run.get("data") for run in index[name].get("runs", [])}
         raise UserError(f"{name}: expected the folder of data {', '.join(map(str, hashes))}, found none given")
-    return [[_placed(part, out, data) for part in argv] for argv in found]
+    placed = [[_placed(part, out, data) for part in argv] for argv in found]
+    trained = {str(entry.get("train", "")) for entry in index.values()} | {commands[0]}
+    own = _made(commands[0])
+    if not own or sum(_made(command) == own for command in trained) == 1:
+        return placed
+    there, apart = _placed(own, out, data), str(out / files.sha256_text(commands[0])[:8] / Path(own).name)
+    return [[apart if part == there else part for part in argv] for argv in placed]
+
+
+def _made(command: str) -> str:
+    """The folder that `golfcore run ... --out FOLDER` makes; "" of another command."""
+    argv = shlex.split(command)
+    return argv[argv.index("--out") + 1] if argv[1:2] == ["run"] else ""
 
 
 def others(folder: Path, names: Sequence[str], made: Path) -> list[str]:
