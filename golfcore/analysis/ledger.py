@@ -55,7 +55,7 @@ class Evidence:
     less: dict[str, object] = field(default_factory=dict)  # other values of `where`: their rows are subtracted
     column: str = "difference"  # or a sum or ratio of columns, as "meta_norm / main_norm"
     by: str = ""  # rows of one value of this column count as one: their mean
-    low: str = "low"  # of one row, its interval, as columns or sums of columns
+    low: str = "low"  # of one row, its interval, as columns or sums of columns; "": the table has none of this number
     high: str = "high"
     form: str = ""  # a function of `arithmetic`, in place of a table
     given: tuple[object, ...] = ()  # its arguments
@@ -149,13 +149,13 @@ def _read(by: Evidence, folder: Path) -> dict[str, Any]:
         if len(other) != len(values):
             raise UserError(f"{name}: expected {len(values)} rows with {by.less}, found {len(other)}")
         values = values - other
-    known = by.low in rows or by.low != "low"
+    known = by.low in rows or by.low not in ("", "low")
     if len(values) > 1 or by.less or not known:
         return {"n": len(values), "chunks": None, **stats.over_seeds(values), "said": None}
     row = rows.iloc[0]
     n = next((int(row[c]) for c in ("pairs", "seeds") if c in row and not pd.isna(row[c]) and row[c]), 1)
     chunks = int(row["chunks"]) if "chunks" in row and not pd.isna(row["chunks"]) else None
-    seen = row["detectable"] if "detectable" in row else None
+    seen = row["detectable"] if known and "detectable" in row else None
     low, high = (float(_values(rows, by, c, name)[0]) if known else None for c in (by.low, by.high))
     return {
         "n": n,
