@@ -127,13 +127,16 @@ def banks(folder: Path | None = None) -> pd.DataFrame:
 
 
 def costs(folder: Path | None = None) -> pd.DataFrame:
-    """What a system costs: source, system, quantity, value: of the logs, and here micro-batches over those of none."""
+    """What a system costs: source, system, quantity, value: of the logs, and here micro-batches over those of none.
+
+    Counted at the published cadence of meta calls.
+    """
     results = published.table("results")
     rows = results[results["quantity"].isin(COSTS) & (results["basis"] == "log") & (results["reported"] == 1)]
     means = rows.groupby(["quantity", "system"], sort=False)["value"].mean()
     found = [{"source": PUBLISHED, "system": s, "quantity": COSTS[q], "value": v} for (q, s), v in means.items()]
     for row in _table(folder, "ablation-costs").to_dict("records"):
-        head = {"source": HERE, "system": row["arm"], "quantity": "micro-batches, at the published cadence"}
+        head = {"source": HERE, "system": row["arm"], "quantity": "micro-batches"}
         found.append(head | {"value": 1 + row["published_overhead"]})
     return frame(found)
 

@@ -149,23 +149,18 @@ def _read(by: Evidence, folder: Path) -> dict[str, Any]:
         if len(other) != len(values):
             raise UserError(f"{name}: expected {len(values)} rows with {by.less}, found {len(other)}")
         values = values - other
-    known = by.low in rows or by.low not in ("", "low")
-    if len(values) > 1 or by.less or not known:
+    if len(values) > 1 or by.less:
         return {"n": len(values), "chunks": None, **stats.over_seeds(values), "said": None}
-    row = rows.iloc[0]
-    n = next((int(row[c]) for c in ("pairs", "seeds") if c in row and not pd.isna(row[c]) and row[c]), 1)
-    chunks = int(row["chunks"]) if "chunks" in row and not pd.isna(row["chunks"]) else None
-    seen = row["detectable"] if known and "detectable" in row else None
+    row, known = rows.iloc[0], by.low in rows or by.low not in ("", "low")
+    counts = {c: int(row[c]) for c in ("pairs", "seeds", "chunks") if c in row and not pd.isna(row[c]) and row[c]}
     low, high = (float(_values(rows, by, c, name)[0]) if known else None for c in (by.low, by.high))
-    return {
-        "n": n,
-        "chunks": chunks,
+    found = {
+        "n": counts.get("pairs", counts.get("seeds", 1)),
+        "chunks": counts.get("chunks"),
         "value": float(values[0]),
-        "low": low,
-        "high": high,
-        "detectable": seen,
-        "said": None,
     }
+    seen = row["detectable"] if known and "detectable" in row else None
+    return found | {"low": low, "high": high, "detectable": seen, "said": None}
 
 
 def _rows(table: pd.DataFrame, where: Mapping[str, Any], name: str) -> pd.DataFrame:

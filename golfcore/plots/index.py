@@ -70,7 +70,8 @@ def page(index: Mapping[str, Mapping], beside: Sequence[str] = ()) -> str:
 
     `beside`: further texts of the folder.
     """
-    parts = ["# Figures", OURS, ABOUT, *(f"What they say together: [{name}]({name})." for name in beside)]
+    links = ", ".join(f"[{name}]({name})" for name in beside)
+    parts = ["# Figures", OURS, ABOUT, f"What they say together: {links}." if links else ""]
     for name, entry in sorted(index.items()):
         runs = [str(key).rpartition("-")[0] for key in entry.get("runs", [])]
         commands = dict.fromkeys(str(entry[key]) for key in ("train", "draw") if entry.get(key))
