@@ -213,4 +213,5 @@ def _settling(system: str, by: Evidence, verdict: str) -> dict[str, Any]:
         pairs = stats.pairs_needed(float(by.claimed), SEED_SD)
         runs, text = 2 * pairs, text or f"{pairs} pairs of runs at full size, the same seeds and steps"
     hours = H100_HOURS.get(system, H100_HOURS["exp101"])
-    return {"settles": text or f"{runs} runs at full size", "h100_hours": round(runs * hours, 1) if runs else None}
+    text = text or (f"{runs} runs at full size" if runs else "no run: the measure cannot tell")
+    return {"settles": text, "h100_hours": round(runs * hours, 1) if runs else None}
