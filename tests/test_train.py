@@ -25,6 +25,9 @@ from golfcore.model import params
 from golfcore.model.forward import Net, forward, nll
 from golfcore.model.weights import Weights, flat, matrices, tree_map
 from golfcore.optim import build
+from golfcore.quant import allocate
+from golfcore.quant.quantize import quantize_weights
+from golfcore.quant.stored import dequantize_weights
 from golfcore.train import loop, sensitivity, state
 from golfcore.train.state import TrainingData
 from golfcore.train.step import Diverged, fake_quantized, plan
@@ -165,6 +168,24 @@ def test_late_qat_fake_quantizes_every_bank_matrix_and_the_published_one_none(st
     assert losses["none"] == [r._replace(events=()) for r in losses["inert"]]
     assert losses["none"][-1].loss != losses["matrices"][-1].loss
     assert [r.events for r in losses["inert"]] == [("qat",), ()]
+
+
+def test_late_qat_rounds_through_the_steps_that_the_artifact_will_have(stream: TokenStream) -> None:
+    """What training sees of a matrix is what `quantize_weights` makes of it to nearest; without a step, the grid's."""
+    cfg = with_(
+        optim={"qat": "matrices", "qat_scale": 2.0}, quant={"steps": "sigma", "step": 0.4, "rounding": "nearest"}
+    )
+    weights = lively(cfg)
+    names = [name for name, _ in matrices(weights)]
+    packed = quantize_weights(cfg, weights, None, steps=dict.fromkeys(allocate.coded(cfg), 0.4))
+    back = dict(matrices(dequantize_weights(cfg.model, packed)))
+    touched = dict(matrices(fake_quantized(cfg, weights)))
+    assert all(torch.allclose(touched[name], back[name], rtol=1e-6, atol=1e-7) for name in names)
+    unknown = with_(optim={"qat": "matrices"}, quant={"steps": "measured", "step": 0.0})
+    plain = with_(optim={"qat": "matrices"})
+    two = [flat(fake_quantized(c, weights)) for c in (unknown, plain)]
+    assert all(torch.equal(two[0][name], two[1][name]) for name in two[0])
+    assert steps(cfg, stream, 2)[1][-1].loss != steps(plain, stream, 2)[1][-1].loss
 
 
 def test_coverage_reports_what_the_switches_did(stream: TokenStream, tmp_path: Path) -> None:

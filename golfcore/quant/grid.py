@@ -130,5 +130,15 @@ def fake_quant(weight: Tensor, grid: Grid) -> Tensor:
     scale = _scales(w.abs().amax(-1), grid)
     if grid.stored_scale_codes:
         scale = stored(scale).float()
+    return _straight_through(weight, scale, grid)
+
+
+def fake_steps(weight: Tensor, step: float) -> Tensor:
+    """(R, C) rounded in steps of `step` root mean squares of the matrix, as `sigma_scale` stores them."""
+    return _straight_through(weight, sigma_scale(weight.detach(), step, by_row=False).float(), WIDE)
+
+
+def _straight_through(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    w = weight.detach().float()
     rounded = round_to_grid(w / scale[..., None], grid) * scale[..., None]
     return weight + (rounded.to(weight.dtype) - weight.detach())

@@ -16,7 +16,7 @@ from golfcore.model.weights import Weights, flat, map_matrices
 from golfcore.optim import average, build, schedule
 from golfcore.optim.inner import Batch, Loss
 from golfcore.optim.schedule import Clock
-from golfcore.quant.grid import fake_quant, qat_grid
+from golfcore.quant.grid import fake_quant, fake_steps, qat_grid
 from golfcore.train import meta, sensitivity
 from golfcore.train.state import TrainState
 
@@ -106,7 +106,12 @@ def plan(cfg: Config, world: int) -> Plan:
 
 
 def fake_quantized(cfg: Config, weights: Weights) -> Weights:
-    """Late QAT as it should have been: every bank matrix through the artifact's grid, straight-through gradients."""
+    """Late QAT as it should have been: every bank matrix as the artifact rounds it, straight-through gradients.
+
+    Steps that are measured after training are their mean here; ones that only the file's size will tell, the grid's.
+    """
+    if cfg.quant.steps != "clip" and cfg.quant.step > 0:
+        return map_matrices(lambda name, m: fake_steps(m, cfg.quant.step), weights)
     grid = qat_grid(cfg.quant)
     return map_matrices(lambda name, m: fake_quant(m, grid), weights)
 
