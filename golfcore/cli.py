@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -44,6 +45,8 @@ from golfcore.config.options import (
 )
 
 # Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
+
+CLEAR = "\033[2J\033[H"  # a terminal's screen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,12 +197,17 @@ def run_study(args: Namespace) -> None:
 
 
 def list_runs(args: Namespace) -> None:
-    """List run folders at any depth with their three numbers."""
+    """List run folders at any depth with their three numbers; --watch: again and again while any is running."""
     from golfcore.analysis import runs
     from golfcore.runs import folder
 
-    found = runs.select(runs.runs_table(args.folder or folder.runs_dir()), args.where, args.sort)
-    print(json.dumps(runs.as_rows(found), indent=1) if args.json else runs.as_text(found))
+    while True:
+        found = runs.select(runs.runs_table(args.folder or folder.runs_dir()), args.where, args.sort)
+        text = json.dumps(runs.as_rows(found), indent=1) if args.json else runs.as_text(found)
+        print(CLEAR * (args.watch > 0 and sys.stdout.isatty()) + text, flush=True)
+        if args.watch <= 0 or "state" not in found or "running" not in set(found["state"]):
+            return
+        time.sleep(args.watch)
 
 
 def compare(args: Namespace) -> None:
@@ -274,8 +282,6 @@ def doctor(args: Namespace) -> int:
 
 def export(args: Namespace) -> None:
     """Write finished runs as a folder that the competition takes; --check DIR runs such a folder on its own."""
-    import time
-
     from golfcore.analysis import claims
     from golfcore.runs import export, folder
 

@@ -1,5 +1,6 @@
 """Laws of the analysis: frames survive a file, parts sum to the whole, intervals cover, counts equal a plain count."""
 
+import contextlib
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_run import CHUNK, CODE_BYTES, log_training, make_result, make_run, make_text
 
+from golfcore import cli
 from golfcore.analysis import buckets, frames, runs, scores, sizes
 from golfcore.analysis.frames import frame, one, only
 from golfcore.analysis.text import Text
@@ -146,6 +148,20 @@ def test_the_table_of_runs_says_what_each_is_and_how_far_it_got(tmp_path: Path, 
     for wrong in ({"where": ["state"]}, {"where": ["stat=done"]}, {"sort": "-bpp"}):
         with pytest.raises(UserError, match="expected COLUMN=VALUE|unknown column"):
             runs.select(table, **wrong)
+
+
+def test_the_table_is_shown_again_while_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_training(open_run(tmp_path / "one", load("smoke"), "e" * 64, {}))
+    waited = list[float]()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held(tmp_path / "one"))
+        monkeypatch.setattr("time.sleep", lambda seconds: (waited.append(seconds), stack.close()))
+        assert cli.main(["runs", str(tmp_path), "--watch", "7"]) == 0
+    text = capsys.readouterr().out
+    assert waited == [7] and text.count("train, step 100") == 2 and text.index("running") < text.index("stopped")
+    assert cli.main(["runs", str(tmp_path)]) == 0 and waited == [7]
 
 
 # -- scores

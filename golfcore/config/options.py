@@ -54,6 +54,7 @@ RUNS_DIR = arg("folder", type=Path, nargs="?", metavar="DIR", help="default: the
 LISTED = (
     arg("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these; repeatable"),
     arg("--sort", default="", metavar="COLUMN", help="by a column; --sort=-COLUMN: falling"),
+    arg("--watch", type=float, default=0.0, metavar="SECONDS", help="list them again so often, while any is running"),
 )
 RUNS = arg("runs", type=Path, nargs="+", metavar="RUN", help="folders or ids; the first configuration is the reference")
 DRAWN = arg("runs", type=Path, nargs="*", metavar="RUN", help="default: draw DIR again from its tables")
