@@ -70,6 +70,10 @@ def test_a_copy_of_the_text_shows_beside_text_that_the_auditor_brings() -> None:
     assert honest_one.verdict == Verdict.PASS and "the auditor brings" in honest_one.evidence[0]
     assert memory(Remembers(stream), stream, brought, VOCAB).verdict == Verdict.FAIL
     assert memory(Remembers(brought), stream, brought, VOCAB).verdict == Verdict.PASS  # of another text
+    other = np.random.default_rng(0).integers(
+        0, VOCAB, len(stream)
+    )  # of another kind: dearer, but the stream is not free
+    assert memory(Counts(0.0), stream, other, VOCAB).verdict == Verdict.PASS
 
 
 def test_the_command_takes_a_text(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from golfcore import config
+from golfcore import cli, config
 from golfcore.base import files
 from golfcore.base.errors import UserError
+from golfcore.notebook import checked, defaults, find_notebook
 from golfcore.plots import index
 from golfcore.plots.remake import at_size, remake
 from golfcore.runs import forecast
@@ -87,13 +88,18 @@ def test_recorded_commands_run_at_another_size_on_another_text() -> None:
 
 
 def test_every_recorded_command_can_be_spelled_at_full_size(tmp_path: Path) -> None:
-    """What the project's figures are made by parses again, with the same folders."""
+    """What the project's figures are made by is taken by the command line, as recorded and at full size."""
     for name in index.read_index(ROOT / "figures"):
         for argv in index.recorded(ROOT / "figures", name, tmp_path):
             found = at_size(argv, "full", "DATA")
             assert found[:2] == argv[:2] and found[-2:] == argv[-2:]
-            given = dict(zip(found[4:-2:3], found[5:-2:3], strict=True)) if argv[1] == "notebook" else {}
-            assert all(value in ("full", "") for key, value in given.items() if key in ("size", "overrides"))
+            for spelled in (argv, found):
+                parsed = vars(cli._parser().parse_args(spelled[1:]))
+                if spelled[1] == "notebook":
+                    given = dict(parsed["p"])
+                    checked(given, defaults(find_notebook(spelled[2])), name)
+                    full = spelled is found
+                    assert all(v in ("full", "") for k, v in given.items() if full and k in ("size", "overrides"))
 
 
 def test_the_forecast_counts_what_runs_compute() -> None:
