@@ -311,8 +311,8 @@ def memory(bench: Bench, brought: np.ndarray) -> Outcome:
     """T15. The stream is no cheaper than text of its kind that the auditor brings, beyond what counts of pairs explain.
 
     `brought` (M + 1,): nobody else has it. What a scorer gains over one bigram model of both texts is nearly the same
-    on two texts of one kind; a copy of the published text gains what no model does, and costs next to nothing. A pass is
-    no proof. Text of another kind than the stream's shows as a gain, but not as a stream that is nearly free.
+    on two texts of one kind; a copy of the published text gains what no model does, and costs next to nothing. A pass
+    is no proof. Text of another kind than the stream's shows as a gain, but not as a stream that is nearly free.
     """
     plain, costs, gains = fit_bigram([bench.tokens, brought], bench.vocab_size), list[float](), list[float]()
     for text in (bench.tokens, brought):
