@@ -78,7 +78,7 @@ def results(quantities: Sequence[str]) -> pd.DataFrame:
     """Logged quantities of the reported runs: system, variant, seed, and a column each."""
     logged = published.table("results")
     rows = logged[(logged["basis"] == "log") & (logged["reported"] == 1) & logged["quantity"].isin(quantities)]
-    return _wide(rows, ("system", "variant", "seed"), quantities, "value")
+    return _wide(rows.astype({"seed": str}), ("system", "variant", "seed"), quantities, "value")
 
 
 def sizes() -> pd.DataFrame:
@@ -109,4 +109,6 @@ def _wide(rows: pd.DataFrame, names: Sequence[str], quantities: Sequence[str], v
     first = rows.drop_duplicates([*names, "quantity"])
     wide = first.pivot(index=list(names), columns="quantity", values=value)
     order = list(dict.fromkeys(zip(*(first[n] for n in names), strict=True)))
-    return wide.loc[order, [q for q in quantities if q in wide]].reset_index().rename_axis(columns=None)
+    found = wide.loc[order, [q for q in quantities if q in wide]].reset_index().rename_axis(columns=None)
+    whole = [q for q in found.select_dtypes("number") if (found[q].dropna() % 1 == 0).all()]
+    return found.astype(dict.fromkeys(whole, "Int64"))
