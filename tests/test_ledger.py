@@ -86,7 +86,7 @@ def test_times_and_steps_are_those_of_the_log() -> None:
     assert arithmetic.steps_lost("exp106", "exp101") == 7020 - 6686
     assert arithmetic.step_ms("exp105a") == pytest.approx(4800e3 / 7226, rel=0.01)  # the clock over the steps
     assert arithmetic.steps_bought() == pytest.approx(600 / 0.08097 - 600 / 0.08237, rel=0.01)
-    assert arithmetic.evaluation_minutes() == pytest.approx(384 / 60)
+    assert arithmetic.adaptation_minutes() == pytest.approx((291.9 + 290.9 + 291.5) / 180)
 
 
 def test_the_learning_rate_at_late_qat_is_the_logged_one() -> None:

@@ -210,15 +210,9 @@ def best_seed() -> float:
     return float(found["value"].min())
 
 
-def evaluation_minutes() -> float:
-    """Minutes of pr398's adaptation and evaluation, as stated."""
-    found = published.table("results")
-    return float(found.loc[found["quantity"] == "total_eval_seconds", "value"].iloc[0]) / 60
-
-
-def quantization_gap(system: str) -> float:
-    """Bits per byte that six bits cost before adaptation, as logged."""
-    return logged(system, "bpb_int6_nonoverlap", "int6") - logged(system, "bpb_post_ema")
+def adaptation_minutes() -> float:
+    """Minutes of pr398's adaptation, mean of the three logs."""
+    return logged("pr398", "ttt_seconds") / 60
 
 
 def exported_of(values: Mapping[str, Any]) -> int:
