@@ -21,7 +21,7 @@ from golfcore.config import Config
 from golfcore.data.datasets import open_dataset, train_stream, val_tokens
 from golfcore.data.tokens import load_tables
 from golfcore.plots import figures as draw
-from golfcore.runs import sweep
+from golfcore.runs import pipeline, sweep
 from golfcore.runs.folder import open_run
 from golfcore.runs.sweep import Sweep
 from golfcore.train import loop
@@ -194,6 +194,16 @@ def test_a_run_with_taken_weights_is_the_run_that_trains_itself(done: Done, tmp_
     assert logged(alone.path) == logged(taken.path) and alone.coverage() == taken.coverage()
     bpb = [{m: row["bpb"] for m, row in run.results()["measures"].items()} for run in (alone, taken)]
     assert bpb[0] == bpb[1]
+
+
+def test_a_run_that_keeps_weights_on_the_way_trains_itself(done: Done, tmp_path: Path) -> None:
+    """Another run that trains alike has none to give: its weights would come without those of the steps."""
+    kept = config.override(done.plan.configs["base"], {"run.keep_every": 4, "run.seed": 1}, "kept")
+    assert kept.training_hash == config.of_run(done.runs["base-s1"]).training_hash
+    run = pipeline.run(kept, tmp_path / "kept", lambda text: None, tuple(done.runs.values()))
+    assert "from" not in run.stages()["train"] and len(list(run.path.glob("steps/*"))) == 2
+    sha = [files.sha256_file(r.file("weights.safetensors")) for r in (run, done.runs["base-s1"])]
+    assert sha[0] == sha[1]
 
 
 def test_training_is_taken_from_whole_runs_on_the_same_data_only(tmp_path: Path) -> None:

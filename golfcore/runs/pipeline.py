@@ -91,7 +91,8 @@ class _Stages:
     def all(self, donors: tuple[RunFolder, ...]) -> None:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
         training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
-        if self.rt.is_main and (donor := self.run.adopt("train", training, donors)):
+        others = () if self.cfg.run.keep_every else donors  # weights on the way are kept by the run that trains
+        if self.rt.is_main and (donor := self.run.adopt("train", training, others)):
             self.say(f"train: from {donor}")
         runtime.barrier()
         sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
