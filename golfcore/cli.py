@@ -46,8 +46,6 @@ from golfcore.config.options import (
 
 # Everything heavy is imported inside the commands that need it: `golfcore --help` is instant.
 
-CLEAR = "\033[2J\033[H"  # a terminal's screen
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command: 0, 2 for a mistake in its input, 1 for a condition of legality that does not hold."""
@@ -56,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, mode))
     try:
         try:
-            args = _parser().parse_args(argv)
             with stoppable():
-                return args.command(args) or 0
+                return execute(argv)
         finally:
             sys.stdout.flush()  # a pipe that is closed fails here, not at exit
     except UserError as e:
@@ -75,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (said := sentence(e)) is None:
             raise
         return _ended(said, 2)
+
+
+def execute(argv: Sequence[str] | None) -> int:
+    """The exit code of a command; what ends it otherwise is raised: for commands that run others."""
+    args = _parser().parse_args(argv)
+    return args.command(args) or 0
 
 
 def _ended(text: str, code: int) -> int:
@@ -204,7 +207,7 @@ def list_runs(args: Namespace) -> None:
     while True:
         found = runs.select(runs.runs_table(args.folder or folder.runs_dir()), args.where, args.sort)
         text = json.dumps(runs.as_rows(found), indent=1) if args.json else runs.as_text(found)
-        print(CLEAR * (args.watch > 0 and sys.stdout.isatty()) + text, flush=True)
+        print("\033[2J\033[H" * (args.watch > 0 and sys.stdout.isatty()) + text, flush=True)  # on a clear screen
         if args.watch <= 0 or "state" not in found or "running" not in set(found["state"]):
             return
         time.sleep(args.watch)
@@ -309,7 +312,7 @@ def figures(args: Namespace) -> int:
     listed = folder.project_dir() / "figures"
     if args.remake:
         place = args.out or folder.runs_dir() / "remade"
-        return remake(args.remake, listed, place, main, args.size, args.data)
+        return remake(args.remake, listed, place, execute, args.size, args.data)
     if args.size or args.data:
         raise UserError("figures: expected --size and --data beside --remake alone, found them without it")
     place = args.out or listed

@@ -8,6 +8,7 @@ import pytest
 from golfcore import cli, config
 from golfcore.base import files
 from golfcore.base.errors import UserError
+from golfcore.base.signals import Stopped
 from golfcore.notebook import checked, defaults, find_notebook
 from golfcore.plots import index
 from golfcore.plots.remake import at_size, remake
@@ -58,6 +59,22 @@ def test_the_first_command_that_fails_ends_it(listed: Path, tmp_path: Path) -> N
     assert remake(["a"], listed, tmp_path, lambda argv: done.append(argv[0]) or 2) == 2 and done == ["run"]
     with pytest.raises(UserError, match=r"index\.json: unknown key 'c'"):
         remake(["c"], listed, tmp_path, lambda argv: 0)
+
+
+def test_being_asked_to_end_ends_the_whole_remake(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the one command that it runs: the next would begin."""
+    began = list[str]()
+
+    def asked(args: object) -> None:
+        began.append("run")
+        raise Stopped("SIGTERM")
+
+    monkeypatch.setattr("golfcore.runs.folder.project_dir", lambda: listed.parent)
+    monkeypatch.setitem(cli.COMMANDS, "run", (asked, *cli.COMMANDS["run"][1:]))
+    assert cli.main(["figures", "--remake", "all", "--out", str(tmp_path / "new")]) == 0
+    assert began == ["run"] and "asked to end (SIGTERM)" in capsys.readouterr().err
 
 
 def test_a_file_that_comes_out_otherwise_is_named(
