@@ -31,6 +31,7 @@ from golfcore.base.errors import UserError
 FILE = Path(__file__).with_name("evidence.toml")
 CONFOUNDED = "confounded"
 FULL = "full size"
+LAST = "last"  # of a column: its largest value, as the last step
 SEED_SD = 0.00078  # bits per byte, of pr398's three seeds: the only spread over seeds that was published
 H100_HOURS = {  # of one run at full size with its adaptation, from the published clocks
     "exp101": (4800 + 2250) / 3600,
@@ -51,7 +52,7 @@ class Evidence:
     rule: Rule
     table: str = ""  # NAME of figures/NAME.csv
     of: str = ""  # the figure whose index entry says how to make it; "": the one named as the table
-    where: dict[str, object] = field(default_factory=dict)  # the rows of the table; a list: any of its values
+    where: dict[str, object] = field(default_factory=dict)  # the rows of the table; a list: any of its values; or LAST
     less: dict[str, object] = field(default_factory=dict)  # other values of `where`: their rows are subtracted
     column: str = "difference"  # or a sum or ratio of columns, as "meta_norm / main_norm"
     by: str = ""  # rows of one value of this column count as one: their mean
@@ -167,7 +168,8 @@ def _rows(table: pd.DataFrame, where: Mapping[str, Any], name: str) -> pd.DataFr
     for column, wanted in where.items():
         if column not in table:
             raise UserError(f"{name}: expected a column {column}, found {', '.join(table)}")
-        table = table[table[column].isin(wanted if isinstance(wanted, list) else [wanted])]
+        found = table[column].max() if wanted == LAST else wanted
+        table = table[table[column].isin(found if isinstance(found, list) else [found])]
     if table.empty:
         raise UserError(f"{name}: expected rows with {dict(where)}, found none")
     return table.reset_index(drop=True)

@@ -11,7 +11,7 @@ from golfcore.plots import index
 from golfcore.runs import forecast
 from golfcore.runs.sweep import time_left
 
-LAST = "claims-ledger"  # is made of the other figures' tables
+LAST, CLAIMS = "claims-ledger", "11_claims_and_figures"  # made of the other figures' tables
 
 
 def remake(
@@ -67,10 +67,9 @@ def at_size(argv: Sequence[str], size: str, data: str) -> list[str]:
     name, given = parts[0], dict(zip(parts[2:-2:3], parts[3:-2:3], strict=True))
     if given.get("size") or given.get("sweep"):
         given["size"] = size or "demo"
-    if data:
-        if "overrides" in given:
-            given["overrides"] = ""
-        given["data_path"] = data
+        given |= {"data_path": data, "overrides": ""} if data else {}
+    if name == CLAIMS:
+        given["source"] = given["figures"]  # what was made, not what was recorded
     if "--out" not in parts:
         raise UserError(f"{shlex.join(argv)}: expected a recorded command with --out, found none")
     return [*found, name, *(p for key, value in given.items() for p in ("-p", key, value)), *parts[-2:]]
