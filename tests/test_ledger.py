@@ -28,11 +28,11 @@ def interval(low: float, high: float) -> dict[str, float]:
         ({"rule": "sign", "claimed": 1.0}, interval(0.1, 0.3), SAME),
         ({"rule": "sign", "claimed": -1.0}, interval(0.1, 0.3), OPPOSITE),
         ({"rule": "sign", "claimed": 1.0}, interval(-0.1, 0.3), OPEN),
-        ({"rule": "sign", "claimed": 1.0, "form": "seed_mean"}, interval(0.1, 0.3), CONFIRMED),
+        ({"rule": "sign", "claimed": 1.0, "form": "best_seed"}, interval(0.1, 0.3), CONFIRMED),
         ({"rule": "band", "band": (0.0, 1.0)}, NUMBER, SAME),
         ({"rule": "band", "band": (0.7, 1.0)}, NUMBER, OPPOSITE),
         ({"rule": "band", "band": (0.5, 1.0)}, NUMBER, OPEN),
-        ({"rule": "band", "band": (0.7, 1.0), "form": "seed_mean"}, NUMBER, REFUTED),
+        ({"rule": "band", "band": (0.7, 1.0), "form": "best_seed"}, NUMBER, REFUTED),
         ({"rule": "confounded", "claimed": 1.0}, NUMBER, CONFOUNDED),
         ({"rule": "confounded", "claimed": 1.0}, interval(-0.1, 0.3), OPEN),
         ({"rule": "confounded", "claimed": -1.0}, NUMBER, OPEN),
@@ -86,7 +86,7 @@ def test_times_and_steps_are_those_of_the_log() -> None:
     assert arithmetic.steps_lost("exp106", "exp101") == 7020 - 6686
     assert arithmetic.step_ms("exp105a") == pytest.approx(4800e3 / 7226, rel=0.01)  # the clock over the steps
     assert arithmetic.steps_bought() == pytest.approx(600 / 0.08097 - 600 / 0.08237, rel=0.01)
-    assert arithmetic.adaptation_minutes() == pytest.approx((291.9 + 290.9 + 291.5) / 180)
+    assert arithmetic.logged("pr398", "ttt_seconds") == pytest.approx((291.9 + 290.9 + 291.5) / 3)
 
 
 def test_the_learning_rate_at_late_qat_is_the_logged_one() -> None:
@@ -125,8 +125,9 @@ def test_counts_of_parameters_and_losses() -> None:
     assert arithmetic.adapted_share("exp101") == pytest.approx(100 * banks / 26_960_991)
     assert arithmetic.tail_share() == pytest.approx(100 * (7 * 1.7e6 + 3 * 135e3) / (1.97 * 61.9e6))
     assert arithmetic.falling_epochs() == 1 and arithmetic.best_seed() == 1.12126612
-    assert arithmetic.seed_mean() == pytest.approx((1.12126612 + 1.122112 + 1.122828) / 3, abs=1e-6)
-    assert arithmetic.overlap_alone() == pytest.approx(arithmetic.seed_mean() - 1.145336, abs=1e-5)
+    mean = arithmetic.logged("pr398", "bpb_ttt")
+    assert mean == pytest.approx((1.12126612 + 1.122112 + 1.122828) / 3, abs=1e-6)
+    assert arithmetic.overlap_alone() == pytest.approx(mean - 1.145336, abs=1e-5)
     assert arithmetic.settings_between("exp101", "exp105a") == 1
     assert arithmetic.frozen_rate() == pytest.approx(
         0.373, abs=0.0005

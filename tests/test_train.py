@@ -394,8 +394,12 @@ def test_ranks_that_cannot_share_a_step_are_refused_before_training(stream: Toke
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_runs_on_1_2_4_and_8_ranks(name: str) -> None:
+    cfg = preset(name)
     for world in (1, 2, 4, 8):
-        loop.check(preset(name), world)
+        loop.check(cfg, world)
+        shared = plan(cfg, world)
+        assert shared.tokens == plan(cfg, 1).tokens and shared.micro * shared.parts % world == 0
+        assert shared.rows % shared.parts == 0
 
 
 def test_a_training_that_used_up_other_text_than_its_steps_fails(

@@ -3,14 +3,12 @@
 Each returns the number that the claim's own statement is held against; tests/test_ledger.py derives each another way.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 
 from golfcore import config
 from golfcore.analysis import beside, published
+from golfcore.analysis.published_measures import bank_spectrum, decompose
 from golfcore.analysis.tokens import published as published_losses
 from golfcore.analysis.weight_space import published_midpoints
 from golfcore.model import params
@@ -70,10 +68,8 @@ def later_rows_changed(rows: int = 64, length: int = 512) -> float:
 
 
 def settings_between(one: str, other: str) -> float:
-    """How many values of the configuration differ between two presets, their names aside."""
-    a, b = (config.to_dict(config.load(name)) for name in (one, other))
-    sections = [key for key in a if isinstance(a[key], dict)]
-    return float(sum(a[s][key] != b[s][key] for s in sections for key in a[s]))
+    """How many values that change a number differ between two presets."""
+    return float(len(config.differing(config.load(one), config.load(other))))
 
 
 def step_ms(system: str) -> float:
@@ -125,10 +121,8 @@ def floor_error(bits: int = 6) -> float:
 def noise_rank(slots: int) -> float:
     """Effective rank of `slots` rows of independent noise of equal norm, as wide as a bank of exp101."""
     model = config.load("exp101").model
-    noise = torch.randn(slots, model.dim * model.dim, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(noise @ noise.T).sqrt()
-    share = values / values.sum()
-    return float(torch.exp(-(share * share.log()).sum()))
+    noise = {"noise": torch.randn(slots, model.dim, model.dim, generator=torch.Generator().manual_seed(0))}
+    return float(bank_spectrum(decompose(noise, noise)["noise"])["effective_rank"])
 
 
 def distance_spread() -> float:
@@ -198,23 +192,8 @@ def steps_bought(system: str = "pr398", saved_ms: float = 1.4, seconds: float = 
     return 1000 * seconds / step - 1000 * seconds / (step + saved_ms)
 
 
-def seed_mean() -> float:
-    """Mean score of pr398's three logged seeds."""
-    return logged("pr398", "bpb_ttt")
-
-
 def best_seed() -> float:
-    """The best of them."""
+    """The best score of pr398's three logged seeds."""
     found = published.table("results")
     found = found[(found["system"] == "pr398") & (found["quantity"] == "bpb_ttt") & (found["basis"] == "log")]
     return float(found["value"].min())
-
-
-def adaptation_minutes() -> float:
-    """Minutes of pr398's adaptation, mean of the three logs."""
-    return logged("pr398", "ttt_seconds") / 60
-
-
-def exported_of(values: Mapping[str, Any]) -> int:
-    """Exported parameters of a whole configuration, as an index of figures holds it."""
-    return exported(config.from_dict(values, "the configuration of a figure's run").model)

@@ -14,13 +14,13 @@ import pandas as pd
 from golfcore import config
 from golfcore.analysis import published
 from golfcore.analysis.frames import frame, only, read_csv
+from golfcore.analysis.weight_space import BANKS
 from golfcore.base.errors import UserError
 from golfcore.optim import schedule
 from golfcore.optim.schedule import Clock
 
 PUBLISHED, HERE = "published", "here"
 REFERENCE = "exp105a"  # the system without meta-learning
-BANKS = ("qo_bank", "kv_bank", "mlp_up_bank", "mlp_down_bank")
 PAIRS = {  # pairs of runs here -> what differs
     "muon-s1_vs_muon-rerun-s1": "rerun",
     "muon-s1_vs_muon-flag-s1": "one flag",

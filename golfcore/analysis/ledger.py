@@ -27,6 +27,7 @@ from golfcore.analysis import arithmetic, published, stats
 from golfcore.analysis.claims import CONFIRMED, OPEN, REFUTED, SAME, by_band, by_sign
 from golfcore.analysis.frames import frame, read_csv
 from golfcore.base.errors import UserError
+from golfcore.runs.stacks import exported
 
 FILE = Path(__file__).with_name("evidence.toml")
 CONFOUNDED = "confounded"
@@ -200,8 +201,9 @@ def _scale(entry: Mapping[str, Any]) -> str:
     runs = entry.get("runs") or []
     if not runs:
         return FULL
-    models = {arithmetic.exported_of(run["config"]) for run in runs}
-    tokens = {run["config"]["schedule"]["iterations"] * run["config"]["optim"]["batch_tokens"] for run in runs}
+    configs = [config.from_dict(run["config"], f"the index, run {run['run']}") for run in runs]
+    models = {exported(cfg.model) for cfg in configs}
+    tokens = {cfg.schedule.iterations * cfg.optim.batch_tokens for cfg in configs}
     spans = [f"{min(v):,}" if min(v) == max(v) else f"{min(v):,} to {max(v):,}" for v in (models, tokens)]
     return f"{spans[0]} parameters, {spans[1]} tokens"
 

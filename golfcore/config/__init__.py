@@ -77,11 +77,16 @@ def of_run(run: RunFolder) -> Config:
 
 def differences(a: Config, b: Config, most: int = 3) -> str:
     """The first few hashed fields in which two configurations differ, as "section.key 1 -> 2"."""
-    x, y = a.hashed(), b.hashed()
-    differing = [(s, key) for s in x for key in x[s] | y[s] if x[s].get(key) != y[s].get(key)]
-    values = [(s, key, *(json.loads(json.dumps(getattr(getattr(c, s), key))) for c in (a, b))) for s, key in differing]
+    found = differing(a, b)
+    values = [(s, key, *(json.loads(json.dumps(getattr(getattr(c, s), key))) for c in (a, b))) for s, key in found]
     rows = [f"{s}.{key} {shown(old)} -> {shown(new)}" for s, key, old, new in values[:most]]
-    return ", ".join(rows) + (f" and {len(differing) - most} more" if len(differing) > most else "")
+    return ", ".join(rows) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
+def differing(a: Config, b: Config) -> list[tuple[str, str]]:
+    """The hashed fields in which two configurations differ: section and key."""
+    x, y = a.hashed(), b.hashed()
+    return [(s, key) for s in x for key in x[s] | y[s] if x[s].get(key) != y[s].get(key)]
 
 
 def keys(given: Iterable[str], known: list[str], where: str, kind: str = "key") -> None:

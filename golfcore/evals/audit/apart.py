@@ -5,6 +5,7 @@ connections are refused, and so are files but those below its own folder. Answer
 that it sends can execute code here.
 """
 
+import copy
 import json
 import multiprocessing
 import sys
@@ -131,8 +132,6 @@ def _numbers(pipe: Connection, what: str) -> dict[str, Any]:
 
 
 def _serve(pipe: Connection, make: Callable[..., Scorer], arguments: Sequence[object], own: str | None) -> None:
-    import copy
-
     scorers, made, heard = {0: make(*arguments)}, 1, list[str]()
     sys.addaudithook(_guard(own, heard))
     _tell(pipe, {}, {})

@@ -124,8 +124,10 @@ class Bench:
         return rows
 
     def _heard(self, scorer: Scorer) -> None:
-        """What a scorer in another process tried to open there."""
-        self.opened += getattr(scorer, "opened", [])
+        """What a scorer in another process tried to open there since it was last asked."""
+        heard = getattr(scorer, "opened", [])
+        self.opened += heard
+        heard.clear()
 
     def probes(self) -> list[int]:
         """Positions whose target is replaced: those of the layout, some drawn at random, some of the lowest scores."""
