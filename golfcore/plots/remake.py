@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from golfcore import config
-from golfcore.base.errors import UserError
 from golfcore.plots import index
 from golfcore.runs import forecast
 from golfcore.runs.sweep import time_left
@@ -52,7 +51,7 @@ def _forecast(entries: Mapping[str, Mapping]) -> str:
 
 
 def at_size(argv: Sequence[str], size: str, data: str) -> list[str]:
-    """A recorded command at another size: presets of the demo's become exp105a's, the text is that in `data`.
+    """A command as `index.recorded` spells it at another size: exp105a in place of the demo, on the text in `data`.
 
     UserError: a size that is none.
     """
@@ -70,6 +69,4 @@ def at_size(argv: Sequence[str], size: str, data: str) -> list[str]:
         given |= {"data_path": data, "overrides": ""} if data else {}
     if name == CLAIMS:
         given["source"] = given["figures"]  # what was made, not what was recorded
-    if "--out" not in parts:
-        raise UserError(f"{shlex.join(argv)}: expected a recorded command with --out, found none")
     return [*found, name, *(p for key, value in given.items() for p in ("-p", key, value)), *parts[-2:]]
