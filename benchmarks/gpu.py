@@ -1,20 +1,20 @@
 """exp101's system on a GPU: parity with the CPU, step time, scoring and test-time training, sampling, GPTQ, memory.
 
-    python benchmarks/gpu.py [--only step] [--chunks 40] [--peak TFLOPS]
+    python benchmarks/gpu.py [--only step] [--variants compiled] [--chunks 40] [--peak TFLOPS]
     python benchmarks/gpu.py --device cpu --small [--compile]     # everything but the device, in seconds
 
-A part that fails is reported and the others go on; exit code 1 if one did. The JSON is written after every part.
+A part that fails is reported and the others go on; exit code 1 if one did. The JSON is written after every number.
+Graphs take a minute each to compile and are kept in the compiler's cache: a second start finds them.
 """
 
 import argparse
 import gc
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import cases
@@ -23,7 +23,7 @@ import numpy as np
 import timing
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 
 from golfcore import config
 from golfcore.base import runtime
@@ -31,7 +31,7 @@ from golfcore.base.runtime import Runtime, full_float32
 from golfcore.config import Config, ModelConfig
 from golfcore.evals import protocols
 from golfcore.evals.evaluation import Subject
-from golfcore.model.attention import Compute, attend_fa3, attend_sdpa
+from golfcore.model.attention import Compute, choose_compute
 from golfcore.model.forward import Net
 from golfcore.model.generate import generate
 from golfcore.model.weights import Weights, matrices, tree_map
@@ -78,6 +78,30 @@ def repeated(work: Callable[[], object], repeats: int, warm: int = 1) -> float:
     return float(np.median(seconds))
 
 
+KINDS = {  # of kernels, by their names; the first that fits
+    "fused by the compiler": r"^triton_",
+    "one-pass kernels": r"^golf_",
+    "attention": r"flash|fmha|sdpa|attention",
+    "products": r"gemm|nvjet|cutlass|xmma|splitK",
+    "copies": r"^Memcpy|^Memset",
+}
+
+
+def breakdown(b: Bench, work: Callable[[], object], longest: int = 40) -> Found:
+    """Milliseconds of the device in a call by kind of kernel, and the longest kernels; beside them the call's own."""
+    if b.device.type != "cuda":
+        return {}
+    with profile(activities=[ProfilerActivity.CUDA]) as p:
+        wall = timing.once(work)["wall"]
+    kernels = [(e.key, e.self_device_time_total / 1000, e.count) for e in p.key_averages()]
+    kernels = sorted((k for k in kernels if k[1] > 0), key=lambda k: -k[1])
+    found: Found = {"wall ms": 1000 * wall, "device ms": sum(ms for _, ms, _ in kernels)}
+    for key, ms, _ in kernels:
+        kind = next((kind for kind, names in KINDS.items() if re.search(names, key)), "others")
+        found[kind] = found.get(kind, 0.0) + ms
+    return found | {f"{key[:90]} x{count}": ms for key, ms, count in kernels[:longest]}
+
+
 # -- the parts
 
 
@@ -116,28 +140,22 @@ def parity(b: Bench) -> Iterator[tuple[str, Found]]:
     yield "GPTQ", {"share of codes that differ": float(torch.stack(pairs).mean())}
 
 
-def kernels(b: Bench) -> Iterator[tuple[str, bool, Compute, Callable[[], AbstractContextManager]]]:
-    """Variants of a step: name, compiled or not, how attention is computed, and within what."""
-    sdpa = Compute(b.runtime.dtype, attend_sdpa)
-    compiled = [False, True] if b.device.type == "cuda" or b.args.compile else [False]
-    for c in compiled:
-        yield ("eager", "compiled")[c], c, sdpa, nullcontext
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION) if b.device.type == "cuda" else ():
-        yield f"compiled, {backend.name.lower()}", True, sdpa, partial(sdpa_kernel, backend)
-    if find_spec("flash_attn_interface"):
-        yield "compiled, FlashAttention-3", True, Compute(b.runtime.dtype, attend_fa3), nullcontext
+def variants(b: Bench) -> Iterator[tuple[str, bool, Compute]]:
+    """Variants of a step: name, compiled or not, and how the rest is computed: in torch's own terms, or as runs do."""
+    for compiled in (False, True) if b.device.type == "cuda" or b.args.compile else (False,):
+        for name, compute in (("torch alone", Compute(b.runtime.dtype)), ("as runs do", choose_compute(b.runtime))):
+            yield f"{('eager', 'compiled')[compiled]}, {name}", compiled, compute
 
 
 def step(b: Bench) -> Iterator[tuple[str, Found]]:
-    """Seconds of a step of exp105a under each kernel, with the share of the peak; then the parts of the fastest."""
+    """Seconds of a step of exp105a in each variant, with the share of the peak; then the parts of the fastest."""
     tokens, best = b.cfg.optim.batch_tokens, (float("inf"), "", None)
-    for variant in kernels(b):
-        name, compiled, compute, within = variant
+    for variant in (v for v in variants(b) if b.args.variants in v[0]):
+        name, compiled, compute = variant
         try:
-            with within():
-                peak(b, reset=True)
-                training = cases.Training(b.cfg, b.runtime, compute, compiled)
-                seconds = repeated(training.step, b.args.repeats, warm=2)
+            peak(b, reset=True)
+            training = cases.Training(b.cfg, b.runtime, compute, compiled)
+            seconds = repeated(training.step, b.args.repeats, warm=2)
         except Exception as e:  # a kernel that this card or this build of torch does not have
             yield name, failed(e)
             continue
@@ -146,13 +164,13 @@ def step(b: Bench) -> Iterator[tuple[str, Found]]:
             forget()
         best = min(best, (seconds, name, variant), key=lambda found: found[0])
         yield name, {"seconds": seconds, **rate(b, tokens, seconds), **peak(b), **floor(b, "step")}
-    _, name, (_, compiled, compute, within) = best
-    with within():
-        training = cases.Training(b.cfg, b.runtime, compute, compiled)
-        for part, work in training.parts().items():
-            yield f"{name}: {part}", {"seconds": repeated(work, b.args.repeats), **of_step(b, part)}
-        training.cfg = replace(b.cfg, meta=replace(b.cfg.meta, enabled=True))
-        yield f"{name}: step with a meta call", {"seconds": repeated(partial(training.step, 4), b.args.repeats, warm=2)}
+    _, name, (_, compiled, compute) = best
+    training = cases.Training(b.cfg, b.runtime, compute, compiled)
+    for part, work in training.parts().items():
+        yield f"{name}: {part}", {"seconds": repeated(work, b.args.repeats), **of_step(b, part)}
+    yield f"{name}: kernels", breakdown(b, training.step)
+    training.cfg = replace(b.cfg, meta=replace(b.cfg.meta, enabled=True))
+    yield f"{name}: step with a meta call", {"seconds": repeated(partial(training.step, 4), b.args.repeats, warm=2)}
 
 
 def of_step(b: Bench, part: str) -> Found:
@@ -177,14 +195,13 @@ def rate(b: Bench, tokens: int, seconds: float) -> Found:
 def scoring(b: Bench) -> Iterator[tuple[str, Found]]:
     """Seconds of sliding windows and of legal TTT, chunk by chunk; what the whole validation text would take."""
     for protocol, chunks in (("sliding", 4), ("ttt", b.args.chunks)):
-        e = protocols.begin(protocol, b.cfg, b.subject(b.cfg.ttt.chunk_tokens * (chunks + 1)))
-        seconds = [timing.once(e.step)["wall"] for _ in range(chunks + 1)][1:]  # the first warms up
-        if protocol == "ttt":
-            seconds = seconds[:-1]  # the last adapts nothing
-        each = float(np.mean(seconds))
+        # the first warms up, one more is profiled, and the last adapts nothing
+        e = protocols.begin(protocol, b.cfg, b.subject(b.cfg.ttt.chunk_tokens * (chunks + 3)))
+        each = float(np.mean([timing.once(e.step)["wall"] for _ in range(chunks + 1)][1:]))
         whole = each * VALIDATION / b.cfg.ttt.chunk_tokens
         found = {"seconds a chunk": each, "targets/s": b.cfg.ttt.chunk_tokens / each, "whole text, seconds": whole}
         yield protocol, found | floor(b, protocol)
+        yield f"{protocol}: kernels", breakdown(b, e.step)
 
 
 def sampling(b: Bench) -> Iterator[tuple[str, Found]]:
@@ -243,7 +260,9 @@ def run(b: Bench, record: Found) -> int:
         try:
             for name, numbers in work(b):
                 found[name] = numbers
-                print(f"  {name:44}{words(numbers)}", flush=True)
+                timing.write(b.args.out or timing.RESULTS / "gpu.json", record)  # what there is outlives a broken run
+                if numbers:
+                    print(f"  {name:44}{words(numbers)}", flush=True)
         except Exception as e:
             failures += 1
             found["broke off"] = failed(e)
@@ -263,6 +282,7 @@ def main() -> int:
     parser = timing.arguments(__doc__, repeats=5)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--compile", action="store_true", help="compile on the CPU too")
+    parser.add_argument("--variants", default="", metavar="TEXT", help="only such variants of a step")
     parser.add_argument("--chunks", type=int, default=40, help="chunks of text to score and adapt on")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the card (default: known for H100 and H200)")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from golfcore.base.errors import UserError
-from golfcore.base.runtime import Runtime
+from golfcore.base.runtime import Runtime, all_reduce_sum
 from golfcore.config import Config, TTTConfig
 from golfcore.model import params
 from golfcore.model.forward import Net, forward, graph, nll
@@ -121,14 +121,13 @@ def chunk_lr(cfg: TTTConfig, chunk: int, n_chunks: int) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, chunk / max(horizon - 1, 1))))
 
 
-def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: float, runtime: Runtime) -> float:
-    """One optimizer step on the rows (n, T), of which each rank takes a share; returns their mean loss before it.
+def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: float, runtime: Runtime) -> Tensor:
+    """One optimizer step on the rows (n, T), shared by the ranks; returns their mean loss before it, 0-dim.
 
-    RuntimeError: the ranks together did not see every row once.
+    The host does not wait for it. RuntimeError: the ranks together did not see every row once.
     """
     mine = slice(len(x) * runtime.rank // runtime.world, len(x) * (runtime.rank + 1) // runtime.world)
     total = torch.zeros((), device=x.device)
-    seen = torch.tensor(float(len(x[mine])), device=x.device)
     size, (names, masks) = y.numel(), adapter.scope
     rounded = tuple(projections(cfg) if cfg.ttt.qat_projections else ())
     usual = len(x[mine]) * runtime.world == cfg.ttt.batch_seqs  # what is left of a chunk is not worth a graph
@@ -141,13 +140,12 @@ def step(cfg: Config, net: Net, adapter: Adapter, x: Tensor, y: Tensor, lr: floa
         total, grads = open_gradient(loss, adapter.weights, names, masks, (x[mine], y[mine]))
     else:
         grads = {name: torch.zeros_like(flat(adapter.weights)[name]) for name in names}
-    if runtime.world > 1:
-        for tensor in (total, seen, *grads.values()):
-            dist.all_reduce(tensor)
-    if int(seen) != len(x):
-        raise RuntimeError(f"{runtime.world} ranks trained on {int(seen)} of {len(x)} rows")
+    if (seen := int(all_reduce_sum(torch.tensor(len(x[mine]))))) != len(x):
+        raise RuntimeError(f"{runtime.world} ranks trained on {seen} of {len(x)} rows")
+    for tensor in (total, *grads.values()) if runtime.world > 1 else ():
+        dist.all_reduce(tensor)
     update(cfg.ttt, adapter, grads, lr)
-    return float(total)
+    return total
 
 
 def sum_of_nats(net: Net, rounded: Sequence[str], weights: Weights, x: Tensor, y: Tensor) -> Tensor:

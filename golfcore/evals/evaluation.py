@@ -1,8 +1,8 @@
 """An evaluation in progress: train first if the protocol does, then score chunk by chunk, adapting in between."""
 
-import math
 import time
 from functools import cached_property
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -181,12 +181,16 @@ class Evaluation:
         self._steps(adapter, c.epochs * batches, ttt.chunk_lr(c, self.chunk, len(self.plan.chunks)), self.chunk)
 
     def _steps(self, adapter: ttt.Adapter, batches: list[np.ndarray], lr: float, chunk: int) -> None:
+        """Train on the batches; NotFinite: a loss that is no number. The host waits for the device once, at the end."""
+        found = []
         for starts in batches:
             x, y = send(self.ledger.train(starts, self.cfg.data.seq_len), self.runtime.device)
-            loss = ttt.step(self.cfg, self.net, adapter, x, y, lr, self.runtime)
-            if not math.isfinite(loss):
-                raise NotFinite(f"the loss of step {adapter.steps} is {loss}")
-            self.losses.setdefault(chunk, []).append(loss)
+            found.append(ttt.step(self.cfg, self.net, adapter, x, y, lr, self.runtime))
+        losses = torch.stack(found).tolist() if found else []
+        if wrong := [(i, loss) for i, loss in enumerate(losses, adapter.steps - len(losses) + 1) if not isfinite(loss)]:
+            raise NotFinite("the loss of step {} is {}".format(*wrong[0]))
+        if losses:
+            self.losses.setdefault(chunk, []).extend(losses)
 
     # -- what comes of it
     def sums(self, start: int, stop: int) -> tuple[int, float, int]:

@@ -26,7 +26,7 @@ def score(
     Every window is padded to `seq_len` (causal, so padding changes nothing; the rotary base depends on the length).
     """
     device = weights.rest["tok_emb"].device
-    out: list[np.ndarray] = []
+    found: list[tuple[Tensor, list[slice]]] = []
     usual = np.bincount(rows[:, 2] - rows[:, 0]).argmax() if len(rows) else 0
     for at in range(0, len(rows), batch):
         part = rows[at : at + batch]
@@ -35,11 +35,14 @@ def score(
         # a graph for windows that slide; their beginning and end, and rows that are scored whole, are not worth one
         sliding = net.compute.compiled and look is None and len(part) == batch and first == usual > 0
         logits, nats = (graph(_scored) if sliding else _scored)(net, weights, x, y, seq_len - first)
-        losses = nats.cpu().numpy()
         spans = [slice(s - a - first, b - a - first) for a, b, s in part]
-        out += [losses[i, span] for i, span in enumerate(spans)]
+        found.append((nats, spans))
         if look is not None:
             look(part, [logits[i, span] for i, span in enumerate(spans)], weights)
+    out: list[np.ndarray] = []
+    for nats, spans in found:  # copied when all is asked for, so that a GPU need not wait for the host between batches
+        losses = nats.cpu().numpy()
+        out += [losses[i, span] for i, span in enumerate(spans)]
     return out
 
 

@@ -1,4 +1,4 @@
-"""Attention: rotary angles, the backends (held equal by a test), exclusive self-attention, the key/value cache.
+"""Attention: the backends (held equal by a test), how a forward is executed, rotary angles, the key/value cache.
 
 Shapes: B batch, T time, H heads, K head width; q (B, Tq, H, K), k and v (B, Tk, Hkv, K), Tq <= Tk aligned at the end.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from golfcore.base.runtime import Runtime
 from golfcore.config import ModelConfig
+from golfcore.model.pointwise import Pointwise
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -82,16 +83,25 @@ class Compute(NamedTuple):
     dtype: torch.dtype = torch.float32  # of the activations
     attend: Attend = attend_sdpa
     compiled: bool = False  # losses and scores through torch's compiler
+    pointwise: Pointwise = Pointwise()  # what lies between the products
 
 
 def choose_compute(runtime: Runtime) -> Compute:
-    """In bfloat16 FlashAttention-3 on CUDA if it is installed, and blocks of queries on a CPU; else torch's kernels."""
-    attend = attend_sdpa
+    """In bfloat16 on CUDA, FlashAttention-3 if it is installed and one-pass kernels; on a CPU, blocks of queries.
+
+    Everywhere else torch's own kernels.
+    """
+    chosen = Compute(runtime.dtype, compiled=runtime.compiled)
     if runtime.dtype == torch.bfloat16 and runtime.device.type == "cpu":
-        attend = attend_blocks
-    elif runtime.dtype == torch.bfloat16 and runtime.device.type == "cuda" and find_spec("flash_attn_interface"):
-        attend = attend_fa3
-    return Compute(runtime.dtype, attend, runtime.compiled)
+        return chosen._replace(attend=attend_blocks)
+    if runtime.dtype == torch.bfloat16 and runtime.device.type == "cuda":
+        if find_spec("flash_attn_interface"):
+            chosen = chosen._replace(attend=attend_fa3)
+        if find_spec("triton"):
+            from golfcore.model.kernels import KERNELS
+
+            chosen = chosen._replace(pointwise=KERNELS)
+    return chosen
 
 
 def rope_base(cfg: ModelConfig, length: int) -> float:
@@ -118,25 +128,6 @@ def rope_angles(cfg: ModelConfig, start: int, stop: int, length: int, device: to
         positions, frequencies = positions.bfloat16(), frequencies.bfloat16()
     angles = torch.outer(positions, frequencies).float()
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2 * cos.shape[-1] dims of (B, T, H, K), pairing dim a with dim a + half."""
-    half = cos.shape[-1]
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
-
-
-def exclude_self(y: Tensor, v: Tensor) -> Tensor:
-    """XSA (exp101): remove from each head's output its component along the same position's own value.
-
-    y (B, T, H, K), v (B, T, Hkv, K); float32 inside.
-    """
-    b, t, h, k = y.shape
-    grouped = y.float().view(b, t, v.shape[2], -1, k)
-    unit = F.normalize(v.float(), dim=-1).unsqueeze(3)
-    return (grouped - (grouped * unit).sum(-1, keepdim=True) * unit).view(b, t, h, k).to(y.dtype)
 
 
 class Cache:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from golfcore.config import ModelConfig
 from golfcore.data.tokens import Tables
-from golfcore.model.attention import Cache, Compute, exclude_self, rope_angles, rotate
+from golfcore.model.attention import Cache, Compute, rope_angles
 from golfcore.model.hashing import listed_rows, ngram_rows
+from golfcore.model.pointwise import Pointwise, rms, rotate
 from golfcore.model.weights import Weights, matrix, matrix_name, unbound
 
-RMS_EPS = torch.finfo(torch.float32).eps  # the default of the originals' torch, for bfloat16 inputs too
 EMBED_REACH = 3  # position p of `embed` depends on tokens p-3 .. p (smear of the trigram)
 
 Tap = Callable[[str, Tensor], None]  # called with a name and the input of that matrix (or the output of that layer)
@@ -52,8 +52,19 @@ class Pass(NamedTuple):
     tap: Tap | None
     cache: Cache | None
 
+    @property
+    def between(self) -> Pointwise:
+        """What lies between products; written out where single products are observed or text is continued."""
+        return Pointwise() if self.tap is not None or self.cache else self.net.compute.pointwise
+
     def product(self, role: str, block: int, x: Tensor) -> Tensor:
         return linear(x, matrix(self.weights.banks, role, block), matrix_name(role, block), self.tap)
+
+    def update(self, role: str, block: int, x: Tensor, scale: Tensor) -> Tensor:
+        """`scale` times the product: what is added to the residual stream."""
+        if self.between.joined:  # the scale of a column of the output is that of a row of the matrix
+            return F.linear(x, (scale[:, None] * matrix(self.weights.banks, role, block)).to(x.dtype))
+        return scale.to(x.dtype) * self.product(role, block, x)
 
 
 def forward(
@@ -91,13 +102,8 @@ def forward(
     return cfg.softcap * torch.tanh(logits / cfg.softcap)
 
 
-def rms(x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis: float32 inside, the input's dtype outside."""
-    return F.rms_norm(x.float(), (x.shape[-1],), eps=RMS_EPS).to(x.dtype)
-
-
 def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
-    """x @ weight.T in the dtype of x; every matrix product of the model passes here, so a tap sees every input."""
+    """x @ weight.T in the dtype of x; with a tap every matrix product passes here, so that it sees every input."""
     if tap is not None:
         tap(name, x)
     return F.linear(x, weight.to(x.dtype))
@@ -161,16 +167,15 @@ def value_embedding(net: Net, weights: Weights, tokens: Tensor, tap: Tap | None)
 
 
 def layer(p: Pass, i: int, x: Tensor, first: int = 0) -> Tensor:
-    """Layer i of the residual stream: mix with x0, attention, MLP, each with its own scale.
+    """Layer i of the residual stream: mix with x0, attention, MLP, the latter two with their own scales.
 
     Shape: (B, T, D) -> (B, T - first, D), the positions from `first` on.
     """
     cfg, rest = p.net.cfg, p.weights.rest
     c = (i + 1) ** -0.5 if cfg.ln_scale else 1.0
-    mix = rest["resid_mix"][i].to(x.dtype)
-    x = mix[0] * x + mix[1] * p.x0
-    x = x[:, first:] + rest["attn_scale"][i].to(x.dtype) * attention(p, i, c * rms(x), first)
-    x = x + rest["mlp_scale"][i].to(x.dtype) * mlp(p, cfg.blocks[i], c * rms(x))
+    x, normed = p.between.mix_norm(x, p.x0, rest["resid_mix"][i], c, first)
+    x, normed = p.between.add_norm(x, attention(p, i, normed, first), c)
+    x = x + mlp(p, i, normed)
     if p.tap is not None:
         p.tap(f"layer{i}", x)
     return x
@@ -182,32 +187,34 @@ def attention(p: Pass, i: int, x: Tensor, first: int = 0) -> Tensor:
     Shape: (B, T, D) -> (B, T - first, D), the positions from `first` on.
     """
     cfg, rest, (b, t, _) = p.net.cfg, p.weights.rest, x.shape
-    block = cfg.blocks[i]
-    q = p.product("query", block, x[:, first:] if first else x).view(b, t - first, cfg.n_heads, cfg.head_dim)
-    k = p.product("key", block, x).view(b, t, cfg.n_kv_heads, cfg.head_dim)
-    v = p.product("value", block, x)
+    block, (cos, sin) = cfg.blocks[i], p.rope
+    gain = rest["q_gain"][block]
+    if p.between.joined and not first:
+        joined = torch.cat([matrix(p.weights.banks, role, block) for role in ("query", "key", "value")])
+        q, k, v = p.between.heads(F.linear(x, joined.to(x.dtype)), gain, cos, sin, cfg.n_kv_heads)
+    else:
+        q = p.product("query", block, x[:, first:] if first else x).view(b, t - first, cfg.n_heads, cfg.head_dim)
+        k, v = (p.product(role, block, x).view(b, t, cfg.n_kv_heads, cfg.head_dim) for role in ("key", "value"))
+        q, k = rotate(rms(q), cos[first:], sin[first:]) * gain.to(x.dtype)[:, None], rotate(rms(k), cos, sin)
     if p.ve is not None and i in cfg.ve_layers:
-        v = v + rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * p.ve
-    v = v.view(b, t, cfg.n_kv_heads, cfg.head_dim)
-    cos, sin = p.rope
-    q, k = rotate(rms(q), cos[first:], sin[first:]), rotate(rms(k), cos, sin)
-    q = q * rest["q_gain"][block].to(x.dtype)[:, None]
+        v = v + (rest["ve_layer_scale"][cfg.ve_layers.index(i)].to(x.dtype) * p.ve).view(v.shape)
     keys, values = p.cache.extend(i, k, v) if p.cache else (k, v)
     y = p.net.compute.attend(q, keys, values)
     if i >= cfg.n_layers - cfg.xsa_last_n:
-        y = exclude_self(y, v[:, first:])
-    return p.product("out", block, y.flatten(2))
+        y = p.between.exclude_self(y, v[:, first:])
+    return p.update("out", block, y.flatten(2), rest["attn_scale"][i])
 
 
-def mlp(p: Pass, block: int, x: Tensor) -> Tensor:
+def mlp(p: Pass, i: int, x: Tensor) -> Tensor:
     """LeakyReLU(0.5)^2 (exp101's arithmetic), ReLU^2 (pr294, pr398), or SwiGLU (exp101's prose)."""
-    up, kind = p.product("up", block, x), p.net.cfg.mlp
+    block, kind = p.net.cfg.blocks[i], p.net.cfg.mlp
+    up = p.product("up", block, x)
     if kind == "swiglu":
         gate, value = up.chunk(2, dim=-1)
         hidden = F.silu(gate) * value
     else:
         hidden = (F.leaky_relu(up, 0.5) if kind == "leaky_relu2" else F.relu(up)).square()
-    return p.product("down", block, hidden)
+    return p.update("down", block, hidden, p.weights.rest["mlp_scale"][i])
 
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
