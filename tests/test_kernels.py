@@ -1,103 +1,36 @@
-"""Triton kernels against what they stand for: values and gradients, in Triton's interpreter on a CPU."""
+"""Triton kernels: on a GPU where there is one, else in Triton's interpreter."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import lively, tables, with_
-from torch import Tensor
 
-from golfcore.config import load
-from golfcore.model import pointwise
-from golfcore.model.attention import Compute
-from golfcore.model.forward import Net
+from golfcore.base.runtime import Runtime
+from golfcore.model.attention import choose_compute
 from golfcore.model.pointwise import Pointwise
-from golfcore.model.weights import flat
-from golfcore.optim.inner import loss_function
-
-B, T, D, H, G, K = 2, 37, 48, 4, 2, 24  # rows and widths that fill no tile
 
 
-def kernels() -> Pointwise:
-    """The kernels, which the interpreter runs if it is asked for before Triton is imported."""
+def test_they_compute_what_they_stand_for() -> None:
+    """In a process of its own: Triton decides when it is imported whether it interprets."""
     pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("needs TRITON_INTERPRET=1: test_in_the_interpreter starts this file again with it")
-    from golfcore.model.kernels import KERNELS
-
-    return KERNELS
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-
-
-def both(fn: Callable[..., object], reference: Callable[..., object], *given: object) -> None:
-    """Equal outputs, and equal gradients of a sum in which every output has its own random weights."""
-    found = []
-    for call in (fn, reference):
-        inputs = [g.detach().clone().requires_grad_() if isinstance(g, Tensor) else g for g in given]
-        out = call(*inputs)
-        outs = out if isinstance(out, tuple) else (out,)
-        sum((o * random(*o.shape, seed=7 + i).detach()).sum() for i, o in enumerate(outs)).backward()
-        found.append([*outs, *(i.grad for i in inputs if isinstance(i, Tensor) and i.grad is not None)])
-    assert len(found[0]) == len(found[1]) > 1
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name("kernel_cases.py")),
+    ]
+    done = subprocess.run(command, env={**os.environ, **interpreted}, capture_output=True, text=True)
+    assert done.returncode == 0 and "10 passed" in done.stdout, done.stdout[-3000:]
 
 
-def test_add_norm() -> None:
-    both(kernels().add_norm, pointwise.add_norm, random(B, T, D), random(B, T, D, seed=1), 0.7)
-
-
-@pytest.mark.parametrize("rows", [T, 4 * 528 + 3], ids=["few", "more than a tile for each program"])
-def test_mix_norm(rows: int) -> None:
-    width = D if rows == T else 8
-    given = random(1, rows, width), random(1, rows, width, seed=1), random(2, width, seed=2)
-    both(kernels().mix_norm, pointwise.mix_norm, *given, 0.7)
-
-
-@pytest.mark.parametrize("turned", [8, K])
-def test_heads(turned: int) -> None:
-    angles = torch.outer(torch.arange(T), torch.rand(turned // 2))
-    constants = angles.cos(), angles.sin()
-    fused, written = kernels().heads, pointwise.heads
-    given = random(B, T, (H + 2 * G) * K), random(H, seed=1)
-    both(lambda x, g: fused(x, g, *constants, G), lambda x, g: written(x, g, *constants, G), *given)
-
-
-def test_exclude_self() -> None:
-    both(kernels().exclude_self, pointwise.exclude_self, random(B, T, H, K), random(B, T, G, K, seed=1))
-    nothing = torch.zeros(B, T, G, K)
-    y = random(B, T, H, K)
-    assert torch.equal(kernels().exclude_self(y, nothing), y)
-
-
-@pytest.mark.parametrize("name", ["exp101", "exp106", "pr294-recurrent", "pr398"])
-def test_the_model_with_them(name: str) -> None:
-    """Loss and gradient of every tensor, in float32."""
-    cfg = with_(load(name, {}, "smoke"))
-    weights, (x, y) = lively(cfg), torch.randint(cfg.model.vocab_size, (2, 2, 32))
-    found = []
-    for between in (Pointwise(), kernels()):
-        loss = loss_function(Net(cfg.model, tables(cfg), Compute(pointwise=between)))(weights, x, y)
-        leaves = flat(weights)
-        grads = torch.autograd.grad(loss, [t for t in leaves.values() if t.requires_grad], allow_unused=True)
-        found.append([loss, *(g for g in grads if g is not None)])
-    assert len(found[0]) == len(found[1]) > 10
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
-
-
-def test_in_the_interpreter() -> None:
-    """The tests above, in a process of its own: Triton decides when it is imported what runs its kernels."""
-    pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rN", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+def test_only_bfloat16_on_a_gpu_takes_them() -> None:
+    for device, dtype in (("cpu", torch.bfloat16), ("cpu", torch.float32), ("cuda", torch.float32)):
+        chosen = choose_compute(Runtime(torch.device(device), 0, 1, 0, dtype))
+        assert chosen.pointwise == Pointwise() and not chosen.pointwise.joined

@@ -18,7 +18,7 @@ from golfcore.base.errors import UserError
 from golfcore.config import Config, load
 from golfcore.data.datasets import description, open_dataset, prepare_data
 from golfcore.model import params
-from golfcore.model.attention import Compute, attend_blocks, attend_fa3, attend_reference, attend_sdpa
+from golfcore.model.attention import attend_blocks, attend_fa3, attend_reference, attend_sdpa, choose_compute
 from golfcore.model.forward import Net, forward, graph, nll
 from golfcore.model.weights import tree_map
 from golfcore.optim.muon import newton_schulz
@@ -134,10 +134,8 @@ def low_precision() -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = tree_map(lambda t: (t + 0.1 * torch.randn(t.shape, generator=g)).to(device), params.init(cfg, 0))
     x, y = (t.to(device) for t in torch.randint(cfg.vocab_size, (2, 4, 96), generator=g))
-    exact, low = (
-        float(nll(forward(Net(cfg, None, Compute(dtype)), weights, x), y).mean())
-        for dtype in (torch.float32, torch.bfloat16)
-    )
+    computes = [choose_compute(runtime.Runtime(device, 0, 1, 0, dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    exact, low = (float(nll(forward(Net(cfg, None, compute), weights, x), y).mean()) for compute in computes)
     if not abs(low / exact - 1) < SHARE:
         raise UserError(f"expected a loss of {exact:.4f} in bfloat16, found {low:.4f}")
     return f"a loss of {low:.4f} for {exact:.4f} in float32"
