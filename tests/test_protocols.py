@@ -170,6 +170,31 @@ def test_a_step_is_torchs_own(optimizer: str) -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "lars"])
+def test_a_step_of_a_matrix_is_as_long_as_its_optimizer_says(optimizer: str) -> None:
+    """Singular values near lr sqrt(max(1, rows / columns)), or lr of the matrix's norm; vectors step as under SGD."""
+    cfg = replace(CFG, ttt=replace(CFG.ttt, optimizer=optimizer, clip=0.0, momentum=0.0))
+    adapter, lr = ttt.start(cfg, weights()), 0.01
+    before = {name: t.clone() for name, t in flat(adapter.weights).items()}
+    grads = {name: torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for name, t in before.items()}
+    grads["up"][0] = 0  # a matrix without a gradient stays where it is
+    ttt.update(cfg.ttt, adapter, grads, lr)
+    for name, t in flat(adapter.weights).items():
+        moved = before[name] - t
+        if t.ndim < 3:
+            torch.testing.assert_close(moved, lr * grads[name], atol=1e-6, rtol=1e-4)
+        elif optimizer == "muon":
+            scale = lr * max(1.0, t.shape[-2] / t.shape[-1]) ** 0.5
+            values = torch.linalg.svdvals(moved[1:] if name == "up" else moved) / scale
+            assert 0.2 < float(values.min()) < float(values.max()) < 1.3
+        else:
+            share = moved.norm(dim=(-2, -1)) / before[name].norm(dim=(-2, -1))
+            expected = torch.full_like(share, lr)
+            expected[:1] *= name != "up"
+            torch.testing.assert_close(share, expected, atol=1e-6, rtol=1e-3)
+    assert torch.equal(adapter.weights.banks.up[0], before["up"][0])
+
+
 def test_the_rate_is_a_cosine_over_chunks_with_a_horizon_of_choice() -> None:
     cfg = TTTConfig(lr=0.004)
     published = {0: 0.004, 1: 0.003999989, 100: 0.003890725, 473: 0.002, 900: 2.3291e-5, 945: 1.1e-8}

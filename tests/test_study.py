@@ -38,7 +38,7 @@ CHANGES = {
     "run.val_every": 5,
     "eval.also": ["window-ttt"],
 }
-CELLS = "abc,float,order,epochs 0,epochs 4,stride,adam 0.001,window-ttt"
+CELLS = "abc,float,order,epochs 0,epochs 4,stride,adam 0.001,grid,window-ttt"
 REPORTED = {"a float": "float", "a": "static", "b": "sliding", "c": "ttt", "window-ttt": "window-ttt"}
 
 
@@ -97,6 +97,17 @@ def test_strides_reach_the_published_range_and_any_window_has_some() -> None:
     assert study.strides(smoke) == [32, 16] and smoke.eval.stride in study.strides(smoke)
     odd = replace(smoke, data=replace(smoke.data, seq_len=63), eval=replace(smoke.eval, stride=9))
     assert study.strides(odd) == [31, 15, 7]
+
+
+def test_the_grid_of_chunks_and_passes_lets_the_rate_fall_over_as_much_text() -> None:
+    cfg = config.load("demo")
+    cells = {
+        c.label: protocols.configure(c.protocol, cfg, c.changes).ttt for c in study.standard(cfg) if c.group == "grid"
+    }
+    assert {(t.chunk_tokens, t.epochs) for t in cells.values()} == {(n, e) for n in (2048, 8192, 32768) for e in (1, 4)}
+    assert {t.chunk_tokens * t.lr_horizon for t in cells.values()} == {8192 * 12}
+    smoke = config.load("smoke")
+    assert all(size["ttt.chunk_tokens"] >= smoke.data.seq_len for size in study.grid(smoke).values())
 
 
 def test_a_selection_holds_all_that_it_refers_to() -> None:

@@ -165,6 +165,14 @@ def strides(measured: Sequence[Measured], window: int) -> pd.DataFrame:
     return rows[["label", "stride", "computed", "bpb", "difference", *INTERVAL]]
 
 
+def grid(measured: Sequence[Measured]) -> pd.DataFrame:
+    """The gain over (b) by the length of a chunk and the passes over it: chunk_tokens, epochs, and as in `table`."""
+    cells = [m.cell for m in measured if m.result and m.cell.group == "grid"]
+    rows = table(measured).set_index("label").loc[[cell.label for cell in cells]].reset_index()
+    keys = {key: [int(str(cell.changes[f"ttt.{key}"])) for cell in cells] for key in ("chunk_tokens", "epochs")}
+    return rows.assign(**keys)[["label", *keys, "bpb", "difference", *INTERVAL, "legality", "steps"]]
+
+
 def tables(measured: Sequence[Measured], window: int) -> dict[str, pd.DataFrame]:
     """Every frame of a study that has a figure, by the figure's name; those of one row at most are left out."""
     scores = table(measured).dropna(subset="bpb")
@@ -175,6 +183,7 @@ def tables(measured: Sequence[Measured], window: int) -> dict[str, pd.DataFrame]
         "scores": scores[group.isin(["abc", "protocols"])],
         "controls": scores[(scores["label"] == "c") | group.isin(controls)],
         "strides": strides(measured, window),
+        "grid": grid(measured),
         "positions": positions(measured, window),
         "stream": along(measured),
     }

@@ -242,7 +242,7 @@ class TTTConfig:
     chunk_tokens: int = bounded(65_536, "[1, 1e12]")
     epochs: int = bounded(4, "[0, 10000]")  # over each chunk once it is scored; train-first: over the whole stream
     sweeps: int = bounded(0, "[0, 10000]")  # train-first: further passes, one step a chunk (pr398's "causal TTT")
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "muon", "lars"] = "sgd"  # lars: SGD whose steps are shares of a matrix's norm
     lr: float = bounded(0.004, "[0, 1e30]")
     lr_candidates: tuple[float, ...] = bounded((), "[0, 1e30]")  # chosen on reserved training text; () = lr as it is
     lr_shape: Literal["cosine", "constant"] = "cosine"  # over chunks

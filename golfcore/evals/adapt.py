@@ -20,6 +20,7 @@ from golfcore.model import params
 from golfcore.model.forward import Net, forward, graph, nll
 from golfcore.model.weights import ROLES, Weights, detach, flat, matrix, slot
 from golfcore.optim.inner import adam, clipped, open_gradient, velocity
+from golfcore.optim.muon import newton_schulz
 from golfcore.quant.grid import fake_quant, projection_grid
 
 LORA_SEED = 0  # of the adapters' start: part of the protocol, not of the run
@@ -160,7 +161,7 @@ def sum_of_nats(net: Net, rounded: Sequence[str], weights: Weights, x: Tensor, y
 
 @torch.no_grad()
 def update(cfg: TTTConfig, adapter: Adapter, gradients: dict[str, Tensor], lr: float) -> None:
-    """Clip, then SGD with momentum or Adam: w <- w - lr direction."""
+    """Clip, then SGD with momentum, or what `optimizer` names: w <- w - lr direction."""
     adapter.steps += 1
     grads, momentum = clipped(gradients, cfg.clip), adapter.slots.get("momentum", {})
     if cfg.optimizer == "adam":
@@ -169,8 +170,25 @@ def update(cfg: TTTConfig, adapter: Adapter, gradients: dict[str, Tensor], lr: f
         directions = velocity(grads, momentum, cfg.momentum)
         adapter.slots = {"momentum": directions}
     tensors = flat(adapter.weights)
+    if cfg.optimizer in ("muon", "lars"):
+        directions = {name: by_matrix(cfg, d, tensors[name]) for name, d in directions.items()}
     for name, direction in directions.items():
         tensors[name].sub_(lr * direction)
+
+
+def by_matrix(cfg: TTTConfig, direction: Tensor, weights: Tensor) -> Tensor:
+    """The direction of a stack of matrices as `optimizer` scales each; of anything else itself.
+
+    muon: orthogonalised (`golfcore.optim.muon`), a step of lr sqrt(max(1, rows / columns)) in every singular direction.
+    lars: as long as its matrix, so that a step is lr of the matrix's norm (You et al. 2017, arXiv 1708.03888).
+    """
+    if direction.ndim < 3:
+        return direction
+    if cfg.optimizer == "muon":
+        rows, columns = direction.shape[-2:]
+        return max(1.0, rows / columns) ** 0.5 * newton_schulz(direction, dtype=direction.dtype)
+    sizes = [t.norm(dim=(-2, -1), keepdim=True) for t in (weights, direction)]
+    return direction * (sizes[0] / sizes[1].clamp_min(1e-12))
 
 
 def projections(cfg: Config) -> list[str]:

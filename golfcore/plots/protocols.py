@@ -139,6 +139,37 @@ def say_strides(table: pd.DataFrame) -> str:
     )
 
 
+def grid(table: pd.DataFrame) -> Figure:
+    """The gain of adaptation by the length of a chunk, a line for each number of passes. Frame: `protocols.grid`."""
+    fig = style.figure(2.7, "Do shorter chunks or more passes gain more?")
+    ax = fig.subplots()
+    lengths = sorted(table["chunk_tokens"].unique())
+    for i, (epochs, rows) in enumerate(table.groupby("epochs")):
+        places = [lengths.index(n) + 0.06 * i for n in rows["chunk_tokens"]]
+        known = rows["low"].notna().all()
+        error = [(rows["difference"] - rows["low"]).clip(0), (rows["high"] - rows["difference"]).clip(0)]
+        label = f"{epochs} pass" + "es" * (epochs != 1)
+        ax.errorbar(
+            places, rows["difference"], error if known else None, fmt="o-", color=LINES[i], capsize=3, label=label
+        )
+    ax.axhline(0, color=GREY, lw=0.8)
+    ax.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+    ax.set_xlabel("targets of a chunk; bars: 95 % over chunks of text")
+    ax.set_ylabel("less (b), bits per byte")
+    ax.margins(x=0.15)
+    parts.legend_below(fig, [ax])
+    return fig
+
+
+def say_grid(table: pd.DataFrame) -> str:
+    best = table.loc[table["difference"].idxmin()]
+    worst = table.loc[table["difference"].idxmax()]
+    return (
+        f"Against the same windows without adaptation the most is gained by {best['label']}: "
+        f"{style.effect(best.to_dict())}; the least by {worst['label']}: {style.effect(worst.to_dict())}."
+    )
+
+
 def positions(table: pd.DataFrame) -> Figure:
     """Loss by position in a window, and where the gain of context lies. Frame: `protocols.positions`."""
     fig = style.figure(3.0, "Why does a sliding window score better without adapting?")
@@ -213,6 +244,7 @@ FIGURES = {
     "protocols-scores": (scores, say_scores),
     "protocols-controls": (controls, say_controls),
     "protocols-strides": (strides, say_strides),
+    "protocols-grid": (grid, say_grid),
     "protocols-positions": (positions, say_positions),
     "protocols-stream": (stream, say_stream),
 }

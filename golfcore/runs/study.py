@@ -2,7 +2,7 @@
 
 (a) windows that do not overlap, (b) a sliding window and (c) sliding with adaptation stand side by side, and each
 control changes one thing: the order of the text, how long adaptation lasts, its passes, what adapts, the optimizer, the
-stride, the rounding of the weights.
+stride, the rounding of the weights; a grid changes two, the length of a chunk and the passes over it.
 """
 
 import time
@@ -30,7 +30,13 @@ from golfcore.runs.sweep import names_in, time_left
 ORDER_SEED = 0
 EPOCHS = (0, 1, 4, 20)
 ADAPTED = ("all", "banks", "scalars", "mlps", "lora")
-ADAM_RATES = (1e-4, 1e-3)  # the chosen rate is one of SGD; a step of Adam moves every value by about its rate
+RANKS = (1, 32)  # of low-rank adapters, beside the configured one
+RATES = {  # the chosen rate is one of SGD
+    "adam": (1e-4, 1e-3),  # a step moves every value by about its rate
+    "muon": (1e-4, 1e-3),  # of the banks: every singular value
+    "lars": (1e-4, 1e-3),  # of the banks: every matrix by that share of its norm
+}
+GRID = (1, 4)  # passes over chunks of a quarter, of the whole and of four times the configured length
 ABC = {"a": "static", "b": "sliding", "c": "ttt"}
 FILES = {"artifact": ARTIFACT, "float": FLOAT}
 
@@ -64,7 +70,14 @@ def standard(cfg: Config) -> tuple[Cell, ...]:
 
     constant = {} if cfg.ttt.lr_horizon else {"ttt.lr_shape": "constant"}
     resets = {"chunk": {"ttt.reset": "chunk"}, "document": {"ttt.reset": "document", **constant}}
-    adam = {"ttt.optimizer": "adam"}
+    banks: dict[str, object] = {"ttt.adapted": "banks"}
+    optimizers = {
+        f"{name} {rate:g}": {"ttt.optimizer": name, "ttt.lr": rate} | (banks if name != "adam" else {})
+        for name, rates in RATES.items()
+        for rate in rates
+    }
+    adapted: dict[str, dict[str, object]] = {f"adapts {part}": {"ttt.adapted": part} for part in ADAPTED}
+    adapted |= {f"lora rank {rank}": {"ttt.adapted": "lora", "ttt.lora_rank": rank} for rank in RANKS}
     label = {protocol: label for label, protocol in ABC.items()}
     others = [name for name in protocols.PROTOCOLS if name not in label]
     return (
@@ -75,10 +88,22 @@ def standard(cfg: Config) -> tuple[Cell, ...]:
         *controls("reset", {f"reset per {at}": changes for at, changes in resets.items()}),
         *controls("epochs", {f"epochs {n}": {"ttt.epochs": n} for n in EPOCHS}),
         *(Cell(f"stride {s}", "sliding", "stride", {"eval.stride": s}, reference="a") for s in strides(cfg)),
-        *controls("adapted", {f"adapts {part}": {"ttt.adapted": part} for part in ADAPTED}),
-        *controls("optimizer", {f"adam {rate:g}": adam | {"ttt.lr": rate} for rate in ADAM_RATES}),
+        *controls("adapted", adapted),
+        *controls("optimizer", optimizers),
+        *controls("grid", grid(cfg)),
         *(Cell(n, n, "protocols", reference=label[protocols.reference_of(n, cfg)]) for n in others),
     )
+
+
+def grid(cfg: Config) -> dict[str, dict[str, object]]:
+    """Lengths of a chunk against passes over it; the rate falls over as much text whatever the length."""
+    c, found = cfg.ttt, dict[str, dict[str, object]]()
+    for length in (c.chunk_tokens // 4, c.chunk_tokens, 4 * c.chunk_tokens):
+        if length >= cfg.data.seq_len:
+            horizon = max(1, round(c.lr_horizon * c.chunk_tokens / length)) if c.lr_horizon else 0
+            fixed: dict[str, object] = {"ttt.chunk_tokens": length, "ttt.lr_horizon": horizon, "ttt.lr_candidates": ()}
+            found |= {f"chunks of {length}, epochs {n}": fixed | {"ttt.epochs": n} for n in GRID}
+    return found
 
 
 def strides(cfg: Config) -> list[int]:
