@@ -86,6 +86,13 @@ def test_a_page_says_of_every_figure_what_it_shows_and_leaves_a_page_of_ones_own
         assert (after == text) == kept and ("[more.md](more.md)" in after) != kept
 
 
+def test_names_in_a_picture_do_not_hang_on_the_last_bits_of_a_number() -> None:
+    """Clips and markers are named after a hash of their floats, whose last bits differ between processors."""
+    picture = '<path clip-path="url(#p{0})"/><path id="m{1}"/><use xlink:href="#m{1}"/><clipPath id="p{0}"/>'
+    one, other = (figures.numbered(picture.format(*ids)) for ids in (("0a1b2c3d4e", "1" * 10), ("f" * 10, "2a" * 5)))
+    assert one == other and one.count("p2") == 2 and one.count("m1") == 2
+
+
 def test_a_figure_drawn_from_its_table_file_is_the_same_to_the_byte(drawn: dict[str, Drawn]) -> None:
     folder = drawn["curves"].paths[0].parent
     before = contents(folder)

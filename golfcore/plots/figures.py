@@ -1,6 +1,7 @@
 """Frames become figures in a folder, with an index that says where each comes from; and the same again from tables."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,8 +210,17 @@ def save_figure(name: str, table: pd.DataFrame, folder: Path) -> tuple[Path, ...
         for path, metadata in ((svg, {"Date": None}), (png, {"Software": None})):
             with files.atomic_path(path) as part:
                 fig.savefig(part, format=path.suffix[1:], metadata=metadata)
+                if path == svg:
+                    part.write_text(numbered(part.read_text()))
     frames.write_csv(csv, table)
     return svg, png, csv
+
+
+def numbered(svg: str) -> str:
+    """The same picture with matplotlib's hashed names numbered: the hashes hang on the last bits of the processor."""
+    names = re.findall(r'id="([a-z][0-9a-f]{10})"', svg)
+    known = {name: f"{name[0]}{i}" for i, name in enumerate(dict.fromkeys(names), 1)}
+    return re.sub(r"\b[a-z][0-9a-f]{10}\b", lambda found: known.get(found[0], found[0]), svg)
 
 
 def _plot(name: str) -> tuple[Draw, Say]:

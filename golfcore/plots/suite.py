@@ -36,9 +36,9 @@ def suite(table: pd.DataFrame) -> Figure:
                 [row["published_difference"]], [y], "D", color="white", mec=BLACK, ms=5, ls="none", label="published"
             )
     parts.rows_axis(axes[0], [f"{row['label']} [{row['on']}]" for row in rows])
-    style.subtitle(axes[0], f"{style.measure(measure)[0]}, as published" if published else style.measure(measure)[0])
+    style.subtitle(axes[0], f"{style.measure(measure)[0]},\nas published" if published else style.measure(measure)[0])
     if len(axes) > 1:
-        style.subtitle(axes[1], f"{style.measure('sliding')[0]}, same weights")
+        style.subtitle(axes[1], f"{style.measure('sliding')[0]},\nsame weights")
     for y, row in enumerate(rows):
         where, (verdict, ratio) = axes[-1].get_yaxis_transform(), said(row)
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
