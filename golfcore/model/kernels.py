@@ -287,24 +287,24 @@ def _exclude_self_back(d: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
 
 
 def keep(*names: int) -> Callable[..., None]:
-    """What a gradient needs: the inputs and outputs of those numbers, outputs after inputs, and the last input."""
+    """What a gradient needs: the inputs and outputs of those numbers, outputs after inputs, and a last input c."""
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         known = (*inputs, *(output if isinstance(output, tuple) else (output,)))
         ctx.save_for_backward(*(known[i] for i in names))
-        ctx.last = inputs[-1]
+        ctx.c = inputs[-1] if isinstance(inputs[-1], float) else None
 
     return setup
 
 
 def _add_norm_gradient(ctx: Any, d_total: Tensor, d_normed: Tensor) -> tuple[Tensor, Tensor, None]:
-    d = _add_norm_back(d_total, d_normed, *ctx.saved_tensors, ctx.last)
+    d = _add_norm_back(d_total, d_normed, *ctx.saved_tensors, ctx.c)
     return d, d, None
 
 
 _add_norm.register_autograd(_add_norm_gradient, setup_context=keep(3))
 _mix_norm.register_autograd(
-    lambda ctx, *d: (*_mix_norm_back(*d, *ctx.saved_tensors, ctx.last), None), setup_context=keep(4, 0, 1, 2)
+    lambda ctx, *d: (*_mix_norm_back(*d, *ctx.saved_tensors, ctx.c), None), setup_context=keep(4, 0, 1, 2)
 )
 _heads.register_autograd(
     lambda ctx, *d: (*_heads_back(*d, *ctx.saved_tensors), None, None, None), setup_context=keep(0, 1, 2, 3)
