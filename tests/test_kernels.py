@@ -27,7 +27,7 @@ def test_they_compute_what_they_stand_for() -> None:
         str(Path(__file__).with_name("kernel_cases.py")),
     ]
     done = subprocess.run(command, env={**os.environ, **interpreted}, capture_output=True, text=True)
-    assert done.returncode == 0 and "10 passed" in done.stdout, done.stdout[-3000:]
+    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout[-3000:]
 
 
 def test_only_bfloat16_on_a_gpu_takes_them() -> None:
