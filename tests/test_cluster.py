@@ -149,6 +149,32 @@ def test_a_run_that_is_refused_says_so_and_the_others_are_done(
     assert f"base-s1: failed; see {tmp_path / cluster.LOGS}" in said
 
 
+@pytest.mark.parametrize(("late", "said"), [(2, ""), (3, "expected a node that starts"), (-1, "no port is free")])
+def test_a_node_that_starts_late_is_asked_again(late: int, said: str) -> None:
+    """Other failures of Ray's are its own."""
+    tried, ended = list[int](), list[int]()
+
+    class Late:
+        @staticmethod
+        def init(**options: object) -> None:
+            tried.append(1)
+            if late < 0:
+                raise RuntimeError("no port is free")
+            if len(tried) <= late:
+                raise Exception("The current node timed out during startup. This could happen because")
+
+        @staticmethod
+        def shutdown() -> None:
+            ended.append(1)
+
+    if said:
+        with pytest.raises(UserError if late > 0 else RuntimeError, match=said):
+            cluster._start(Late)
+    else:
+        cluster._start(Late)
+    assert len(tried) == (3 if late > 0 else 1) and len(ended) == len(tried) - (not said)
+
+
 def test_slots_are_checked_and_without_ray_one_sentence_says_so(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from golfcore.runs.sweep import Job, Slots, time_left
 LOGS = "logs"  # folder beside the runs: LABEL-sSEED.try1.log ...
 RETRIES = 3  # of a run whose worker or node is lost
 PATIENCE = 60.0  # seconds for the worker of a driver that has died to let go of a run
+STARTS = 3  # of a node
 
 
 def run_jobs(
@@ -117,7 +118,7 @@ def _joined(ray: Any, say: Callable[[str], object]) -> Iterator[None]:
     """A cluster for as long as it is needed; one that this process had joined before stays joined."""
     fresh = not ray.is_initialized()
     if fresh:
-        ray.init(log_to_driver=False, logging_level="warning", runtime_env={"env_vars": {"PYTHONPATH": _path()}})
+        _start(ray)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         has = ", ".join(f"{n:g} {kind}" for kind in ("CPU", "GPU") if (n := ray.cluster_resources().get(kind)))
@@ -126,6 +127,22 @@ def _joined(ray: Any, say: Callable[[str], object]) -> Iterator[None]:
     finally:
         if fresh:
             ray.shutdown()
+
+
+def _start(ray: Any) -> None:
+    """Ray gives its node half a minute, which a busy machine may not have: it is asked again. UserError: in vain."""
+    for _ in range(STARTS):
+        try:
+            ray.init(log_to_driver=False, logging_level="warning", runtime_env={"env_vars": {"PYTHONPATH": _path()}})
+            return
+        except Exception as e:  # Ray has no kind of its own for it
+            ray.shutdown()
+            if "timed out during startup" not in str(e):
+                raise
+    raise UserError(
+        f"--engine ray: expected a node that starts within Ray's half a minute, found none {STARTS} times: this "
+        "machine is busy; what is done stays, the same command goes on later"
+    )
 
 
 def _path() -> str:
