@@ -148,7 +148,7 @@ def grid(table: pd.DataFrame) -> Figure:
         places = [lengths.index(n) + 0.06 * i for n in rows["chunk_tokens"]]
         known = rows["low"].notna().all()
         error = [(rows["difference"] - rows["low"]).clip(0), (rows["high"] - rows["difference"]).clip(0)]
-        label = f"{epochs} pass" + "es" * (epochs != 1)
+        label = "one pass" if epochs == 1 else f"{epochs} passes"
         ax.errorbar(
             places, rows["difference"], error if known else None, fmt="o-", color=LINES[i], capsize=3, label=label
         )
