@@ -14,7 +14,7 @@ from test_plots import check_legible, draw
 
 from golfcore import config
 from golfcore.analysis import protocols as analysis
-from golfcore.analysis.frames import frame, one
+from golfcore.analysis.frames import frame, one, read_csv, write_csv
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.evals import protocols
@@ -335,10 +335,13 @@ def test_the_course_along_the_text_ends_at_the_difference(measured: list[Measure
 # -- figures
 
 
-def test_the_figures_of_a_study_are_legible(measured: list[Measured]) -> None:
+def test_the_figures_of_a_study_are_legible(measured: list[Measured], tmp_path: Path) -> None:
+    """Drawn from their table files, as they are again."""
     tables = analysis.tables(measured, 64)
     assert ["protocols-" + name for name in tables] == list(plots.FIGURES)
-    for name, table in tables.items():
+    for name, made in tables.items():
+        write_csv(tmp_path / f"{name}.csv", made)
+        table = read_csv(tmp_path / f"{name}.csv")
         assert 1 <= plots.FIGURES["protocols-" + name][1](table).count(". ") + 1 <= 2
         assert not {"seconds", "tokens_per_second"} & set(table.columns), "a figure hangs on no clock"
         check_legible(draw("protocols-" + name, table))
