@@ -145,6 +145,9 @@ def test_curves_of_rate_and_distortion_fall_and_are_read_between_their_points() 
         line, "sigma", "bits"
     ) == pytest.approx(3)
     assert np.isnan(rates.at_equal(line, "sigma", at=6.0))
+    assert np.isnan(rates.at_equal(line, "sigma", "bits", at=-1e-9)), "a rule that costs nothing has no equal"
+    line.loc[line["rule"] == "sigma", "difference"] = -1e-9
+    assert np.isnan(rates.at_equal(line, "sigma")) and np.isnan(rates.at_equal(line, "sigma", "bits"))
     table = rates.widths(TINY, net, WEIGHTS, TOKENS)
     assert set(table["role"]) >= {"query", "up", "tok_emb", "bigram"} and (table["relative"] > 0).all()
 

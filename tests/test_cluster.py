@@ -55,10 +55,23 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Cluster]:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
+    nodes = started_nodes(cluster.STARTS)
     yield nodes
     nodes.shutdown()
+
+
+def started_nodes(tries: int) -> Cluster:
+    """Two nodes; Ray gives each half a minute, which a busy machine may not have."""
+    nodes = Cluster()
+    try:
+        nodes.add_node(num_cpus=1, include_dashboard=False)
+        nodes.add_node(num_cpus=1)
+        return nodes
+    except Exception as e:
+        nodes.shutdown()
+        if tries == 1 or "timed out" not in str(e):
+            raise
+        return started_nodes(tries - 1)
 
 
 def until(found: Callable[[], object], what: str, seconds: float = 240) -> object:

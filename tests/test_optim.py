@@ -10,6 +10,7 @@ import torch
 from tiny import same
 from torch import Tensor
 
+from golfcore.base.runtime import multiplies_bfloat16
 from golfcore.config import ModelConfig, OptimConfig
 from golfcore.model.params import init, table
 from golfcore.model.weights import Weights, flat, tree_map
@@ -299,9 +300,11 @@ def test_every_tensor_moves_by_the_rule_of_its_group(matrices: str):
 
 
 def test_the_configuration_reaches_muon():
+    native = BF16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
     for cfg, want in (
-        (OptimConfig(matrix_decay="after", momentum_dtype="float32"), (True, torch.float32, BF16)),
-        (OPTIM, (False, BF16, BF16)),
+        (OptimConfig(matrix_decay="after", momentum_dtype="float32"), (True, torch.float32, native)),
+        (OPTIM, (False, BF16, native)),
+        (dataclasses.replace(OPTIM, ns_dtype="bfloat16"), (False, BF16, BF16)),
     ):
         weights = leaves(MODEL, cfg, init(MODEL, 1), BF16, "cpu")
         optimizers = build(MODEL, cfg, weights, BF16)

@@ -105,14 +105,17 @@ def at_equal(table: pd.DataFrame, rule: str, column: str = "difference", at: flo
     """A rule's cost at the published rule's bits ("difference"), or its bits at the published cost ("bits").
 
     By interpolation between its steps, of the logarithm of the cost, which is straight in bits. `at`: instead of the
-    published rule's value. NaN outside of what was measured.
+    published rule's value. NaN outside of what was measured, and where one of the two costs nothing at any step.
     """
     rows = table[(table["rule"] == rule) & (table["difference"] > 0)].sort_values("bits")
     base = table[table["rule"] == "published"].iloc[0]
     bits, cost = rows["bits"].to_numpy(float), np.log(rows["difference"].to_numpy(float))
+    if rows.empty:
+        return math.nan
     if column == "difference":
         return float(np.exp(np.interp(base["bits"] if at is None else at, bits, cost, np.nan, np.nan)))
-    return float(np.interp(math.log(base["difference"] if at is None else at), cost[::-1], bits[::-1], np.nan, np.nan))
+    here = base["difference"] if at is None else at
+    return float(np.interp(math.log(here), cost[::-1], bits[::-1], np.nan, np.nan)) if here > 0 else math.nan
 
 
 def widths(cfg: Config, net: Net, weights: Weights, tokens: Tensor) -> pd.DataFrame:

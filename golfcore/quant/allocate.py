@@ -48,7 +48,7 @@ def divergences(
         changed = with_tensor(weights, made, name)
         after = (forward(net, changed, part).log_softmax(-1) for part in parts)
         sums = [float((p.exp() * (p - q)).sum()) for p, q in zip(before, after, strict=True)]
-        found[name] = sum(sums) / sum(part.numel() for part in parts)
+        found[name] = max(0.0, sum(sums) / sum(part.numel() for part in parts))  # rounding can leave less than none
     return found
 
 
