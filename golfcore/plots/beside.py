@@ -3,6 +3,8 @@
 Published rows are drawn as lines with points and are named so; rows of ours stand in panels of their own.
 """
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -86,10 +88,9 @@ def say_adaptation(table: pd.DataFrame) -> str:
     return text
 
 
-def banks(table: pd.DataFrame) -> Figure:
+@parts.filled(3.2, "What does the overlap of banks see?", 1, 2)
+def banks(axes: Any, table: pd.DataFrame) -> None:
     """Overlaps of banks, published and here, with what independent noise of the same norms gives."""
-    fig = style.figure(3.2, "What does the overlap of banks see?")
-    axes = fig.subplots(1, 2)
     names = list(dict.fromkeys(table["bank"]))
     for ax, column in zip(axes, ("overlap", "cosine"), strict=True):
         colours = style.colours(table["pair"])
@@ -103,8 +104,6 @@ def banks(table: pd.DataFrame) -> Figure:
             ax.plot(rows[column], y, mark, ms=4, color=colours[str(pair)], label=label)
         parts.rows_axis(ax, [name.replace("_bank", "") for name in names])
         style.subtitle(ax, {"overlap": "mean cosine of leading subspaces", "cosine": "cosine of all values"}[column])
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_banks(table: pd.DataFrame) -> str:
@@ -122,10 +121,9 @@ def say_banks(table: pd.DataFrame) -> str:
     )
 
 
-def courses(table: pd.DataFrame) -> Figure:
+@parts.filled(2.5, "Which schedules did the published systems follow? (computed from their settings)", 1, 2)
+def courses(axes: Any, table: pd.DataFrame) -> None:
     """Schedules over time. Frame: `beside.courses`."""
-    fig = style.figure(2.5, "Which schedules did the published systems follow? (computed from their settings)")
-    axes = fig.subplots(1, 2)
     colours = style.colours(table["system"])
     for ax, (quantity, rows) in zip(axes, table.groupby("quantity", sort=False), strict=True):
         for system, line in rows.groupby("system", sort=False):
@@ -136,8 +134,6 @@ def courses(table: pd.DataFrame) -> Figure:
     for level, name in ((0.5, "meta-learning ends"), (0.25, "late QAT"), (0.2, "averaging")):
         axes[0].axhline(level, color=GREY, lw=0.6, ls=":")
         style.note(axes[0], name, (0.0, level), (2, 3), fontsize=6.5, color=GREY)
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_courses(table: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """The figures of the n-gram table seen from inside, and what each says: golfcore.analysis.buckets makes the frames."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -19,10 +21,9 @@ def _classes(table: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     return {label: (colour, table[starts == kind]) for kind, (label, colour) in CLASSES.items()}
 
 
-def collisions(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "How many pairs share a row?")
+def collisions(ax: Any, table: pd.DataFrame) -> None:
     """Pairs that share their row by the size of the table, beside a random hash. Frame: `buckets.sizes`."""
-    fig = style.figure(2.8, "How many pairs share a row?")
-    ax = fig.subplots()
     for hashing, colour in HASHING.items():
         rows = only(table, hashing=hashing)
         ax.plot(rows["rows"], 100 * rows["sharing"], "o", ms=5, color=colour, label=hashing)
@@ -33,8 +34,6 @@ def collisions(table: pd.DataFrame) -> Figure:
     ax.set_ylim(0, 105)
     ax.set_xlabel("rows of the table")
     ax.set_ylabel("% of different pairs")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_collisions(table: pd.DataFrame) -> str:
@@ -45,10 +44,9 @@ def say_collisions(table: pd.DataFrame) -> str:
     )
 
 
-def bits(table: pd.DataFrame) -> Figure:
+@parts.filled(3.0, "What does sharing a row hide?", 1, 2, sharex=True)
+def bits(axes: Any, table: pd.DataFrame) -> None:
     """What a row hides of the token that follows, against its load. Frame: `Buckets.rows`."""
-    fig = style.figure(3.0, "What does sharing a row hide?")
-    axes = fig.subplots(1, 2, sharex=True)
     for label, (colour, rows) in _classes(table).items():
         axes[0].plot(rows["times"], rows["mixed_bits"], ".", ms=2.5, alpha=0.5, color=colour, label=label)
         axes[1].plot(rows["times"], rows["norm"], ".", ms=2.5, alpha=0.5, color=colour, label=label)
@@ -59,8 +57,6 @@ def bits(table: pd.DataFrame) -> Figure:
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("occurrences of the row")
         style.subtitle(ax, text)
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_bits(table: pd.DataFrame) -> str:
@@ -73,10 +69,9 @@ def say_bits(table: pd.DataFrame) -> str:
     )
 
 
-def routes(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "Does a pair that shares its row cost more?")
+def routes(ax: Any, table: pd.DataFrame) -> None:
     """Loss after a pair by its class and by who shares its row. Frame: `buckets.routes`."""
-    fig = style.figure(2.7, "Does a pair that shares its row cost more?")
-    ax = fig.subplots()
     for offset, (kind, (label, colour)) in zip((-0.19, 0.19), CLASSES.items(), strict=True):
         rows = table[table["word_start"].astype(bool) == kind].set_index("route").reindex(ROUTES)
         nats = rows["nats"].fillna(0.0)
@@ -86,8 +81,6 @@ def routes(table: pd.DataFrame) -> Figure:
     parts.rows_axis(ax, list(ROUTES.values()))
     ax.margins(x=0.2)
     ax.set_xlabel("nats of the target that follows the pair")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_routes(table: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """More figures of weight space, and what each says: frames of analysis.models, geometry, divergence, weight_space."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -86,10 +88,9 @@ def say_slots(table: pd.DataFrame) -> str:
     )
 
 
-def angles(table: pd.DataFrame) -> Figure:
+@parts.filled(3.6, "How do the cosines fall off?", 2, 3, sharex=True, sharey=True)
+def angles(axes: Any, table: pd.DataFrame) -> None:
     """Cosines of the principal angles, all of them, with the band of chance. Frame: `geometry.angle_spectra`."""
-    fig = style.figure(3.6, "How do the cosines fall off?")
-    axes = fig.subplots(2, 3, sharex=True, sharey=True).ravel()
     for ax, role in zip(axes, ROLES, strict=True):
         rows = table[table["role"] == role]
         band = rows.groupby("index")[["chance_low", "chance_high"]].mean()
@@ -101,8 +102,6 @@ def angles(table: pd.DataFrame) -> Figure:
     axes[0].set_ylim(0, 1.05)
     axes[3].set_xlabel("principal angle")
     axes[3].set_ylabel("cosine")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_angles(table: pd.DataFrame) -> str:
@@ -111,10 +110,9 @@ def say_angles(table: pd.DataFrame) -> str:
     return f"Cosines above the 97.5 % of chance, over all roles and blocks, spaces of outputs: {said}."
 
 
-def singular(table: pd.DataFrame) -> Figure:
+@parts.filled(2.9, "What spectra do banks have, and what do matrices have?", 1, 2, sharey=True, legend=False)
+def singular(axes: Any, table: pd.DataFrame) -> None:
     """Singular values of banks as published, and of the matrices in them. Frame: `geometry.singular_values`."""
-    fig = style.figure(2.9, "What spectra do banks have, and what do matrices have?")
-    axes = fig.subplots(1, 2, sharey=True)
     first = table[table["model"] == table["model"].iloc[0]]
     for bank, (label, colour) in BANKS.items():
         rows = first[(first["role"] == bank) & first["block"].isna()]
@@ -128,7 +126,6 @@ def singular(table: pd.DataFrame) -> Figure:
         style.subtitle(ax, text)
         ax.legend(loc="lower left" if ax is axes[0] else "upper right", fontsize=6.5)
     axes[0].set_ylabel("share of the largest")
-    return fig
 
 
 def say_singular(table: pd.DataFrame) -> str:
@@ -140,10 +137,9 @@ def say_singular(table: pd.DataFrame) -> str:
     )
 
 
-def norms(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "What are the published spectra made of?", 1, 4)
+def norms(axes: Any, table: pd.DataFrame) -> None:
     """Norm of every slot by model. Frame: `geometry.slot_norms`."""
-    fig = style.figure(2.8, "What are the published spectra made of?")
-    axes = fig.subplots(1, 4)
     for ax, (bank, (label, _)) in zip(axes, BANKS.items(), strict=True):
         rows = table[table["bank"] == bank]
         names = style.colours(rows["model"])
@@ -157,8 +153,6 @@ def norms(table: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.subtitle(ax, label)
     axes[0].set_ylabel("norm")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_norms(table: pd.DataFrame) -> str:
@@ -171,10 +165,9 @@ def say_norms(table: pd.DataFrame) -> str:
     )
 
 
-def midpoint(table: pd.DataFrame) -> Figure:
+@parts.filled(2.6, "Does the norm of the midpoint say more than the cosine?")
+def midpoint(ax: Any, table: pd.DataFrame) -> None:
     """The midpoint's norm against the cosine, with its closed form. Frame: `weight_space.tables`, with `source`."""
-    fig = style.figure(2.6, "Does the norm of the midpoint say more than the cosine?")
-    ax = fig.subplots()
     at = np.linspace(-0.2, 1, 200)
     ax.plot(at, ((1 + at) / 2) ** 0.5, color=GREY, lw=1, label="\u221a((1 + c) / 2), equal norms")
     for source, (colour, marker) in {"published": (BLACK, "x"), "here": (BLUE, "o")}.items():
@@ -182,8 +175,6 @@ def midpoint(table: pd.DataFrame) -> Figure:
         ax.plot(rows["cosine"], rows["mid_over_a"], marker, ms=4, ls="none", color=colour, label=source)
     ax.set_xlabel("cosine of the two tensors")
     ax.set_ylabel("norm of the midpoint")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_midpoint(table: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """The figures of table layouts while models learn, and what each says: frames of golfcore.analysis.contention."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -33,10 +35,9 @@ def say_learning(table: pd.DataFrame) -> str:
     return f"At the last step kept, nats against the reference by route, mean over {seeds} seeds: {'; '.join(said)}."
 
 
-def controls(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "What does the model make of its table?", 1, 3)
+def controls(axes: Any, table: pd.DataFrame) -> None:
     """Scale, gate and lengths of vectors over training. Frame: `contention.learning`."""
-    fig = style.figure(2.8, "What does the model make of its table?")
-    axes = fig.subplots(1, 3)
     with_table = table[table["scale"].notna()]
     for arm, (label, colour) in style.arms(with_table["arm"]).items():
         rows = with_table[with_table["arm"] == arm]
@@ -51,8 +52,6 @@ def controls(table: pd.DataFrame) -> Figure:
     for ax, title in zip(axes, titles, strict=True):
         ax.set_xlabel("step")
         style.subtitle(ax, title)
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_controls(table: pd.DataFrame) -> str:

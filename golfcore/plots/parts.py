@@ -1,7 +1,8 @@
 """The parts that figures are made of: rows with names, forest plots, bars with numbers, courses along a text."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,28 @@ def legend_below(fig: Figure, axes: Iterable[Axes]) -> None:
     if found:
         ncols = len(found) if len(found) <= 4 else min(-(-len(found) // 2), 4)
         fig.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
+
+
+def filled(height: float, question: str, *grid: int, legend: bool = True, **panels: Any) -> Callable:
+    """Of a function that fills the axes it is given from a frame: the one that returns the whole figure.
+
+    `grid` (then it gets all axes, in reading order, otherwise the only ones) and `panels` are those of
+    `Figure.subplots`; `legend`: one below, of what any of the axes names.
+    """
+
+    def of(fill: Callable[..., None]) -> Callable[..., Figure]:
+        @wraps(fill)
+        def whole(*tables: Any) -> Figure:
+            fig = style.figure(height, question)
+            axes = np.ravel(fig.subplots(*grid, **panels))
+            fill(axes if grid else axes[0], *tables)
+            if legend:
+                legend_below(fig, axes)
+            return fig
+
+        return whole
+
+    return of
 
 
 # -- forest plots

@@ -1,5 +1,7 @@
 """The figures of a study of protocols and what each says: golfcore.analysis.protocols makes the frames."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -109,10 +111,9 @@ def say_controls(table: pd.DataFrame) -> str:
 # -- context
 
 
-def strides(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "What does a longer context cost?", legend=False)
+def strides(ax: Any, table: pd.DataFrame) -> None:
     """Score against cost of scoring without adaptation, by stride. Frame: `protocols.strides`."""
-    fig = style.figure(2.7, "What does a longer context cost?")
-    ax = fig.subplots()
     cost = table["computed"]
     ax.plot(cost, table["bpb"], "-", color=GREEN, lw=1)
     for row in table.to_dict("records"):
@@ -128,7 +129,6 @@ def strides(table: pd.DataFrame) -> Figure:
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_ylabel("bits per byte")
     ax.set_xlabel("tokens computed for each target scored; bars: 95 % of the difference to no overlap")
-    return fig
 
 
 def say_strides(table: pd.DataFrame) -> str:
@@ -139,10 +139,9 @@ def say_strides(table: pd.DataFrame) -> str:
     )
 
 
-def grid(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "Do shorter chunks or more passes gain more?")
+def grid(ax: Any, table: pd.DataFrame) -> None:
     """The gain of adaptation by the length of a chunk, a line for each number of passes. Frame: `protocols.grid`."""
-    fig = style.figure(2.7, "Do shorter chunks or more passes gain more?")
-    ax = fig.subplots()
     lengths = sorted(table["chunk_tokens"].unique())
     for i, (epochs, rows) in enumerate(table.groupby("epochs")):
         places = [lengths.index(n) + 0.06 * i for n in rows["chunk_tokens"]]
@@ -157,8 +156,6 @@ def grid(table: pd.DataFrame) -> Figure:
     ax.set_xlabel("targets of a chunk; bars: 95 % over chunks of text")
     ax.set_ylabel("less (b), bits per byte")
     ax.margins(x=0.15)
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_grid(table: pd.DataFrame) -> str:
@@ -214,10 +211,9 @@ def say_positions(table: pd.DataFrame) -> str:
     )
 
 
-def stream(table: pd.DataFrame) -> Figure:
+@parts.filled(3.2, "Where in the text does adaptation gain?")
+def stream(ax: Any, table: pd.DataFrame) -> None:
     """The gain of each legal adaptation over (b) along the text. Frame: `protocols.along`."""
-    fig = style.figure(3.2, "Where in the text does adaptation gain?")
-    ax = fig.subplots()
     groups = table.groupby("label", sort=False)
     for i, ((label, rows), colour) in enumerate(zip(groups, LINES, strict=False)):
         name = _name(str(label))
@@ -227,8 +223,6 @@ def stream(table: pd.DataFrame) -> Figure:
             parts.course(ax, rows, colour, name, f"{name}, chunk alone")
     ax.set_ylabel("less (b), bits per byte")
     ax.set_xlabel("validation targets scored (thousands); lines: all chunks so far, band: 95 % over chunks")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_stream(table: pd.DataFrame) -> str:

@@ -1,26 +1,24 @@
 """Figures of what the publications logged, or of their arithmetic alone; nothing here was measured by golfcore."""
 
-import pandas as pd
-from matplotlib.figure import Figure
+from typing import Any
 
-from golfcore.plots import parts, style
+import pandas as pd
+
+from golfcore.plots import parts
 from golfcore.plots.style import BLUE, GREEN, GREY, ORANGE, RED
 
 SYSTEMS = {"exp101": BLUE, "exp105a": GREEN, "exp106": RED, "pr398": ORANGE}
 
 
-def steps(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "What did a step cost? (published logs)")
+def steps(ax: Any, table: pd.DataFrame) -> None:
     """Published step times. Frame: `published.step_times`."""
-    fig = style.figure(2.7, "What did a step cost? (published logs)")
-    ax = fig.subplots()
     for system, colour in SYSTEMS.items():
         for number, (_, rows) in enumerate(table[table["system"] == system].groupby("run")):
             ax.plot(rows["step"], rows["ms"], "o-", ms=2.5, color=colour, label=None if number else system)
     ax.set_ylim(0, table["ms"].quantile(0.98) * 1.15)
     ax.set_xlabel("step")
     ax.set_ylabel("ms a step since the last log line")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_steps(table: pd.DataFrame) -> str:
@@ -29,10 +27,9 @@ def say_steps(table: pd.DataFrame) -> str:
     return f"As published, each system on its own machine: median milliseconds a step {said}."
 
 
-def angles(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "How wrong are bfloat16 rotary angles? (arithmetic)")
+def angles(ax: Any, table: pd.DataFrame) -> None:
     """Errors of bfloat16 rotary angles by position. Frame: `published.angle_errors`."""
-    fig = style.figure(2.7, "How wrong are bfloat16 rotary angles? (arithmetic)")
-    ax = fig.subplots()
     n = table["frequency"].max() + 1
     for frequency, rows in table.groupby("frequency"):
         shade = BLUE if frequency == 0 else GREY
@@ -43,8 +40,6 @@ def angles(table: pd.DataFrame) -> Figure:
     ax.set_ylim(0)
     ax.set_xlabel("position")
     ax.set_ylabel("degrees, mean of 32 positions")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_angles(table: pd.DataFrame) -> str:

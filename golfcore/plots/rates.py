@@ -1,7 +1,8 @@
 """The figures of rate and distortion, and what each says: golfcore.analysis.rates makes the frames."""
 
+from typing import Any
+
 import pandas as pd
-from matplotlib.figure import Figure
 
 from golfcore.analysis.rates import SHANNON, at_equal
 from golfcore.plots import parts, style
@@ -19,10 +20,9 @@ LOOKS = {
 }
 
 
-def curves(table: pd.DataFrame) -> Figure:
+@parts.filled(3.4, "What does a bit buy?")
+def curves(ax: Any, table: pd.DataFrame) -> None:
     """Cost against bits for every rule, with the bound. Frame: `rates.curve`."""
-    fig = style.figure(3.4, "What does a bit buy?")
-    ax = fig.subplots()
     for rule, (label, colour, look) in LOOKS.items():
         rows = table[(table["rule"] == rule) & (table["difference"] > 0)]
         ax.plot(rows["bits"], rows["difference"], look, ms=4, color=colour, label=label)
@@ -31,8 +31,6 @@ def curves(table: pd.DataFrame) -> Figure:
     ax.set_yscale("log")
     ax.set_xlabel("bits a coded value in the file")
     ax.set_ylabel("nats more")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_curves(table: pd.DataFrame) -> str:
@@ -46,10 +44,9 @@ def say_curves(table: pd.DataFrame) -> str:
     )
 
 
-def coders(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "What do the coders leave on the table?")
+def coders(ax: Any, table: pd.DataFrame) -> None:
     """The same codes under every coder, less their entropy. Frame: `rates.curve`."""
-    fig = style.figure(2.7, "What do the coders leave on the table?")
-    ax = fig.subplots()
     rows = table[table["rule"].isin(("sigma", "measured"))]
     looks = {"bits": ("golfcore", BLUE), "lzma_bits": ("LZMA", ORANGE), "zstd_bits": ("zstandard", GREEN)}
     for column, (label, colour) in looks.items():
@@ -59,8 +56,6 @@ def coders(table: pd.DataFrame) -> Figure:
     ax.axhline(0, color=BLACK, lw=0.8)
     ax.set_xlabel("entropy of the codes of each tensor, bits a value")
     ax.set_ylabel("% above it")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_coders(table: pd.DataFrame) -> str:
@@ -71,10 +66,9 @@ def say_coders(table: pd.DataFrame) -> str:
     )
 
 
-def widths(table: pd.DataFrame) -> Figure:
+@parts.filled(2.9, "Which tensor gets which step?", legend=False)
+def widths(ax: Any, table: pd.DataFrame) -> None:
     """Steps by measurement, tensor by tensor. Frame: `rates.widths`."""
-    fig = style.figure(2.9, "Which tensor gets which step?")
-    ax = fig.subplots()
     names = [*ROLES, *(n for n in table["role"].unique() if n not in ROLES)]
     for i, role in enumerate(names):
         rows = table[table["role"] == role]
@@ -84,7 +78,6 @@ def widths(table: pd.DataFrame) -> Figure:
     parts.rows_axis(ax, names)
     ax.set_xscale("log", base=2)
     ax.set_xlabel("step over the mean step (light: later blocks)")
-    return fig
 
 
 def say_widths(table: pd.DataFrame) -> str:
@@ -96,17 +89,14 @@ def say_widths(table: pd.DataFrame) -> str:
     )
 
 
-def spent(table: pd.DataFrame) -> Figure:
+@parts.filled(3.0, "Could a byte be spent better than on finer steps?")
+def spent(ax: Any, table: pd.DataFrame) -> None:
     """What else a byte could be spent on, beside finer steps. Frame: `spending.spending`."""
-    fig = style.figure(3.0, "Could a byte be spent better than on finer steps?")
-    ax = fig.subplots()
     for what, colour in style.colours(table["what"]).items():
         rows = table[table["what"] == what].sort_values("bytes")
         ax.plot(rows["bytes"] / 1000, rows["difference"], "o-", ms=4, color=colour, label=what)
     ax.set_xlabel("kB of the file")
     ax.set_ylabel("nats more")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_spent(table: pd.DataFrame) -> str:

@@ -1,7 +1,8 @@
 """The figures of quantization seen from inside, and what each says: golfcore.analysis.rounding makes the frame."""
 
+from typing import Any
+
 import pandas as pd
-from matplotlib.figure import Figure
 
 from golfcore.analysis.frames import only
 from golfcore.analysis.rounding import floor_error
@@ -21,15 +22,12 @@ def _whole(table: pd.DataFrame, rule: str, floor: bool) -> dict:
     return rows[rows["floor"].astype(bool) == floor].iloc[0].to_dict()
 
 
-def cost(table: pd.DataFrame) -> Figure:
+@parts.filled(2.9, "Which matrices cost what?")
+def cost(ax: Any, table: pd.DataFrame) -> None:
     """Nats that rounding each kind of matrix costs, one matrix at a time, without the floor. Frame: `by_matrix`."""
-    fig = style.figure(2.9, "Which matrices cost what?")
-    ax = fig.subplots()
     sums = _single(table, False).groupby(["role", "rule"])["difference"].sum().unstack()
     parts.bar_pairs(ax, sums.loc[list(ROLES)], RULES, "+.2g")
     ax.set_xlabel("nats a target, summed over blocks, each matrix rounded alone")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_cost(table: pd.DataFrame) -> str:
@@ -38,10 +36,9 @@ def say_cost(table: pd.DataFrame) -> str:
     return f"All matrices together, nats a target: {'; '.join(said)}. By GPTQ the dearest kind is {by.idxmax()}."
 
 
-def errors(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "What does the published quantization error measure?")
+def errors(ax: Any, table: pd.DataFrame) -> None:
     """Squared errors of weights, with and without the floor, and the published constant. Frame: `by_matrix`."""
-    fig = style.figure(2.7, "What does the published quantization error measure?")
-    ax = fig.subplots()
     looks = {True: ("with the floor 1/31", GREY, "s"), False: ("without", BLUE, "o")}
     for floor, (label, colour, marker) in looks.items():
         rows = only(_single(table, floor), rule="nearest")
@@ -52,8 +49,6 @@ def errors(table: pd.DataFrame) -> Figure:
     parts.rows_axis(ax, list(ROLES))
     ax.set_xscale("log")
     ax.set_xlabel("mean squared error of the weights, rounded to nearest")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_errors(table: pd.DataFrame) -> str:
@@ -64,10 +59,9 @@ def say_errors(table: pd.DataFrame) -> str:
     )
 
 
-def bits(table: pd.DataFrame) -> Figure:
+@parts.filled(3.0, "How many bits do the codes hold?", 1, 2, sharex=True, sharey=True)
+def bits(axes: Any, table: pd.DataFrame) -> None:
     """Entropy of the codes beside a normal variable's. Frame: `by_matrix`."""
-    fig = style.figure(3.0, "How many bits do the codes hold?")
-    axes = fig.subplots(1, 2, sharex=True, sharey=True)
     for ax, floor in zip(axes, (True, False), strict=True):
         for rule, (label, colour) in RULES.items():
             rows = only(_single(table, floor), rule=rule)
@@ -77,8 +71,6 @@ def bits(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("normal variable, bits a weight")
         style.subtitle(ax, "with the floor" if floor else "without")
     axes[0].set_ylabel("entropy of the codes, bits a weight")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_bits(table: pd.DataFrame) -> str:
@@ -91,10 +83,9 @@ def say_bits(table: pd.DataFrame) -> str:
 USED = 1e-3  # share of weights
 
 
-def codes(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "Which codes are used?", 1, 2, sharey=True)
+def codes(axes: Any, table: pd.DataFrame) -> None:
     """Histogram of code magnitudes with and without the floor. Frame: `rounding.codes`."""
-    fig = style.figure(2.8, "Which codes are used?")
-    axes = fig.subplots(1, 2, sharey=True)
     for ax, floor in zip(axes, (True, False), strict=True):
         for role, colour in ROLES.items():
             rows = table[(table["role"] == role) & (table["floor"].astype(bool) == floor)]
@@ -103,8 +94,6 @@ def codes(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("magnitude of the code")
         style.subtitle(ax, "with the published floor" if floor else "without")
     axes[0].set_ylabel("share of weights")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_codes(table: pd.DataFrame) -> str:
@@ -115,10 +104,9 @@ def say_codes(table: pd.DataFrame) -> str:
     )
 
 
-def spreads(table: pd.DataFrame) -> Figure:
+@parts.filled(2.7, "What made the published artifact fit?")
+def spreads(ax: Any, table: pd.DataFrame) -> None:
     """Bits under the published floor against the spread of weights. Frame: `rounding.spreads`."""
-    fig = style.figure(2.7, "What made the published artifact fit?")
-    ax = fig.subplots()
     line = table[table["source"] == "normal"]
     ax.plot(line["rms"], line["lzma_bits"], color=GREY, label="normal numbers, LZMA")
     ax.plot(line["rms"], line["bits"], "--", color=GREY, label="normal numbers, entropy")
@@ -128,8 +116,6 @@ def spreads(table: pd.DataFrame) -> Figure:
     ax.set_xscale("log")
     ax.set_xlabel("root mean square of the weights")
     ax.set_ylabel("bits a weight at scales of 1/31")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_spreads(table: pd.DataFrame) -> str:

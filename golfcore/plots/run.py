@@ -154,10 +154,10 @@ CONTENTION = {
 }
 
 
-def buckets(table: pd.DataFrame) -> Figure:
+@parts.filled(3.3, "Does split hashing relieve the n-gram table?", 1, 2, width_ratios=[5, 4])
+def buckets(axes: Any, table: pd.DataFrame) -> None:
     """Occupancy of the n-gram table's rows, shared and split. Frame: `analysis.buckets.bucket_occupancy`."""
-    fig = style.figure(3.3, "Does split hashing relieve the n-gram table?")
-    left, right = fig.subplots(1, 2, width_ratios=[5, 4])
+    (left, right) = axes
     for hashing, part in (("shared", "all"), ("split", "word start"), ("split", "within word")):
         rows = only(table, kind="row", hashing=hashing, part=part)
         label, colour = PARTS[part]
@@ -174,8 +174,6 @@ def buckets(table: pd.DataFrame) -> Figure:
     right.set_xlabel("share of occurrences (%)")
     style.subtitle(right, "occurrences ...")
     right.set_xlim(0, 1.2 * max(right.dataLim.x1, 1.0))
-    parts.legend_below(fig, (left, right))
-    return fig
 
 
 def _log_axes(ax: Axes) -> None:

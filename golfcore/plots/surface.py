@@ -1,5 +1,7 @@
 """The figures of the error surface and what each says: golfcore.analysis.surface makes the frames."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,10 +16,9 @@ CURVES = {
 }
 
 
-def density(table: pd.DataFrame) -> Figure:
+@parts.filled(2.6, "How curved is the loss in what TTT adapts?", legend=False)
+def density(ax: Any, table: pd.DataFrame) -> None:
     """Which curvatures there are. Frame: `surface.density`."""
-    fig = style.figure(2.6, "How curved is the loss in what TTT adapts?")
-    ax = fig.subplots()
     width = np.ptp(table["value"]) / 60 or 1.0
     at = np.linspace(table["value"].min() - 3 * width, table["value"].max() + 3 * width, 600)
     bumps = np.exp(-(((at[:, None] - table["value"].to_numpy()) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
@@ -26,7 +27,6 @@ def density(table: pd.DataFrame) -> Figure:
     ax.set_ylim(0)
     ax.set_xlabel("eigenvalue of the Hessian")
     ax.set_ylabel("density")
-    return fig
 
 
 def say_density(table: pd.DataFrame) -> str:
@@ -35,10 +35,9 @@ def say_density(table: pd.DataFrame) -> str:
     return f"Eigenvalues reach from {least:.3g} to {most:.3g}; {share:.0%} of the spectrum is negative."
 
 
-def step(table: pd.DataFrame) -> Figure:
+@parts.filled(2.6, "Does curvature predict what a step gains?")
+def step(ax: Any, table: pd.DataFrame) -> None:
     """Change of the loss along the gradient, measured and predicted. Frame: `surface.along`."""
-    fig = style.figure(2.6, "Does curvature predict what a step gains?")
-    ax = fig.subplots()
     for column, (label, colour, look) in CURVES.items():
         ax.plot(table["step"], table[column], look, ms=3, color=colour, label=label)
     ax.axhline(0, color=BLACK, lw=0.8)
@@ -46,8 +45,6 @@ def step(table: pd.DataFrame) -> Figure:
     ax.set_ylim(*parts.padded([*table["change"], 0.0], 0.3))
     ax.set_xlabel("step along the negative gradient")
     ax.set_ylabel("nats")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_step(table: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """The figures of losses by token and what each says: golfcore.analysis.tokens makes the frames."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -115,13 +117,12 @@ def say_exceedance(table: pd.DataFrame) -> str:
     return f"Under {name}, by nats: {'; '.join(said)}; {verdict}."
 
 
-def concentration(table: pd.DataFrame) -> Figure:
+@parts.filled(3.2, "How concentrated is the loss?", legend=False)
+def concentration(ax: Any, table: pd.DataFrame) -> None:
     """Share of the loss against share of the targets, hardest first. Frame: `tokens.tables`.
 
     Curves that coincide are drawn once.
     """
-    fig = style.figure(3.2, "How concentrated is the loss?")
-    ax = fig.subplots()
     for label, colour, rows in _distinct(_ours(table), "share"):
         ax.plot(100 * rows["share"], 100 * rows["share_of_loss"], color=colour, label=label)
     theirs = _published(table)
@@ -137,7 +138,6 @@ def concentration(table: pd.DataFrame) -> Figure:
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 104)
     ax.legend(loc="lower right")
-    return fig
 
 
 def say_concentration(table: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """The figures of weight space and what each says: golfcore.analysis.models makes the frames."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,10 +54,9 @@ def say_noise(table: pd.DataFrame) -> str:
     )
 
 
-def spectra(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "How many directions does each matrix use?", 1, 2)
+def spectra(axes: Any, table: pd.DataFrame) -> None:
     """Effective rank and condition of single matrices by block. Frame: `geometry.spectra`."""
-    fig = style.figure(2.8, "How many directions does each matrix use?")
-    axes = fig.subplots(1, 2)
     share = table.assign(share=100 * table["effective_rank"] / table[["rows", "columns"]].min(axis=1))
     _by_role(axes[0], share, "block", "share")
     _by_role(axes[1], table, "block", "condition")
@@ -64,8 +65,6 @@ def spectra(table: pd.DataFrame) -> Figure:
     axes[1].set_yscale("log")
     for ax in axes:
         ax.set_xlabel("block")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_spectra(table: pd.DataFrame) -> str:
@@ -76,17 +75,14 @@ def say_spectra(table: pd.DataFrame) -> str:
     )
 
 
-def overlaps(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "Do two models use the same directions?", 1, 2, sharey=True)
+def overlaps(axes: Any, table: pd.DataFrame) -> None:
     """Normalised overlap of leading subspaces by their dimension, on both sides. Frame: `geometry.overlaps`."""
-    fig = style.figure(2.8, "Do two models use the same directions?")
-    axes = fig.subplots(1, 2, sharey=True)
     for ax, side, what in zip(axes, ("left", "right"), ("outputs", "inputs"), strict=True):
         _by_role(ax, only(table, side=side), "k", "score")
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.set_xlabel(f"dimensions of the leading space of {what}")
     axes[0].set_ylabel("overlap: 0 by chance, 1 equal")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_overlaps(table: pd.DataFrame) -> str:
@@ -99,14 +95,11 @@ def say_overlaps(table: pd.DataFrame) -> str:
     )
 
 
-def distances(table: pd.DataFrame) -> Figure:
+@parts.filled(2.9, "How much of the distance is only a choice of coordinates?")
+def distances(ax: Any, table: pd.DataFrame) -> None:
     """Cosines to the first model, before and after alignment, by matrix role. Frame: `models.tables`, distances."""
-    fig = style.figure(2.9, "How much of the distance is only a choice of coordinates?")
-    ax = fig.subplots()
     parts.bar_pairs(ax, _cosines(table), ALIGNED, ".3f")
     ax.set_xlabel("cosine to the first model, mean over blocks and models")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def _cosines(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,10 +117,9 @@ def say_distances(table: pd.DataFrame) -> str:
     )
 
 
-def line(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "Is there a barrier between the models?")
+def line(ax: Any, table: pd.DataFrame) -> None:
     """Loss above the chord between models, as trained and aligned. Frame: `models.tables`, line."""
-    fig = style.figure(2.8, "Is there a barrier between the models?")
-    ax = fig.subplots()
     seen = set[bool]()
     for (aligned, _), rows in table.astype({"aligned": bool}).groupby(["aligned", "models"]):
         label, colour = ALIGNED[bool(aligned)]
@@ -139,8 +131,6 @@ def line(table: pd.DataFrame) -> Figure:
     ax.axhline(0, color=BLACK, lw=0.8)
     ax.set_xlabel("from the first model (0) to another (1)")
     ax.set_ylabel("nats above the chord")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_line(table: pd.DataFrame) -> str:
@@ -151,15 +141,12 @@ def say_line(table: pd.DataFrame) -> str:
     )
 
 
-def swaps(table: pd.DataFrame) -> Figure:
+@parts.filled(2.9, "Can a matrix of another model stand in?")
+def swaps(ax: Any, table: pd.DataFrame) -> None:
     """Loss with one matrix of another model in place, as trained and aligned. Frame: `models.tables`, swaps."""
-    fig = style.figure(2.9, "Can a matrix of another model stand in?")
-    ax = fig.subplots()
     means = table.astype({"aligned": bool}).groupby(["role", "aligned"])["difference"].mean().unstack()
     parts.bar_pairs(ax, means.loc[list(ROLES)], ALIGNED, ".3f")
     ax.set_xlabel("nats a target more, mean over blocks and models")
-    parts.legend_below(fig, [ax])
-    return fig
 
 
 def say_swaps(table: pd.DataFrame) -> str:
@@ -170,10 +157,9 @@ def say_swaps(table: pd.DataFrame) -> str:
     )
 
 
-def layers(table: pd.DataFrame) -> Figure:
+@parts.filled(2.6, "Do the layers compute the same?", 1, 2, sharey=True)
+def layers(axes: Any, table: pd.DataFrame) -> None:
     """What layers compute on the same tokens, between models. Frame: `functional.representations`."""
-    fig = style.figure(2.6, "Do the layers compute the same?")
-    axes = fig.subplots(1, 2, sharey=True)
     looks = {"cka": "linear CKA", "explained": "variance that a linear map explains"}
     for ax, (column, label) in zip(axes, looks.items(), strict=True):
         for name, colour in style.colours(table["models"]).items():
@@ -183,8 +169,6 @@ def layers(table: pd.DataFrame) -> Figure:
         style.subtitle(ax, label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylim(0, 1.05)
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_layers(table: pd.DataFrame) -> str:
