@@ -144,6 +144,43 @@ class Selective(ProtocolScorer):
         return walk
 
 
+class WarmsUp(ProtocolScorer):
+    """Trains on some rows of the text before the first score, while it compiles, and logs nothing of it.
+
+    "kept": goes on with the weights of it; "momentum": puts them back, but not the optimizer's state; "put back": both.
+    """
+
+    def __init__(self, left: str) -> None:
+        super().__init__("ttt", CFG, subject())
+        self.left = left
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
+        walk = super().begin(tokens, look)
+        before, length = walk.adapter, self.cfg.data.seq_len
+        warm = ttt.start(self.cfg, self.subject.weights)
+        for at in (0, len(tokens) - length - 1):
+            part = torch.from_numpy(tokens[at : at + length + 1].astype(np.int64))
+            ttt.step(self.cfg, walk.net, warm, part[None, :-1], part[None, 1:], self.cfg.ttt.lr, walk.runtime)
+        assert before is not None
+        if self.left == "kept":
+            walk.adapter, walk.weights = warm, warm.folded()
+        elif self.left == "momentum":
+            before.slots, before.steps = warm.slots, warm.steps
+        return walk
+
+
+class WarmsUpInTheOpen(ProtocolScorer):
+    """Scores the text once without keeping the scores, as its log shows, then begins."""
+
+    def __init__(self) -> None:
+        super().__init__("sliding", CFG, subject())
+
+    def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
+        walk = super().begin(tokens, look)
+        walk._scores(walk.plan.chunks[0], CFG.data.seq_len)
+        return walk
+
+
 class LeftAdapted(ProtocolScorer):
     """Goes on with the weights that its last pass ended with."""
 
@@ -160,6 +197,19 @@ class LeftAdapted(ProtocolScorer):
     def begin(self, tokens: np.ndarray, look: Look | None = None) -> Evaluation:
         self.last = super().begin(tokens, look)
         return self.last
+
+
+class WarmedByQuestions(LeftAdapted):
+    """The same, if the earlier pass was one that only asked for distributions."""
+
+    def run(self, tokens: np.ndarray) -> Scores:
+        return ProtocolScorer.run(self, tokens)
+
+    def log_probs(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        found = super().log_probs(tokens, positions)
+        assert self.last is not None and self.last.adapter is not None
+        self.subject = self.subject._replace(weights=detach(self.last.adapter.weights))
+        return found
 
 
 # -- cheats of what a probability is

@@ -20,7 +20,7 @@ from golfcore import cli
 from golfcore.evals.audit import Condition, Event, Finding, ProtocolScorer, Report, Scores, Verdict, audit
 from golfcore.evals.audit.bench import Bench, layout
 from golfcore.evals.audit.checks import future_perturbation
-from golfcore.evals.ledger import Ledger, trained_too_early
+from golfcore.evals.ledger import Ledger, read_before, trained_too_early
 from golfcore.evals.windows import windows
 
 CAUSAL, FORM, FIRST, ONCE, CODE = (
@@ -64,6 +64,8 @@ HONEST = {
     "error-guided at rate 0": partial(named, "error-guided", lr=0.0, top_fraction=0.4),
     "selection by future losses at rate 0": partial(cheaters.Selective, future=True, rate=0.0),
     "weights left adapted at rate 0": partial(cheaters.LeftAdapted, 0.0),
+    "warm-up that puts everything back": partial(cheaters.WarmsUp, "put back"),
+    "warm-up that changes nothing, in the log": cheaters.WarmsUpInTheOpen,
     "realised token blended by 0": partial(cheaters.RealisedBlend, 0.0),
     "hash keyed on the target by 0": partial(cheaters.TargetHash, 0.0),
     "dependence on the next document by 0": partial(cheaters.NextDocument, 0.0),
@@ -90,6 +92,14 @@ CHEATS = {  # the tests that must fail, those that may because the cheat shows t
     "training that reaches one target ahead": (partial(cheaters.TrainsAhead, 1), {"T2", "T7"}, set(), {CAUSAL, FIRST}),
     "selection by future losses": (partial(cheaters.Selective, future=True), {"T1"}, {"T3", "T4", "T12", "T14"}, EARLY),
     "weights left adapted by an earlier pass": (partial(cheaters.LeftAdapted, 0.05), {"T9"}, set(), {ONCE}),
+    "weights left adapted by a warm-up": (partial(cheaters.WarmedByQuestions, 0.05), {"T9"}, set(), {ONCE}),
+    "warm-up that trains on the text": (
+        partial(cheaters.WarmsUp, "kept"),
+        {"T1", "T6", "T7"},
+        LATER | {"T3"},
+        EARLY | {FORM},
+    ),
+    "warm-up whose momentum stays": (partial(cheaters.WarmsUp, "momentum"), {"T1"}, LATER | {"T3"}, EARLY),
     "realised token blended": (partial(cheaters.RealisedBlend, 0.05), {"T5", "T6", "T10"}, set(), {FORM, CODE}),
     "hash keyed on the target": (partial(cheaters.TargetHash, 1.0), {"T2", "T6", "T14"}, set(), {CAUSAL, FORM}),
     "dependence on the next document": (partial(cheaters.NextDocument, 0.5), {"T1", "T3", "T12"}, {"T4", "T14"}, EARLY),
@@ -261,6 +271,14 @@ def test_the_ledger_keeps_the_order_of_what_it_saw() -> None:
     ledger.train(np.empty(0, dtype=np.int64), 32)  # nothing
     want = [Event("score", 0, 64), Event("train", 0, 64), Event("score", 64, 128), Event("train", 64, 128)]
     assert ledger.events == want
+
+
+def test_reading_before_the_pass_that_scores_is_seen() -> None:
+    scorer = cheaters.WarmsUpInTheOpen()
+    found = read_before(scorer.run(text()).log)
+    assert found.tolist() == list(range(CHUNK)) and not len(read_before(honest().run(text()).log))
+    told = {f.test: f for f in audit(scorer, text(), VOCAB, CHUNK, STRIDE, seed=0).findings}["T8"]
+    assert told.verdict == Verdict.PASS and f"read {CHUNK} before, the first at position 0" in told.evidence[0]
 
 
 def test_training_counts_as_late_only_after_a_sure_score() -> None:

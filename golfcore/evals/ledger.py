@@ -5,7 +5,7 @@ The legality of a result is what the ledger saw, never what a protocol says of i
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,14 +22,18 @@ class NotFinite(RuntimeError):
     """A score that is NaN or infinite: it may neither be counted nor be left out."""
 
 
+Kind = Literal["score", "train", "read"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
 class Event(NamedTuple):
-    """The positions [start, stop) were scored, or trained on.
+    """The positions [start, stop) were read to be predicted, scored, or trained on.
 
     Ranks that work side by side each keep their own order; what one does before the n-th meeting of all ranks (a
     collective operation) comes before what another does after it, and nothing else about their order is certain.
     """
 
-    kind: Literal["score", "train"]
+    kind: Kind
     start: int
     stop: int
     rank: int = 0
@@ -59,6 +63,11 @@ class Ledger:
 
     def read(self, rows: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (n, seq_len) int64 of windows; short windows are padded with token 0 on the right."""
+        for _, stop, score_from in rows.tolist():
+            self._log("read", score_from, stop)
+        return self._windows(rows, seq_len)
+
+    def _windows(self, rows: np.ndarray, seq_len: int) -> tuple[Tensor, Tensor]:
         x, y = np.zeros((2, len(rows), seq_len), dtype=np.int64)
         for i, (start, stop, _) in enumerate(rows):
             x[i, : stop - start] = self._tokens[start:stop]
@@ -84,9 +93,9 @@ class Ledger:
         """Inputs and targets (n, seq_len) of the rows that begin at `starts`, to adapt on."""
         for start in starts.tolist():
             self._log("train", start, start + seq_len)
-        return self.read(np.stack((starts, starts + seq_len, starts), axis=1), seq_len)
+        return self._windows(np.stack((starts, starts + seq_len, starts), axis=1), seq_len)
 
-    def _log(self, kind: Literal["score", "train"], start: int, stop: int) -> None:
+    def _log(self, kind: Kind, start: int, stop: int) -> None:
         if self.events and self.events[-1].kind == kind and self.events[-1].stop == start:
             start = self.events.pop().start
         if stop > start:
@@ -109,6 +118,8 @@ def trained_too_early(log: Sequence[Event]) -> Iterator[str]:
     size = max((e.stop for e in log), default=0)
     own = {rank: np.zeros(size, dtype=bool) for rank in {e.rank for e in log}}
     for event in log:
+        if event.kind == "read":
+            continue
         if event.kind == "score":
             own[event.rank][event.start : event.stop] = True
             continue
@@ -121,3 +132,16 @@ def trained_too_early(log: Sequence[Event]) -> Iterator[str]:
                 f"rank {event.rank} trained on {(~sure).sum():,} targets before they were scored, "
                 f"the first at position {event.start + int(np.argmin(sure))}"
             )
+
+
+def read_before(log: Sequence[Event]) -> np.ndarray:
+    """Positions that were read in an earlier pass than the one that scored them: in a warm-up, or to choose by."""
+    size = max((e.stop for e in log), default=0)
+    reads, scored = np.zeros(size, np.int64), np.zeros(size, dtype=bool)
+    for event in log:
+        span = slice(event.start, event.stop)
+        if event.kind == "read":
+            reads[span] += ~scored[span]
+        elif event.kind == "score":
+            scored[span] = True
+    return np.flatnonzero(reads > 1)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from golfcore.base.errors import UserError
+from golfcore.evals import ledger
 from golfcore.evals.audit.bench import CODE, SYSTEM
 from golfcore.evals.audit.scorer import Scorer, Scores
 from golfcore.evals.ledger import Event
@@ -88,7 +89,10 @@ class Remote:
 
     def run(self, tokens: np.ndarray) -> Scores:
         found = self._ask("run", {"tokens": tokens})
-        log = [Event("train" if kind else "score", *map(int, row)) for kind, *row in found.get("log", [])]
+        try:
+            log = [Event(ledger.KINDS[kind], *map(int, row)) for kind, *row in found.get("log", [])]
+        except (IndexError, TypeError) as e:
+            raise UserError(f"the scorer: expected a log of events, found another array ({e})") from None
         start = int(found["start"][0]) if "start" in found else None
         return Scores(found["positions"], found["nats"], log, found.get("states"), start)
 
@@ -162,7 +166,7 @@ def _serve(pipe: Connection, make: Callable[..., Scorer], arguments: Sequence[ob
 def _plain(scores: Scores) -> dict[str, np.ndarray]:
     found = {"positions": np.asarray(scores.positions, np.int64), "nats": np.asarray(scores.nats, np.float64)}
     if scores.log:
-        found["log"] = np.array([[e.kind == "train", *e[1:]] for e in scores.log], np.int64)
+        found["log"] = np.array([[ledger.KINDS.index(e.kind), *e[1:]] for e in scores.log], np.int64)
     if scores.states is not None:
         found["states"] = np.asarray(scores.states).astype(np.int64)
     return found if scores.start is None else found | {"start": np.array([scores.start], np.int64)}
