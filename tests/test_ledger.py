@@ -155,7 +155,8 @@ def folder(tmp_path: Path) -> Path:
     ]
     write_csv(tmp_path / "t.csv", pd.DataFrame(rows))
     one = {"arm": "a", "difference": 0.1, "low": 0.05, "high": 0.15, "detectable": 0.07, "pairs": 3, "chunks": 12}
-    write_csv(tmp_path / "u.csv", pd.DataFrame([one]))
+    few = {"arm": "few", "difference": 0.1, "seeds": 3, "chunks": 4}  # of a text too short for an interval
+    write_csv(tmp_path / "u.csv", pd.DataFrame([one, few]))
     return tmp_path
 
 
@@ -177,6 +178,8 @@ def test_numbers_are_read_as_the_table_states_them(folder: Path) -> None:
     assert (
         stated["verdict"] == SAME and stated["command"].startswith("golfcore run smoke") and stated["h100_hours"] > 20
     )
+    without = row(folder, Evidence("", "sign", table="u", where={"arm": "few"}, claimed=0.001))
+    assert without["value"] == 0.1 and pd.isna(without["low"]) and without["verdict"] == OPEN
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:

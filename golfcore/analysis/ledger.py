@@ -155,7 +155,8 @@ def _read(by: Evidence, folder: Path) -> dict[str, Any]:
         return {"n": len(values), "chunks": None, **stats.over_seeds(values), "said": None}
     row, known = rows.iloc[0], by.low in rows or by.low not in ("", "low")
     counts = {c: int(row[c]) for c in ("pairs", "seeds", "chunks") if c in row and not pd.isna(row[c]) and row[c]}
-    low, high = (float(_values(rows, by, c, name)[0]) if known else None for c in (by.low, by.high))
+    interval = [_numbers(rows, by, c, name)[0] for c in (by.low, by.high)] if known else [np.nan, np.nan]
+    low, high = (None if np.isnan(end) else float(end) for end in interval)  # too few seeds or chunks for one
     found = {
         "n": counts.get("pairs", counts.get("seeds", 1)),
         "chunks": counts.get("chunks"),
@@ -177,15 +178,20 @@ def _rows(table: pd.DataFrame, where: Mapping[str, Any], name: str) -> pd.DataFr
 
 
 def _values(rows: pd.DataFrame, by: Evidence, column: str, name: str) -> np.ndarray:
+    """The same numbers. UserError: one is missing."""
+    found = _numbers(rows, by, column, name)
+    if np.isnan(found).any():
+        raise UserError(f"{name}: expected numbers in {column}, found gaps")
+    return found
+
+
+def _numbers(rows: pd.DataFrame, by: Evidence, column: str, name: str) -> np.ndarray:
     """A column, or a sum or ratio of columns, as floats; rows of one value of `by.by` as their mean."""
     try:
         found = rows.astype({c: float for c in rows.select_dtypes("number")}).eval(column).astype(float)
     except (pd.errors.UndefinedVariableError, ValueError, TypeError) as e:
         raise UserError(f"{name}: expected numbers in {column}, found none ({e})") from e
-    found = found.groupby(rows[by.by]).mean() if by.by else found
-    if found.isna().any():
-        raise UserError(f"{name}: expected numbers in {column}, found gaps")
-    return found.to_numpy()
+    return (found.groupby(rows[by.by]).mean() if by.by else found).to_numpy()
 
 
 def _published(claim: Mapping[str, Any]) -> str:
