@@ -109,6 +109,18 @@ def test_equal_rows_orthogonalise_rows_of_unequal_size():
     assert values[True].min() > 0.65 and values[False].min() < 0.3
 
 
+@pytest.mark.parametrize("shape", [(3, 24, 16), (16, 24)])
+def test_conditioning_moves_singular_values_to_their_root_mean_square(shape):
+    p = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = torch.linalg.svdvals(p.detach())
+    p.grad, mean_square = torch.zeros(shape), before.square().mean(-1, keepdim=True)
+    Muon([{"params": [p], "conditioning": 2.0}], 0.05, 0.9, 0.0, dtype=torch.float32).step()
+    after = torch.linalg.svdvals(p.detach())
+    want = before - 0.1 * before * (before.square() / mean_square - 1)
+    torch.testing.assert_close(after, want.sort(descending=True).values, rtol=1e-4, atol=1e-4)
+    assert (after[..., 0] / after[..., -1] < before[..., 0] / before[..., -1]).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize("shape", [(5, 24, 16), (5, 16, 24), (5, 16, 16), (2, 3, 24, 16)])
 def test_a_batch_is_its_matrices_one_at_a_time(shape, dtype):

@@ -73,6 +73,8 @@ def _training(c: Config) -> Iterator[str]:
         yield f"optim.batch_tokens {c.optim.batch_tokens} is not a multiple of grad_accum x data.seq_len ({factors})"
     if memory >= row:
         yield f"model.memory_tokens {memory} leaves no input of data.seq_len {row}"
+    if c.optim.conditioning and c.optim.matrix_optimizer != "muon":
+        yield f"optim.conditioning needs optim.matrix_optimizer muon, found {c.optim.matrix_optimizer}"
     if m.enabled and memory >= row // 2:
         yield f"meta.enabled splits rows, and model.memory_tokens {memory} fills a half of data.seq_len {row}"
     if c.schedule.clock == "wall" and not c.schedule.max_seconds:

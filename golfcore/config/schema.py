@@ -102,6 +102,7 @@ class OptimConfig:
     grad_accum: int = bounded(8, "[1, 1e6]")  # micro-batches a step, over all ranks
     pieces: int = added(1, "[1, 1e6]")  # of a micro-batch, by rows, one after another: less memory, other last bits
     matrix_optimizer: Literal["muon", "adamw"] = added("muon")  # adamw: with matrix_lr, matrix_wd, beta1, beta2 and eps
+    conditioning: float = added(0.0, "[0, 100]")  # Muon's decay of singular values towards their root mean square
     matrix_lr: float = bounded(0.025, "[0, 1e30]")
     table_lr: float = bounded(0.035, "[0, 1e30]")
     scalar_lr: float = bounded(0.025, "[0, 1e30]")

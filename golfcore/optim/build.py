@@ -97,6 +97,7 @@ def build(model_cfg: ModelConfig, optim_cfg: OptimConfig, weights: Weights, comp
         "decay_after": c.matrix_decay == "after",
         "quintics": c.ns_quintics,
         "equal_rows": c.equal_rows,
+        "conditioning": c.conditioning,
     }
     muon = Muon(
         [group], c.matrix_lr, c.momentum, c.matrix_wd, c.ns_steps, ns_dtype(c, weights.banks.qo.device), c.nesterov

@@ -50,8 +50,9 @@ class Muon(torch.optim.Optimizer):
 
     Without `nesterov` u = m. Parameters have shape (..., rows, cols); those without a gradient are skipped. `dtype` is
     that of Newton-Schulz. A parameter group may say "momentum_dtype" if the buffer's is another (pr294, pr398:
-    float32), "decay_after" if the last two steps change places (pr294), "quintics" of another name, and "equal_rows"
-    if every row of u is brought to length 1 first (MuonEq-R, arXiv 2603.28254).
+    float32), "decay_after" if the last two steps change places (pr294), "quintics" of another name, "equal_rows" if
+    every row of u is brought to length 1 first (MuonEq-R, arXiv 2603.28254), and "conditioning", the strength of a
+    further decay (`condition_`).
 
     In a process group the gradients must already be the mean over ranks. Each rank keeps all of the momentum and
     orthogonalises its share of the matrices; the updates are then gathered.
@@ -69,7 +70,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "dtype": dtype}
         defaults |= {"nesterov": nesterov, "momentum_dtype": dtype, "decay_after": False}
-        defaults |= {"quintics": "muon", "equal_rows": False}
+        defaults |= {"quintics": "muon", "equal_rows": False, "conditioning": 0.0}
         super().__init__(params, defaults)
         for p, group in ((p, g) for g in self.param_groups for p in g["params"]):
             if p.ndim < 2:
@@ -94,9 +95,24 @@ class Muon(torch.optim.Optimizer):
                 kept = 1 - group["lr"] * group["weight_decay"]
                 if not group["decay_after"]:
                     p.mul_(kept)
+                if group["conditioning"]:
+                    condition_(p, group["lr"] * group["conditioning"])
                 p.add_(update(), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
                 if group["decay_after"]:
                     p.mul_(kept)
+
+
+def condition_(w: Tensor, share: float) -> None:
+    """Move the singular values s of each (rows, cols) matrix in `w` towards their root mean square r, in place.
+
+    W <- W - share (W W^T W / r^2 - W), or s <- s - share s (s^2 / r^2 - 1): the gradient of the soft orthogonality of
+    Bansal et al. (2018, arXiv 1810.09102), of the matrix at its own scale and, as weight decay is, apart from Muon.
+    """
+    small = w.mT if w.shape[-2] > w.shape[-1] else w
+    gram = small @ small.mT
+    mean_square = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(EPS)
+    pull = (gram / mean_square) @ small
+    w.mul_(1 + share).sub_(share * (pull.mT if small is not w else pull))
 
 
 def shared(u: Tensor, orthogonal: Callable[..., Tensor]) -> Callable[[], Tensor]:
