@@ -40,6 +40,7 @@ SMALL_07_ttt_protocols := -p preset smoke -p cells "abc,float,order,stride,epoch
 SMALL_09_depth_recurrence := -p preset smoke -p seeds 1 -p size smoke -p arms shared,unique
 SMALL_10_ablation_suite := -p size smoke -p seeds 1 -p arms tight-swa,ppm
 SMALL_11_claims_and_figures := -p claim C041
+SMALL_12_conditioning := -p size smoke -p seeds 1
 
 notebooks: setup $(NOTEBOOKS:%=notebook-%) ## execute every notebook on the smallest preset
 

@@ -1,16 +1,21 @@
 """Weight space as published: what noise with the published norms gives, and what damaged input says."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from golfcore.analysis import weight_space
+from golfcore.analysis import compare, models, weight_space
+from golfcore.analysis.compare import Arm
 from golfcore.analysis.published import table
 from golfcore.analysis.published_measures import decompose, spectrum
 from golfcore.base.errors import UserError
 from golfcore.config import load
 from golfcore.interop import to_reference
 from golfcore.model import params
+from golfcore.model.weights import matrices
+from golfcore.runs.results import FLOAT, load_weights
 
 SHAPES = {"qo_bank": (22, 512, 512), "mlp_up_bank": (11, 1536, 512)}
 
@@ -71,3 +76,13 @@ def test_tables_of_banks_and_midpoints_that_their_cosine_gives() -> None:
     assert row["l2"] == pytest.approx(float(apart.norm()), rel=1e-5)
     theirs = weight_space.published_midpoints()
     assert len(theirs) >= 8 and (theirs["mid_over_a"] - theirs["predicted"]).abs().max() < 0.05
+
+
+def test_the_condition_of_an_arm_is_that_of_its_runs_matrices(small_run: Path) -> None:
+    arm = compare.arms_of([small_run])[0]
+    found = models.conditioning([arm, Arm("again", arm.config, arm.runs)]).set_index(["measure", "arm"])
+    weights = load_weights(small_run / FLOAT)
+    values = [torch.linalg.svdvals(m.double()) for _, m in matrices(weights)]
+    want = np.exp(np.mean([float(torch.log(s[0] / s[-1])) for s in values]))
+    assert found.loc[("condition", arm.label), "mean"] == pytest.approx(want, rel=1e-4)
+    assert found.loc[("condition", "again"), "difference"] == 0 and found.loc[("sliding", "again"), "difference"] == 0

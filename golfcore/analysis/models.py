@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from golfcore import config
-from golfcore.analysis import alignment, functional, geometry, surface, weight_space
+from golfcore.analysis import alignment, functional, geometry, stats, surface, weight_space
+from golfcore.analysis.compare import Arm, compare
 from golfcore.analysis.frames import frame
 from golfcore.analysis.text import text_of
 from golfcore.base import files, tensors
@@ -17,7 +19,7 @@ from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import ModelConfig
 from golfcore.model.forward import Net
-from golfcore.model.weights import Weights, fingerprint, matrices, unflat
+from golfcore.model.weights import Weights, fingerprint, matrices
 from golfcore.runs.results import ARTIFACT, FLOAT, load_weights, packed_facts
 
 
@@ -45,7 +47,7 @@ def models_of(runs: Sequence[RunFolder], rows: int) -> Models:
     for run in runs[1:]:
         if config.of_run(run).model != cfg.model or run.data_hash() != first.data_hash():
             raise UserError(f"{run.path}: expected the model and the data of {first.path}, found others")
-    weights = {run.id: unflat(tensors.load(run.file(FLOAT), "trained weights")[0]) for run in runs}
+    weights = {run.id: load_weights(run.file(FLOAT)) for run in runs}
     net, x, y = rows_of(first, rows)
     return Models(net, weights, x, y)
 
@@ -64,7 +66,7 @@ def identity(runs: Sequence[RunFolder]) -> pd.DataFrame:
     """One row a run: run, name, seed, config (hash), steps, weights (hash of the values), data (hash)."""
     rows = []
     for run in runs:
-        cfg, weights = config.of_run(run), unflat(tensors.load(run.file(FLOAT), "trained weights")[0])
+        cfg, weights = config.of_run(run), load_weights(run.file(FLOAT))
         row = {"run": run.id, "name": cfg.name, "seed": cfg.run.seed, "config": run.config_hash()}
         row["steps"] = max((r["step"] for r in run.metrics("train")), default=0)
         rows.append(row | {"weights": fingerprint(weights)[:16], "data": run.data_hash()[:16]})
@@ -119,6 +121,29 @@ def curvature(run: RunFolder, rows: int) -> dict[str, pd.DataFrame]:
     """`surface.adaptation` of a finished run's averaged weights, in what its TTT adapts, on rows of validation text."""
     cfg, (net, x, y) = packed_facts(run.file(ARTIFACT)).chosen(config.of_run(run)), rows_of(run, rows)
     return surface.adaptation(cfg, net, load_weights(run.file(FLOAT), x.device), x, y, cfg.ttt.lr)
+
+
+def conditioning(arms: Sequence[Arm]) -> pd.DataFrame:
+    """`compare.compare` of what arms score, (b) and what adapting gains, below the `condition` of their matrices.
+
+    The condition is a geometric mean over block matrices of the averaged weights, then over seeds; its `difference` is
+    the logarithm of the ratio to the first arm, with an interval over the seeds that both have.
+    """
+    logs = [{run.seed: _condition(load_weights(run.run.file(FLOAT))) for run in arm.runs} for arm in arms]
+    rows = []
+    for arm, found in zip(arms, logs, strict=True):
+        pairs = np.array([value - logs[0][seed] for seed, value in found.items() if seed in logs[0]])
+        mean = float(np.exp(np.mean(list(found.values()))))
+        row = {"measure": "condition", "arm": arm.label, "seeds": len(found), "mean": mean}
+        beside = stats.over_seeds(pairs) if len(pairs) and arm is not arms[0] else {}
+        rows.append(row | {"difference" if key == "value" else key: value for key, value in beside.items()})
+    scores = compare(arms)
+    return frame(pd.concat([frame(rows), scores[scores["measure"].isin(("sliding", "ttt_gain"))]]))
+
+
+def _condition(weights: Weights) -> float:
+    """The mean logarithm of the block matrices' conditions."""
+    return float(np.log(geometry.spectra({"": weights})["condition"]).mean())
 
 
 def flat_map(models: Mapping[str, Weights]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The figures of depth recurrence: golfcore.analysis.depth makes the frames."""
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -49,11 +50,10 @@ def sizes(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def tradeoff(table: pd.DataFrame) -> Figure:
+@parts.filled(3.3, "What does a byte buy, and what does compute buy?", 1, 2, sharey=True)
+def tradeoff(axes: Any, table: pd.DataFrame) -> None:
     """Scores against bytes and against compute. Frame: `depth.summary`."""
-    fig, looks = style.figure(3.3), style.arms(table["arm"])
-    style.title(fig, "What does a byte buy, and what does compute buy?")
-    axes = fig.subplots(1, 2, sharey=True)
+    looks = style.arms(table["arm"])
     for ax, column, text in zip(axes, ("bytes", "flops"), ("artifact (%sbytes)", "training (%sFLOPs)"), strict=True):
         unit, spelled = _unit(table[column])
         for arm, (label, colour) in looks.items():
@@ -67,8 +67,6 @@ def tradeoff(table: pd.DataFrame) -> Figure:
     axes[0].set_ylabel(f"{style.measure('ttt')[0]} (bits per byte)")
     style.subtitle(axes[0], "open: mean, dots: seeds")
     style.subtitle(axes[1], "6 N + 12 L D T a token")
-    parts.legend_below(fig, axes[:1])
-    return fig
 
 
 def differences(table: pd.DataFrame) -> Figure:
@@ -86,20 +84,16 @@ def differences(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def curves(table: pd.DataFrame) -> Figure:
+@parts.filled(3.3, "Does sharing change how training goes?", 1, 2, sharey=True)
+def curves(axes: Any, table: pd.DataFrame) -> None:
     """Validation against steps and against compute. Frame: `depth.curves`."""
-    fig, looks = style.figure(3.3), style.arms(table["arm"])
-    style.title(fig, "Does sharing change how training goes?")
-    axes = fig.subplots(1, 2, sharey=True)
-    unit, spelled = _unit(table["flops"])
+    looks, (unit, spelled) = style.arms(table["arm"]), _unit(table["flops"])
     parts.learning_curves(axes[0], table, looks)
     parts.learning_curves(axes[1], table.assign(flops=table["flops"] / unit), looks, "flops")
     axes[0].set_xlabel("step")
     axes[1].set_xlabel(f"training ({spelled}FLOPs)")
     axes[0].set_ylabel("bits per byte")
     style.subtitle(axes[0], "validation, current weights; one line a run")
-    parts.legend_below(fig, axes[:1])
-    return fig
 
 
 def scales(table: pd.DataFrame) -> Figure:

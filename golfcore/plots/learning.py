@@ -12,10 +12,10 @@ from golfcore.plots.style import BLACK
 LINES = {True: "-", False: "--"}  # word starts, the rest
 
 
-def learning(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "Which targets does a layout help, and when?", 1, 3, sharey=True)
+def learning(axes: Any, table: pd.DataFrame) -> None:
     """Differences to one layout on the same targets by the route of their pairs. Frame: `contention.gains`."""
-    fig = style.figure(2.8, "Which targets does a layout help, and when?")
-    axes, looks = fig.subplots(1, 3, sharey=True), style.arms(table["arm"])
+    looks = style.arms(table["arm"])
     for ax, route in zip(axes, ROUTES, strict=True):
         for arm, (label, colour) in looks.items():
             rows = table[(table["arm"] == arm) & (table["route"] == route)]
@@ -24,8 +24,6 @@ def learning(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("step")
         style.subtitle(ax, f"pairs that are {route}")
     axes[0].set_ylabel("nats more than the reference")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def say_learning(table: pd.DataFrame) -> str:

@@ -106,11 +106,9 @@ def chunks(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def meta_sgd(table: pd.DataFrame) -> Figure:
+@parts.filled(2.8, "Do the learned inner rates stay at 1?", 1, 4, sharey=True)
+def meta_sgd(axes: Any, table: pd.DataFrame) -> None:
     """The learned inner rates of all bank slots. Frame: `meta.meta_sgd`."""
-    fig = style.figure(2.8)
-    style.title(fig, "Do the learned inner rates stay at 1?")
-    axes = fig.subplots(1, 4, sharey=True)
     for ax, (bank, (label, _)) in zip(axes, style.BANKS.items(), strict=True):
         rows = table[table["bank"] == bank]
         looks = ((False, style.BLUE, 0.7, "free slots, every seed"), (True, BLACK, 1.6, "slots of frozen blocks"))
@@ -124,8 +122,6 @@ def meta_sgd(table: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         style.subtitle(ax, label)
     axes[0].set_ylabel("learned rate")
-    parts.legend_below(fig, axes)
-    return fig
 
 
 def interventions(table: pd.DataFrame) -> Figure:

@@ -78,17 +78,18 @@ def legend_below(fig: Figure, axes: Iterable[Axes]) -> None:
         fig.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
 
 
-def filled(height: float, question: str, *grid: int, legend: bool = True, **panels: Any) -> Callable:
+def filled(height: float | tuple, question: str, *grid: int, legend: bool = True, **panels: Any) -> Callable:
     """Of a function that fills the axes it is given from a frame: the one that returns the whole figure.
 
-    `grid` (then it gets all axes, in reading order, otherwise the only ones) and `panels` are those of
-    `Figure.subplots`; `legend`: one below, of what any of the axes names.
+    `height` in inches, or a fixed part and that of every row. `grid` (the function gets all axes, in reading order;
+    without it, the only ones) and `panels` are those of `Figure.subplots`. `legend`: one below, of what any axes name.
     """
 
     def of(fill: Callable[..., None]) -> Callable[..., Figure]:
         @wraps(fill)
         def whole(*tables: Any) -> Figure:
-            fig = style.figure(height, question)
+            fixed, by_row = height if isinstance(height, tuple) else (height, 0)
+            fig = style.figure(fixed + by_row * len(tables[0]), question)
             axes = np.ravel(fig.subplots(*grid, **panels))
             fill(axes if grid else axes[0], *tables)
             if legend:

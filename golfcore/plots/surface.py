@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from golfcore.plots import parts, style
 from golfcore.plots.style import BLACK, BLUE, GREY, RED
@@ -55,10 +54,9 @@ def say_step(table: pd.DataFrame) -> str:
     )
 
 
-def models(table: pd.DataFrame) -> Figure:
+@parts.filled((1.5, 0.22), "Does one model have a flatter loss?", 1, 3, sharey=True, legend=False)
+def models(axes: Any, table: pd.DataFrame) -> None:
     """Curvature of several models in what TTT adapts. Frame: `surface.adaptation`, facts, with `model`."""
-    fig = style.figure(1.5 + 0.22 * len(table), "Does one model have a flatter loss?")
-    axes = fig.subplots(1, 3, sharey=True)
     looks = {"largest": "largest eigenvalue", "trace": "trace", "curvature_along": "curvature along the gradient"}
     for ax, (column, text) in zip(axes, looks.items(), strict=True):
         error = table["trace_error"] if column == "trace" else None
@@ -66,7 +64,6 @@ def models(table: pd.DataFrame) -> Figure:
         ax.set_xlim(*parts.padded([*table[column], 0.0], 0.15))
         style.subtitle(ax, text)
         parts.rows_axis(ax, list(table["model"]))
-    return fig
 
 
 def say_models(table: pd.DataFrame) -> str:

@@ -152,10 +152,10 @@ def say_concentration(table: pd.DataFrame) -> str:
 # -- kinds of token
 
 
-def classes(table: pd.DataFrame) -> Figure:
+@parts.filled((1.7, 0.34), "Which kinds of token are hard?", 1, 2, sharey=True, legend=False)
+def classes(axes: Any, table: pd.DataFrame) -> None:
     """Spread of the loss and hard targets in each class. Frame: `tokens.classes`."""
-    fig = style.figure(1.7 + 0.34 * len(table), "Which kinds of token are hard?")
-    left, right = fig.subplots(1, 2, sharey=True)
+    left, right = axes
     for y, row in enumerate(table.to_dict("records")):
         colour = style.CLASSES[row["class"]]
         left.plot([row["p10"], row["p90"]], [y, y], color=colour, lw=3, alpha=0.5)
@@ -172,7 +172,6 @@ def classes(table: pd.DataFrame) -> Figure:
     parts.legend_above(right)
     for ax in (left, right):
         parts.rows_axis(ax, [f"{r['class']}\n{r['targets']:,} targets" for r in table.to_dict("records")])
-    return fig
 
 
 def say_classes(table: pd.DataFrame) -> str:
@@ -216,10 +215,9 @@ def say_frequency(table: pd.DataFrame) -> str:
     )
 
 
-def pieces(table: pd.DataFrame) -> Figure:
+@parts.filled((1.1, 0.19), "Which tokens does the loss fall on?", legend=False)
+def pieces(ax: Any, table: pd.DataFrame) -> None:
     """The tokens that cost most altogether. Frame: `tokens.pieces`."""
-    fig = style.figure(1.1 + 0.19 * len(table), "Which tokens does the loss fall on?")
-    ax = fig.subplots()
     for name, colour in style.CLASSES.items():
         rows = table[table["class"] == name]
         if len(rows):
@@ -232,7 +230,6 @@ def pieces(table: pd.DataFrame) -> Figure:
     ax.set_xlabel("share of the loss (%)")
     ax.set_xlim(0, 1.25 * ax.dataLim.x1)
     ax.legend(loc="lower right")
-    return fig
 
 
 def say_pieces(table: pd.DataFrame) -> str:

@@ -180,6 +180,30 @@ def say_layers(table: pd.DataFrame) -> str:
     )
 
 
+@parts.filled(2.2, "Are better conditioned matrices better, or easier to adapt?", 1, 3, sharey=True, legend=False)
+def conditioning(axes: Any, table: pd.DataFrame) -> None:
+    """What arms that differ in conditioning are, score and gain beside the first. Frame: `models.conditioning`."""
+    looks = style.arms(table["arm"])
+    titles = {"condition": "log of the condition's ratio", "sliding": "(b), bits per byte", "ttt_gain": "(c) less (b)"}
+    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
+        rows = table[table["measure"] == measure].iloc[1:].reset_index(drop=True)
+        parts.forest(ax, rows, [parts.Mark(BLUE)] * len(rows))
+        parts.rows_axis(ax, [looks[arm][0] for arm in rows["arm"]])
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        style.subtitle(ax, title)
+
+
+def say_conditioning(table: pd.DataFrame) -> str:
+    names = ("condition", "sliding", "ttt_gain")
+    condition, score, gain = (table[table["measure"] == name].set_index("arm") for name in names)
+    means, looks = condition["mean"], style.arms(table["arm"])
+    said = []
+    for arm in means.index[1:]:
+        effects = (style.effect(part.loc[arm]) for part in (score, gain))
+        said.append("{}: {:.1f}, (b) {}, (c) less (b) {}".format(looks[arm][0], means[arm], *effects))
+    return f"Condition of the block matrices ({means.iloc[0]:.1f} without) and differences to that. {'; '.join(said)}."
+
+
 FIGURES = {
     "weights-noise": (noise, say_noise),
     "weights-spectra": (spectra, say_spectra),
@@ -188,4 +212,5 @@ FIGURES = {
     "weights-line": (line, say_line),
     "weights-swaps": (swaps, say_swaps),
     "weights-layers": (layers, say_layers),
+    "weights-conditioning": (conditioning, say_conditioning),
 }
