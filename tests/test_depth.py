@@ -1,7 +1,6 @@
 """Depth recurrence: arms are equal in what they claim, compute is counted by hand, scales are those of the weights."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +155,10 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
 
 def _shift(run: Path, by: float) -> None:
     """Change every score of a run by `by` bits per byte."""
-    report = json.loads((run / "results.json").read_text())
+    report = files.read_json(run / "results.json", "results")
     for name in compare.EVALUATIONS:
         path = run / f"eval/{name}.json"
-        result = json.loads(path.read_text())
+        result = files.read_json(path, "a result")
         for chunk in result["chunks"]:
             chunk["nats"] += by * np.log(2) * chunk["bytes"]
         files.write_json(path, result)

@@ -53,7 +53,7 @@ def whole(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 def numbers(run: RunFolder) -> dict:
     """Everything of a report but what is a time or a name."""
-    report = json.loads(run.file("results.json").read_text())
+    report = run.results()
     measures = {k: {n: v for n, v in m.items() if n != "seconds"} for k, m in report["measures"].items()}
     source = {k: v for k, v in report["source"].items() if k != "run"}
     return {**report, "measures": measures, "source": source}

@@ -1,6 +1,8 @@
 """Laws of run folders and records: content is identity, debris is nobody's, and a record is what it should be."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from golfcore.base import files, progress
 from golfcore.base.errors import UserError
 from golfcore.base.records import RunFolder
 from golfcore.config import load, of_run
+from golfcore.evals import result as results
 from golfcore.runs.folder import find_run, open_run, project_dir, run_folders
 
 DATA = "d" * 64
@@ -111,6 +114,37 @@ def test_a_record_that_is_none_is_one_sentence(tmp_path: Path, name: str, damage
     table = runs.runs_table(tmp_path)
     assert list(table["run"]) == ["a", "b"] and table["stage"][1] == "not started"
     assert table["stage"][0] == f"damaged: {e.value}"
+
+
+CHANGED = {  # in a file of a finished run: what reads it, and what it says
+    "results.json": (lambda run: run.results(), "values that were changed since"),
+    "config.json": (lambda run: run.record(), "values that were changed since"),
+    "coverage.json": (runs.coverage, "values that were changed since"),
+    "eval/static.json": (lambda run: results.load(run.file("eval/static.json")), "values that were changed since"),
+    "eval/static.npy": (lambda run: results.load(run.file("eval/static.json")), "content that was changed since"),
+    "metrics.jsonl": (lambda run: run.metrics(), "found others; without stages/train.json it trains again"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_value_that_was_changed_is_one_sentence(small_run: Path, tmp_path: Path, name: str) -> None:
+    """The last digit of a record, the last byte of an array: neither is a number that was measured."""
+    run = RunFolder(shutil.copytree(small_run, tmp_path / "run"))
+    path, (read, said) = run.file(name), CHANGED[name]
+    read(run)
+    content = path.read_bytes()
+    at = [m.start() for m in re.finditer(rb"(?<=[.: ])\d", content)][-1] if path.suffix != ".npy" else len(content) - 1
+    path.write_bytes(content[:at] + (b"7" if content[at : at + 1] != b"7" else b"6") + content[at + 1 :])
+    with pytest.raises(UserError, match=path.name) as e:
+        read(run)
+    assert said in str(e.value)
+
+
+def test_coverage_that_was_emptied_is_not_that_of_the_run(small_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(small_run, tmp_path / "run"))
+    run.file("coverage.json").write_text("{}")
+    with pytest.raises(UserError, match="coverage.json: expected 'ema' as stages/eval-ttt.json has it"):
+        runs.coverage(run)
 
 
 @pytest.mark.parametrize("key", ["measures.ttt", "measures.ttt.bpb", "artifact.fits", "source", "baseline.bpb"])

@@ -44,8 +44,10 @@ def curves(run: RunFolder) -> pd.DataFrame:
 
 def coverage(run: RunFolder) -> pd.DataFrame:
     """What every feature that is switched on really touched: feature, done, of, unit, note."""
-    columns = ("done", "of", "unit", "note")
-    return frames.frame({"feature": name} | {c: row[c] for c in columns} for name, row in run.coverage().items())
+    from golfcore.runs.results import last_stage  # imports torch, which a list of runs does without
+
+    columns, found = ("done", "of", "unit", "note"), run.coverage_after(last_stage(config.of_run(run)))
+    return frames.frame({"feature": name} | {c: row[c] for c in columns} for name, row in found.items())
 
 
 report = RunFolder.results
@@ -76,9 +78,10 @@ def _run_row(run: RunFolder) -> dict[str, Any]:
     try:
         row, done = provenance(run), run.file(RESULTS).exists()
         row |= {key: last[key] for last in run.starts()[-1:] for key in ("started", "device") if key in last}
-        row |= {"done": done, "stage": "done" if done else _stage(run), "step": _last_step(run)}
+        report = run.results() if done else {}
+        row |= {"done": done, "stage": "done" if done else _stage(run), "step": report.get("steps", _last_step(run))}
         row["state"] = "running" if in_use(run.path) else "done" if done else "stopped"
-        return row | (_numbers(run.results()) if done else {})
+        return row | (_numbers(report) if done else {})
     except UserError as e:
         return {"run": run.id, "done": False, "state": "damaged", "stage": f"damaged: {e}"}
 

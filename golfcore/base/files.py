@@ -14,6 +14,7 @@ from typing import Any
 
 from golfcore.base.errors import USERS, UserError, shown
 
+SEAL = "seal"  # the key of a record's own hash
 DEAD_SECONDS = 3600.0  # nobody writes any more to a temporary file that has not changed for so long
 
 # -- writing
@@ -55,6 +56,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_record(path: Path, value: dict) -> None:
+    """JSON that carries its own hash, which `read_json` holds against what it finds."""
+    plain = json.loads(json.dumps(value))
+    write_json(path, plain | {SEAL: sha256_json(plain)})
 
 
 def same_file(source: Path, path: Path) -> None:
@@ -105,9 +112,15 @@ def parse_json(text: str) -> dict:
 def read_json(path: Path, what: str, schema: Schema = dict) -> dict:
     """The JSON object in `path`, which must hold what `schema` says; `what` names it in the error.
 
-    UserError: as `read_text`, text that is no JSON object, or the first key that is missing or holds something else.
+    UserError: as `read_text`, text that is no JSON object, the first key that is missing or holds something else, or
+    values that were changed since `write_record` wrote them.
     """
-    return _record(read_text(path, what), schema, str(path), what)
+    found = _record(read_text(path, what), dict, str(path), what)
+    seal = found.pop(SEAL, None)
+    check(found, schema, f"{path}: expected {what}")
+    if seal not in (None, sha256_json(found)):
+        raise UserError(f"{path}: expected {what} as it was written, found values that were changed since")
+    return found
 
 
 def read_jsonl(path: Path, what: str, schema: Schema = dict, torn: bool = False) -> list[dict]:

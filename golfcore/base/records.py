@@ -19,6 +19,7 @@ from golfcore.base.errors import UserError, shown
 
 CONFIG, ENVIRONMENT, METRICS, COVERAGE = "config.json", "env.json", "metrics.jsonl", "coverage.json"
 KEPT = "steps/{}.safetensors"  # weights after so many steps, six digits, kept for analysis
+TRAINING = "train"  # the stage that logs metrics
 RESULTS = "results.json"  # written last: a run that has it is finished
 
 CONFIG_SCHEMA = {"config": {"*": (str, dict)}, "hash": str, "data_hash": str}
@@ -33,7 +34,7 @@ ROW_SCHEMAS: dict[str, dict[str, Any]] = {
 }
 COVERAGE_SCHEMA = {"*": {"done": int, "of": int, "unit": str, "note": str}}
 STAGE_SCHEMA = {"inputs": str, "outputs": {"*": str}, "seconds": float, "metrics": int, "coverage": COVERAGE_SCHEMA}
-STAGE_SCHEMA |= {"made?": {"*": (str, int)}, "from?": str}
+STAGE_SCHEMA |= {"made?": {"*": (str, int)}, "from?": str, "rows?": str}
 MEASURE_SCHEMA = {"bpb": float, "tokens": int, "bytes": int, "legality": str, "seconds": float}
 RESULTS_SCHEMA = {
     "source": {"run": str, "config": str, "preset": str, "seed": int, "data": str},
@@ -42,6 +43,7 @@ RESULTS_SCHEMA = {
     "ttt_gain": float,
     "ttt": {"lr": float},
     "baseline": {"bpb": float},
+    "steps?": int,
     "artifact": {"bytes": int, "code_bytes": int, "total": int, "max_bytes": int, "fits": bool},
 }
 
@@ -81,7 +83,7 @@ class RunFolder:
     def started(self, facts: Mapping[str, object]) -> None:
         """Append the facts of this start, with its time."""
         record = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
-        files.write_json(self.file(ENVIRONMENT), {"starts": [*self.starts(), record]})
+        files.write_record(self.file(ENVIRONMENT), {"starts": [*self.starts(), record]})
 
     def starts(self) -> list[dict[str, Any]]:
         """The facts of each start, oldest first."""
@@ -99,6 +101,10 @@ class RunFolder:
         rows = files.read_jsonl(path, "a row of metrics", ROW_SCHEMA, torn=True) if path.exists() else []
         for number, row in enumerate(rows, 1):
             files.check(row, ROW_SCHEMAS.get(row["kind"], dict), f"{path}, row {number}: expected a row of metrics")
+        trained = self.stage(TRAINING) or {}
+        if "rows" in trained and files.sha256_json(rows[: trained["metrics"]]) != trained["rows"]:
+            said = f"the {trained['metrics']} rows that training logged"
+            raise UserError(f"{path}: expected {said}, found others; without stages/{TRAINING}.json it trains again")
         return [r for r in rows if kind is None or r["kind"] == kind]
 
     def rewind(self, step: int) -> None:
@@ -118,12 +124,24 @@ class RunFolder:
         if done == 0 and not note:
             raise RuntimeError(f"{feature} is switched on but touched 0 of {of:,} {unit}")
         row = {"done": done, "of": of, "unit": unit, "note": note}
-        files.write_json(self.file(COVERAGE), self.coverage() | {feature: row})
+        files.write_record(self.file(COVERAGE), self.coverage() | {feature: row})
 
     def coverage(self) -> dict[str, dict]:
         return self._read(COVERAGE, "a coverage report", COVERAGE_SCHEMA)
 
+    def coverage_after(self, last: str) -> dict[str, dict]:
+        """The same of a run whose last stage is done. UserError: not what it was after it."""
+        found, record = self.coverage(), self.stage(last) or {"coverage": {}}
+        if wrong := [key for key, row in record["coverage"].items() if found.get(key) != row]:
+            expected = f"{wrong[0]!r} as stages/{last}.json has it"
+            raise UserError(f"{self.file(COVERAGE)}: expected {expected}, found another record")
+        return found
+
     # -- stages
+    def begin(self, stage: str) -> None:
+        """Forget that the stage was done: it is being done again."""
+        self.file(f"stages/{stage}.json").unlink(missing_ok=True)
+
     def stage(self, name: str) -> dict[str, Any] | None:
         """The record of a finished stage; None if it is not finished."""
         record = self._read(f"stages/{name}.json", "a stage record", STAGE_SCHEMA)
@@ -156,8 +174,9 @@ class RunFolder:
         """
         shas = {name: files.sha256_file(self.file(name)) for name in outputs}
         record = {"inputs": files.sha256_json(inputs), "outputs": shas, "seconds": seconds, "made": dict(made or {})}
-        record |= {"metrics": len(self.metrics()), "coverage": self.coverage()}
-        files.write_json(self.file(f"stages/{stage}.json"), record)
+        rows = self.metrics()
+        record |= {"metrics": len(rows), "rows": files.sha256_json(rows), "coverage": self.coverage()}
+        files.write_record(self.file(f"stages/{stage}.json"), record)
 
     def adopt(self, stage: str, inputs: Mapping[str, object], donors: "tuple[RunFolder, ...]") -> str | None:
         """Take over the first stage of a run from one of `donors` that has it from the same inputs.
@@ -174,7 +193,7 @@ class RunFolder:
         for name in record["outputs"]:
             files.same_file(donor.file(name), self.file(name))
         self._write_metrics(donor.metrics()[: record["metrics"]])
-        files.write_json(self.file(COVERAGE), self.coverage() | record["coverage"])
+        files.write_record(self.file(COVERAGE), self.coverage() | record["coverage"])
         record = {"from": donor.id, **record}
-        files.write_json(self.file(f"stages/{stage}.json"), record)
+        files.write_record(self.file(f"stages/{stage}.json"), record)
         return record["from"]

@@ -83,16 +83,19 @@ def as_text(result: EvalResult) -> str:
 
 def save(result: EvalResult, path: Path) -> None:
     """`path` (JSON) and, beside it, the nats of every target (.npy)."""
+    values, nats = as_dict(result), path.with_suffix(".npy")
     if result.per_target is not None:
-        with files.atomic_path(path.with_suffix(".npy")) as part, part.open("wb") as f:
+        with files.atomic_path(nats) as part, part.open("wb") as f:
             np.save(f, result.per_target, allow_pickle=False)
-    files.write_json(path, as_dict(result))
+        values["nats_sha256"] = files.sha256_file(nats)
+    files.write_record(path, values)
 
 
 def load(path: Path) -> EvalResult:
     """What `save` wrote. UserError: not there, damaged, or with numbers that no evaluation gives."""
     values = files.read_json(path, "an evaluation result", SCHEMA)
     values.pop("bpb_first", None)
+    known = values.pop("nats_sha256", None)
     try:
         found = EvalResult(**{**values, "legality": Legality(values["legality"])})
     except (TypeError, ValueError) as e:
@@ -100,13 +103,15 @@ def load(path: Path) -> EvalResult:
     if min(found.tokens, found.bytes) < 1:
         raise UserError(f"{path}: expected scores of targets, found {found.tokens} over {found.bytes} bytes")
     nats = path.with_suffix(".npy")
-    if not nats.exists():
+    if not nats.exists() and known is None:
         return found
     total = found.chunks[-1]["stop"] if found.chunks else 0
     try:
+        if known not in (None, files.sha256_file(nats)):
+            raise ValueError("content that was changed since")
         per_target = np.load(nats, allow_pickle=False)
         if per_target.shape != (total,) or np.isnan(per_target).sum() != found.dropped:
             raise ValueError(f"an array of shape {per_target.shape}")
-    except (ValueError, TypeError, EOFError) as e:
+    except (ValueError, TypeError, EOFError, FileNotFoundError, IsADirectoryError) as e:
         raise UserError(f"{nats}: expected the nats of {total - found.dropped} of {total} targets, found {e}") from None
     return replace(found, per_target=per_target)

@@ -72,12 +72,12 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
             raise UserError(f"{path}: expected data {data_hash[:12]}, found a run on {on[:12]}; choose another --out")
         files.sweep_parts(path)
         if theirs != config:
-            files.write_json(where, found | {"config": to_dict(config)})
+            files.write_record(where, found | {"config": to_dict(config)})
     else:
         _check_free(path)
         for name in (METRICS, COVERAGE):
             run.file(name).unlink(missing_ok=True)
-        files.write_json(where, {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash})
+        files.write_record(where, {"config": to_dict(config), "hash": config.hash, "data_hash": data_hash})
     run.started(environment)
     return run
 

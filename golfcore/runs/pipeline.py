@@ -16,7 +16,7 @@ from torch import Tensor
 from golfcore.base import files, runtime, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
-from golfcore.base.records import COVERAGE, RESULTS, RunFolder
+from golfcore.base.records import RESULTS, RunFolder
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config
 from golfcore.data.datasets import Dataset, prepare_data, train_stream, val_tokens
@@ -110,9 +110,9 @@ class _Stages:
             self.stage(f"eval-{name}", inputs, outputs, partial(self.measure, name))
         self.stage("baseline", base, ["baseline.json"], self.baseline, alone=True)
         if self.rt.is_main:
-            check_coverage(self.run, f"eval-{name}")
+            self.run.coverage_after(results.last_stage(self.cfg))
             report = results.build(self.cfg, self.run, self.source, len(self.val) - 1)
-            files.write_json(self.run.file(RESULTS), report)
+            files.write_record(self.run.file(RESULTS), report)
             self.say(table(report))
         runtime.barrier()
 
@@ -128,6 +128,8 @@ class _Stages:
             self.say(f"{name}: reused{other}")
             return
         began = time.perf_counter()
+        if self.rt.is_main:
+            self.run.begin(name)
         if self.rt.is_main or not alone:
             work()
         seconds = time.perf_counter() - began
@@ -167,7 +169,7 @@ class _Stages:
             else:
                 net = Net(c.model, self.tables.to(self.rt.device), choose_compute(self.rt))
                 quantized, steps = allocated(c, net, weights, hessians, tokens, progress.update)
-                files.write_json(self.run.file("steps.json"), steps)
+                files.write_record(self.run.file("steps.json"), steps)
         stored = coverage(c, quantized, bits)
         total, halves = sum(stored.values()), stored.get("fp16", 0)
         self.run.cover("quantized", total - halves, total, "values")  # fails where all is too small to be quantized
@@ -209,7 +211,7 @@ class _Stages:
             raise UserError(f"ttt.lr_candidates {list(candidates)}: expected a rate that adapts, found all to diverge")
         if self.rt.is_main:
             chosen = min(scores, key=scores.__getitem__, default=t.lr)
-            files.write_json(
+            files.write_record(
                 self.run.file(results.CHOICE), {"lr": chosen, "chosen_on": "reserved training text", "rows": rows}
             )
 
@@ -241,12 +243,4 @@ class _Stages:
         nats = fit_bigram(self.stream.pieces(), self.cfg.model.vocab_size).nats(self.val)
         n_bytes = int(bytes_of(self.tables, self.val[:-1], self.val[1:]).sum())
         found = {"bpb": bits_per_byte(float(nats.sum()), n_bytes), "fitted_on_tokens": self.stream.length}
-        files.write_json(self.run.file("baseline.json"), found | {"model": "bigram, Witten-Bell"})
-
-
-def check_coverage(run: RunFolder, last: str) -> None:
-    """UserError unless coverage.json holds what it held after the stage `last`: it was changed since."""
-    record = run.stage(last)
-    if record and not record["coverage"].items() <= run.coverage().items():
-        found = next(name for name, row in record["coverage"].items() if run.coverage().get(name) != row)
-        raise UserError(f"{run.file(COVERAGE)}: expected {found!r} as stages/{last}.json has it, found another record")
+        files.write_record(self.run.file("baseline.json"), found | {"model": "bigram, Witten-Bell"})

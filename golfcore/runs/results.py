@@ -36,6 +36,11 @@ def measures(cfg: Config) -> dict[str, tuple[str, str]]:
     return MEASURES | {name: (ARTIFACT, name) for name in cfg.eval.also if name not in MEASURES}
 
 
+def last_stage(cfg: Config) -> str:
+    """The last stage that records what features touched."""
+    return f"eval-{list(measures(cfg))[-1]}"
+
+
 def measured(report: dict) -> list[str]:
     """What a report has scores of: the pipeline's own in their order, then other protocols by name."""
     return [*MEASURES, *sorted(set(report["measures"]) - set(MEASURES))]
@@ -100,6 +105,7 @@ def build(cfg: Config, run: RunFolder, source: dict, total: int) -> dict:
         "ttt_gain": found["ttt"].bpb_first - found["sliding"].bpb_first,
         "ttt": {**choice, "lr": packed_facts(run.file(ARTIFACT)).chosen(cfg).ttt.lr},
         "baseline": files.read_json(run.file("baseline.json"), "the baseline", {"bpb": float}),
+        "steps": max((row["step"] for row in run.metrics("train")), default=0),
         "artifact": {"bytes": size, "code_bytes": code, "total": size + code, "max_bytes": limit, "fits": fits},
     }
 

@@ -226,4 +226,4 @@ class _Loop:
             if switched_on:
                 self.run.cover(feature, *touched)
         if sensitivity.wanted(c.quant):
-            files.write_json(self.run.file(sensitivity.FILE), sensitivity.report(s.sensitivity))
+            files.write_record(self.run.file(sensitivity.FILE), sensitivity.report(s.sensitivity))
