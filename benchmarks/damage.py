@@ -40,7 +40,7 @@ SETTINGS = {
     "quant.calib_seqs": 1,
     "run.checkpoint_every": 2,
 }
-TIMES = {"seconds", "elapsed", "started", "ended"}  # what no two runs share
+TIMES = {"seconds", "elapsed", "started", "code"}  # what need not be the same: times, the version of the code
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew strange golden potions quietly".split()
 Damage = Callable[[bytes], bytes]
 

@@ -61,6 +61,17 @@ def test_temporary_files_that_nobody_writes_any_more_are_swept(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_who_goes_on_with_a_run_sweeps_what_was_killed_a_moment_ago(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "r", load("smoke"), DATA, {})
+    left = [run.file(name) for name in (".a.1.part", "eval/.b.2.part", "steps/.c.3.part")]
+    others = run.file("study/.d.4.part")  # another process may write there
+    for path in (*left, others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    open_run(tmp_path / "r", load("smoke"), DATA, {})
+    assert not any(path.exists() for path in left) and others.exists()
+
+
 def test_runs_are_found_at_any_depth_and_by_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a folder below the project, too: that is where notebooks run."""
     top = tmp_path / "papermill_runs"

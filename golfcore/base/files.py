@@ -38,10 +38,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def sweep_parts(folder: Path) -> None:
-    """Delete the temporary files below `folder` that a killed process left."""
+def sweep_parts(folder: Path, own: tuple[str, ...] = ()) -> None:
+    """Delete the temporary files below `folder` that a killed process left; at once in the folders `own` in it.
+
+    There nobody but the caller writes.
+    """
+    dead = {folder / name for name in own}
     for path in folder.rglob(".*.part"):
-        if path.is_file() and time.time() - path.stat().st_mtime > DEAD_SECONDS:
+        if path.is_file() and (path.parent in dead or time.time() - path.stat().st_mtime > DEAD_SECONDS):
             path.unlink(missing_ok=True)
 
 
