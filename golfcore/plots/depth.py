@@ -33,8 +33,7 @@ def _unit(values: pd.Series) -> tuple[float, str]:
 def sizes(table: pd.DataFrame) -> Figure:
     """What is held and what it costs. Frame: `depth.sizes`."""
     arms = list(table["arm"].unique())
-    fig = style.figure(1.5 + 0.28 * len(arms))
-    style.title(fig, "What does each arm hold, and in how many bytes?")
+    fig = style.figure(1.5 + 0.28 * len(arms), "What does each arm hold, and in how many bytes?")
     axes = fig.subplots(1, 2, sharey=True)
     for ax, column, unit in zip(axes, ("parameters", "bytes"), ("exported parameters", "artifact bytes"), strict=True):
         for y, arm in enumerate(arms):
@@ -72,8 +71,7 @@ def tradeoff(axes: Any, table: pd.DataFrame) -> None:
 def differences(table: pd.DataFrame) -> Figure:
     """Shared less each other arm. Frame: `depth.differences`."""
     names, looks = list(table["measure"].unique()), style.arms(table["other"])
-    fig = style.figure(0.9 + (0.5 + 0.38 * len(looks)) * -(-len(names) // 2))
-    style.title(fig, "Does sharing pay, and at what equality?")
+    fig = style.figure(0.9 + (0.5 + 0.38 * len(looks)) * -(-len(names) // 2), "Does sharing pay, and at what equality?")
     for ax, name in zip(fig.subplots(-(-len(names) // 2), 2, sharey=True, squeeze=False).flat, names, strict=True):
         rows = only(table, measure=name)
         labels = [f"{row.other}\n(equal {row.equal})" for row in rows.itertuples()]
@@ -100,8 +98,7 @@ def scales(table: pd.DataFrame) -> Figure:
     """Scales, mixes and skips of the first arm by layer, coloured by block. Frame: `depth.scales`."""
     rows = table[table["arm"] == table["arm"].iloc[0]]
     shown = {name: text for name, text in SCALES.items() if name in set(rows["name"])}
-    fig = style.figure(4.4)
-    style.title(fig, f"Do the applications of one block differ? ({table['arm'].iloc[0]})")
+    fig = style.figure(4.4, f"Do the applications of one block differ? ({table['arm'].iloc[0]})")
     axes = list(fig.subplots(2, 3).flat)
     for ax in axes[len(shown) :]:
         ax.remove()
@@ -131,8 +128,7 @@ def _by_layer(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
 def specialisation(table: pd.DataFrame) -> Figure:
     """What the applications have in common. Frame: `depth.specialisation`."""
     arms = list(table["arm"].unique())
-    fig = style.figure(1.5 + 0.28 * len(arms))
-    style.title(fig, "Do the applications of one block specialise?")
+    fig = style.figure(1.5 + 0.28 * len(arms), "Do the applications of one block specialise?")
     axes = fig.subplots(1, 4, sharey=True)
     means = table.reindex(columns=["name", "arm", *SHARES]).groupby(["name", "arm"]).mean().fillna(0)
     for ax, name in zip(axes, [name for name in SCALES if name != "skip"], strict=True):

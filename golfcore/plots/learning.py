@@ -3,7 +3,6 @@
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from golfcore.analysis.contention import ROUTES, recommendation
 from golfcore.plots import parts, style
@@ -59,15 +58,13 @@ def say_controls(table: pd.DataFrame) -> str:
     return f"At the last step kept, gate and scale are in {'; '.join(said)}. The gate begins at 1, the scale at 0.05."
 
 
-def layouts(table: pd.DataFrame) -> Figure:
+@parts.filled((1.0, 0.3), "Which layout of the table is best?", legend=False)
+def layouts(ax: Any, table: pd.DataFrame) -> None:
     """What each layout is worth beside the first. Frame: `compare.compare`, one measure."""
     rows = table.iloc[1:].reset_index(drop=True)
-    fig = style.figure(1.3 + 0.3 * len(rows), "Which layout of the table is best?")
-    ax = fig.subplots()
     parts.forest(ax, rows, [parts.Mark(style.ARMS.get(arm, ("", BLACK))[1]) for arm in rows["arm"]])
     parts.rows_axis(ax, list(rows["arm"]))
     ax.set_xlabel(f"bits per byte more than {table['arm'].iloc[0]} (95 % interval)")
-    return fig
 
 
 FIGURES = {

@@ -17,8 +17,7 @@ MEASURES = {name: style.MEASURES[name][0] for name in ("static", "sliding", "ttt
 
 def curves(table: pd.DataFrame) -> Figure:
     """Validation of all runs, and their smoothed training loss less the reference's. Frame: `meta.learning_curves`."""
-    fig, looks = style.figure(3.2), style.arms(table["arm"])
-    style.title(fig, "Does meta-learning change how training goes?")
+    fig, looks = style.figure(3.2, "Does meta-learning change how training goes?"), style.arms(table["arm"])
     compared = table[table["difference"].notna()] if "difference" in table else table[:0]
     axes = fig.subplots(1, 2 if len(compared) else 1, squeeze=False)[0]
     parts.learning_curves(axes[0], only(table, kind="val"), looks)
@@ -43,8 +42,7 @@ def differences(table: pd.DataFrame) -> Figure:
     """Differences to the reference arm with their intervals. Frame: `compare.compare`."""
     looks = style.arms(table["arm"])
     (reference, _), *others = looks.values()
-    fig = style.figure(1.4 + 0.4 * len(others) * 2)
-    style.title(fig, "Do the arms score differently?")
+    fig = style.figure(1.4 + 0.4 * len(others) * 2, "Do the arms score differently?")
     for ax, (name, text) in zip(fig.subplots(2, 3, sharey=True).flat, MEASURES.items(), strict=True):
         rows = only(table, measure=name).iloc[1:]
         forest(ax, rows, [looks[arm][1] for arm in rows["arm"]], [label for label, _ in others], text)
@@ -72,8 +70,7 @@ def say_interval(fig: Figure, table: pd.DataFrame, text: str) -> None:
 def gains(table: pd.DataFrame) -> Figure:
     """What context and adaptation bring in each arm. Frame: `meta.gains`."""
     looks = style.arms(table["arm"])
-    fig = style.figure(1.1 + 0.28 * len(looks))
-    style.title(fig, "Does meta-learning change what test-time training can do?")
+    fig = style.figure(1.1 + 0.28 * len(looks), "Does meta-learning change what test-time training can do?")
     for ax, name in zip(fig.subplots(1, 2, sharey=True), ("context_gain", "ttt_gain"), strict=True):
         rows = only(table, measure=name, kind="mean")
         labels, colours = [label for label, _ in looks.values()], [looks[arm][1] for arm in rows["arm"]]
@@ -89,8 +86,7 @@ def chunks(table: pd.DataFrame) -> Figure:
     """The score after TTT less the reference arm's, along the text. Frame: `meta.chunk_differences`."""
     looks = style.arms(table["arm"])
     n = -(-len(looks) // 2)
-    fig = style.figure(1.4 + 1.5 * n)
-    style.title(fig, "Where in the text do the arms differ?")
+    fig = style.figure(1.4 + 1.5 * n, "Where in the text do the arms differ?")
     axes = list(fig.subplots(n, 2, sharex=True, sharey=True, squeeze=False).flat)
     for ax, (arm, (label, colour)) in zip(axes, looks.items(), strict=False):
         parts.course(ax, only(table, arm=arm), colour, "", "on the chunk alone")
@@ -129,8 +125,7 @@ def interventions(table: pd.DataFrame) -> Figure:
 
     Lines are means over seeds; the gain's to first order, its dots the difference of the two losses.
     """
-    fig, looks = style.figure(4.6), style.arms(table["arm"])
-    style.title(fig, "How large an intervention is a meta step?")
+    fig, looks = style.figure(4.6, "How large an intervention is a meta step?"), style.arms(table["arm"])
     panels = {
         "predicted_gain": "gain of the inner step (nats)\ndots: measured, line: first order",
         "displacement": "norm of the inner step",
@@ -168,8 +163,7 @@ def _means(ax: Axes, table: pd.DataFrame, column: str, text: str) -> None:
 def costs(table: pd.DataFrame) -> Figure:
     """What the meta calls compute, by counting. Frame: `meta.costs`."""
     looks = style.arms(table["arm"])
-    fig = style.figure(1.1 + 0.28 * len(looks))
-    style.title(fig, "What does meta-learning cost?")
+    fig = style.figure(1.1 + 0.28 * len(looks), "What does meta-learning cost?")
     axes = fig.subplots(1, 2, sharey=True)
     for ax, column, scale in zip(axes, ("micro", "published_overhead"), (1, 100), strict=True):
         for y, row in enumerate(table.to_dict("records")):

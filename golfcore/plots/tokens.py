@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from golfcore.analysis.frames import only
 from golfcore.plots import parts, style
@@ -50,18 +49,15 @@ def _apart(one: pd.DataFrame, other: pd.DataFrame, x: str) -> float:
 # -- distribution
 
 
-def histogram(table: pd.DataFrame) -> Figure:
+@parts.filled(3.0, "How is the loss distributed over the targets?", 1, 2)
+def histogram(axes: Any, table: pd.DataFrame) -> None:
     """Targets and loss by nats. Frame: `tokens.histogram` of each evaluation. Curves that coincide are drawn once."""
-    fig = style.figure(3.0, "How is the loss distributed over the targets?")
-    axes = dict(zip(("share", "share_of_loss"), fig.subplots(1, 2), strict=True))
-    for column, ax in axes.items():
+    for column, ax in zip(("share", "share_of_loss"), axes, strict=True):
         for label, colour, rows in _distinct(_ours(table), "low"):
             edges = list(rows["low"])
             ax.stairs(100 * rows[column], [*edges, 2 * edges[-1] - edges[-2]], color=colour, lw=1.2, label=label)
         ax.set_xlabel("nats of the target (the last bin: all beyond)")
         ax.set_ylabel("% of targets" if column == "share" else "% of the loss")
-    parts.legend_below(fig, axes.values())
-    return fig
 
 
 def say_histogram(table: pd.DataFrame) -> str:
@@ -74,14 +70,13 @@ def say_histogram(table: pd.DataFrame) -> str:
     )
 
 
-def exceedance(table: pd.DataFrame) -> Figure:
+@parts.filled(3.3, "Which share of the loss do the hard targets bring?", 1, 2, sharey=True)
+def exceedance(axes: Any, table: pd.DataFrame) -> None:
     """Shares above each threshold, measured and published. Frame: `tokens.tables`."""
     name, ours = _last(table)
-    fig = style.figure(3.3, "Which share of the loss do the hard targets bring?")
-    left, right = fig.subplots(1, 2, sharey=True)
     sides = (
-        (left, ours.assign(impossible=False), f"measured here, {name}", "bound"),
-        (right, _published(table), "published (pr294)", "bound_low"),
+        (axes[0], ours.assign(impossible=False), f"measured here, {name}", "bound"),
+        (axes[1], _published(table), "published (pr294)", "bound_low"),
     )
     for ax, rows, whose, bound in sides:
         targets, loss, least = (100 * rows[column] for column in ("share", "share_of_loss", bound))
@@ -96,8 +91,6 @@ def exceedance(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("share (%)")
         ax.set_xlim(0, 118)
         style.subtitle(ax, whose)
-    parts.legend_below(fig, [left])
-    return fig
 
 
 def say_exceedance(table: pd.DataFrame) -> str:
@@ -183,11 +176,10 @@ def say_classes(table: pd.DataFrame) -> str:
     return f"{'; '.join(said)}."
 
 
-def frequency(table: pd.DataFrame) -> Figure:
+@parts.filled(3.0, "Are rare tokens the hard ones?", 1, 2)
+def frequency(axes: Any, table: pd.DataFrame) -> None:
     """Cost of a target by how frequent its token is in training. Frame: `tokens.frequency`."""
-    fig = style.figure(3.0, "Are rare tokens the hard ones?")
-    left, right = fig.subplots(1, 2)
-    met = table[table["targets"] > 0]
+    (left, right), met = axes, table[table["targets"] > 0]
     left.plot(met["group"], met["unigram_bits"], "o-", color=GREY, ms=3, lw=1, label="by its frequency alone")
     left.plot(met["group"], met["bits_per_target"], "D-", color=GREEN, ms=4, lw=1.2, label="by the model")
     left.set_ylim(bottom=0)
@@ -200,9 +192,7 @@ def frequency(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("tenth of the vocabulary, most frequent first")
         ax.set_xlim(0.4, len(table) + 0.6)
         ax.set_xticks([1, len(table) // 2, len(table)])
-    parts.legend_below(fig, (left, right))
     right.grid(False, axis="x")
-    return fig
 
 
 def say_frequency(table: pd.DataFrame) -> str:
