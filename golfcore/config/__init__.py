@@ -100,17 +100,19 @@ def keys(given: Iterable[str], known: list[str], where: str, kind: str = "key") 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, from TOML or from the text of an override."""
+    if type(value) is hint and hint is not str:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     text = hint is str or origin is Literal
     if isinstance(value, str) and not (text and value[:1] not in ("'", '"')):  # most values are spelled as they are
         spelt = parse_value(value)
         value = spelt if isinstance(spelt, str) or not text else value
+    if type(value) is hint or (origin is Literal and value in args):
+        return value
     found = repr(shown(value)) if isinstance(value, str) else shown(value)
     if origin is Literal:
-        if value not in args:
-            raise UserError(f"{where}: expected one of {', '.join(args)}, found {found}")
-        return value
+        raise UserError(f"{where}: expected one of {', '.join(args)}, found {found}")
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: expected a list, found {found}")
@@ -119,9 +121,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return tuple(coerce(v, args[0], where) for v in value)
     if hint is float and type(value) is int and abs(value) < 1e300:
         return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{where}: expected {'text' if hint is str else hint.__name__}, found {found}")
-    return value
+    raise UserError(f"{where}: expected {'text' if hint is str else hint.__name__}, found {found}")
 
 
 # -- overrides

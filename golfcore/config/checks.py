@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 
 from golfcore.base.errors import shown
 from golfcore.config.schema import Config, ModelConfig
@@ -32,10 +33,16 @@ def _outside(c: Config) -> Iterator[str]:
 
 def _missed(x: float, interval: str) -> str:
     """The interval in words if `x` is outside of it (so is NaN), else ""."""
-    low, high = interval[1:-1].split(", ")
-    above, low_word = (x > float(low), "more than") if interval[0] == "(" else (x >= float(low), "at least")
-    below, high_word = (x < float(high), "less than") if interval[-1] == ")" else (x <= float(high), "at most")
-    return "" if above and below else f"{low_word} {low} and {high_word} {high}"
+    low, high = _ends(interval)
+    above, low_word = (x > low, "more than") if interval[0] == "(" else (x >= low, "at least")
+    below, high_word = (x < high, "less than") if interval[-1] == ")" else (x <= high, "at most")
+    words = interval[1:-1].split(", ") if not (above and below) else ()
+    return f"{low_word} {words[0]} and {high_word} {words[1]}" if words else ""
+
+
+@cache
+def _ends(interval: str) -> tuple[float, ...]:
+    return tuple(map(float, interval[1:-1].split(", ")))
 
 
 def _model(m: ModelConfig) -> Iterator[str]:
