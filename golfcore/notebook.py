@@ -127,7 +127,8 @@ def _execute(source: Path, executed: Path, marker: Path, values: dict[str, Any])
     executed.parent.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     kernel: dict[str, Any] = {"kernel_name": "python3", "kernel_manager_class": OwnKernel}
-    kernel["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # or each run warns of Jupyter's usual transport
+    # or each run warns of Jupyter's usual transport, and one that is asked to end shows how its kernel lost a socket
+    kernel["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]
     printing = {"progress_bar": False, "coalesce_streams": True, "stdout_file": sys.stdout, "stderr_file": sys.stderr}
     try:
         papermill.execute_notebook(str(source), str(executed), values, **kernel, **printing)
