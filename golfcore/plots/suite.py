@@ -23,9 +23,9 @@ def suite(table: pd.DataFrame) -> Figure:
     sliding window.
     """
     rows = [row for row in table.to_dict("records") if has(row, "difference")]
-    fig = style.figure(1.9 + 0.3 * max(len(rows), 1))
     measure, published = str(table["measure"].iloc[0]), any(has(row, "published_difference") for row in rows)
-    style.title(fig, "Does the publication's table hold?" if published else "What does each arm change?")
+    question = "Does the publication's table hold?" if published else "What does each arm change?"
+    fig = style.figure(1.9 + 0.3 * max(len(rows), 1), question)
     prefixes = ("",) if measure == "sliding" else ("", "sliding_")
     axes = fig.subplots(1, len(prefixes), sharey=True, squeeze=False)[0]
     for ax, prefix in zip(axes, prefixes, strict=True):
@@ -44,9 +44,7 @@ def suite(table: pd.DataFrame) -> Figure:
         place: dict[str, Any] = {"xycoords": where, "annotation_clip": False, "fontsize": 6.5}
         style.note(axes[-1], verdict, (1, y), (6, 4), color=VERDICTS.get(row["verdict"], GREY), **place)
         style.note(axes[-1], ratio, (1, y), (6, -4), color=GREY, **place)
-    axes[0].set_xlabel("less the arm in brackets\n(bits per byte)")
-    if len(axes) > 1:
-        axes[1].set_xlabel("to scale within 0.001,\ndecades beyond")
+    axes[0].set_xlabel("less the arm in brackets (bits per byte;\nto scale within 0.001, decades beyond)")
     parts.legend_below(fig, axes)
     return fig
 
