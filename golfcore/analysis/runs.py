@@ -12,7 +12,7 @@ import pandas as pd
 from golfcore import config
 from golfcore.analysis import frames
 from golfcore.base.errors import UserError
-from golfcore.base.records import CONFIG, METRICS, RESULTS, RunFolder
+from golfcore.base.records import CONFIG, ENVIRONMENT, METRICS, RESULTS, RunFolder
 from golfcore.runs.folder import in_use, run_folders
 
 TAIL = 4096  # bytes of a log that hold its last row of training
@@ -56,6 +56,8 @@ report = RunFolder.results
 def provenance(run: RunFolder) -> dict[str, Any]:
     """What identifies every number of a run: its id, preset, configuration hash, seed, data hash, code and ranks."""
     record, last = run.record(), (run.starts() or [{}])[-1]
+    if not last and run.file(RESULTS).exists():
+        raise UserError(f"{run.file(ENVIRONMENT)}: expected the starts of a finished run, found none")
     c = config.from_dict(record["config"], str(run.file(CONFIG)))
     found = {"run": run.id, "preset": c.name, "config": record["hash"], "seed": c.run.seed, "data": record["data_hash"]}
     return found | {name: last[key] for name, key in (("code", "golfcore"), ("world", "world")) if key in last}
