@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,15 +63,17 @@ def test_temporary_files_that_nobody_writes_any_more_are_swept(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_who_goes_on_with_a_run_sweeps_what_was_killed_a_moment_ago(tmp_path: Path) -> None:
+def test_who_goes_on_with_a_run_sweeps_what_a_killed_process_left_a_moment_ago(tmp_path: Path) -> None:
     run = open_run(tmp_path / "r", load("smoke"), DATA, {})
-    left = [run.file(name) for name in (".a.1.part", "eval/.b.2.part", "steps/.c.3.part")]
-    others = run.file("study/.d.4.part")  # another process may write there
-    for path in (*left, others):
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    open_run(tmp_path / "r", load("smoke"), DATA, {})
-    assert not any(path.exists() for path in left) and others.exists()
+    lines = "import os, sys; from golfcore.base import files; from pathlib import Path\n"
+    lines += "for name in sys.argv[1:]:\n    files.atomic_path(Path(name)).__enter__().touch()\nos._exit(137)"
+    names = [str(run.file(name)) for name in ("a", "eval/b", "figures/c")]
+    assert subprocess.run([sys.executable, "-c", lines, *names]).returncode == 137
+    with files.atomic_path(run.file("study/d")) as living:  # another process may be writing there
+        living.touch()
+        assert len(list(run.path.rglob(".*.part"))) == 4
+        open_run(tmp_path / "r", load("smoke"), DATA, {})
+        assert list(run.path.rglob(".*.part")) == [living]
 
 
 def test_runs_are_found_at_any_depth_and_by_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

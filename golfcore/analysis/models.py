@@ -11,7 +11,7 @@ from torch import Tensor
 
 from golfcore import config
 from golfcore.analysis import alignment, functional, geometry, stats, surface, weight_space
-from golfcore.analysis.compare import Arm, compare
+from golfcore.analysis.compare import Arm, Scored, compare
 from golfcore.analysis.frames import frame
 from golfcore.analysis.text import text_of
 from golfcore.base import files, tensors
@@ -124,26 +124,30 @@ def curvature(run: RunFolder, rows: int) -> dict[str, pd.DataFrame]:
 
 
 def conditioning(arms: Sequence[Arm]) -> pd.DataFrame:
-    """`compare.compare` of what arms score, (b) and what adapting gains, below the `condition` of their matrices.
+    """`compare.compare` of what arms score, (b) and what adapting gains, below two measures of their weights.
 
-    The condition is a geometric mean over block matrices of the averaged weights, then over seeds; its `difference` is
-    the logarithm of the ratio to the first arm, with an interval over the seeds that both have.
+    `condition`: of the block matrices of the averaged weights, as their geometric mean. `artifact`: bytes. Of both,
+    `mean` is geometric over seeds and `difference` the logarithm of the ratio to the first arm, with an interval over
+    the seeds that both have.
     """
-    logs = [{run.seed: _condition(load_weights(run.run.file(FLOAT))) for run in arm.runs} for arm in arms]
+    measures = {"condition": _condition, "artifact": lambda run: np.log(run.results["artifact"]["bytes"])}
     rows = []
-    for arm, found in zip(arms, logs, strict=True):
-        pairs = np.array([value - logs[0][seed] for seed, value in found.items() if seed in logs[0]])
-        mean = float(np.exp(np.mean(list(found.values()))))
-        row = {"measure": "condition", "arm": arm.label, "seeds": len(found), "mean": mean}
-        beside = stats.over_seeds(pairs) if len(pairs) and arm is not arms[0] else {}
-        rows.append(row | {"difference" if key == "value" else key: value for key, value in beside.items()})
+    for measure, of in measures.items():
+        logs = [{run.seed: float(of(run)) for run in arm.runs} for arm in arms]
+        for arm, found in zip(arms, logs, strict=True):
+            mean = float(np.exp(np.mean(list(found.values()))))
+            rows.append({"measure": measure, "arm": arm.label, "seeds": len(found), "mean": mean})
+            pairs = np.array([value - logs[0][seed] for seed, value in found.items() if seed in logs[0]])
+            if len(pairs) and arm is not arms[0]:
+                beside = stats.over_seeds(pairs)
+                rows[-1] |= {"difference": beside.pop("value"), **beside, "over": "seeds"}
     scores = compare(arms)
     return frame(pd.concat([frame(rows), scores[scores["measure"].isin(("sliding", "ttt_gain"))]]))
 
 
-def _condition(weights: Weights) -> float:
+def _condition(run: Scored) -> float:
     """The mean logarithm of the block matrices' conditions."""
-    return float(np.log(geometry.spectra({"": weights})["condition"]).mean())
+    return float(np.log(geometry.spectra({"": load_weights(run.run.file(FLOAT))})["condition"]).mean())
 
 
 def flat_map(models: Mapping[str, Weights]) -> pd.DataFrame:

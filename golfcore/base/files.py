@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import platform
+import re
 import secrets
 import shutil
 import time
@@ -15,6 +17,7 @@ from typing import Any
 from golfcore.base.errors import USERS, UserError, shown
 
 SEAL = "seal"  # the key of a record's own hash
+PART = re.compile(r"\.([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}\.part$")  # machine and process that write it
 DEAD_SECONDS = 3600.0  # nobody writes any more to a temporary file that has not changed for so long
 
 # -- writing
@@ -24,7 +27,7 @@ DEAD_SECONDS = 3600.0  # nobody writes any more to a temporary file that has not
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to be written; flush it and rename it into place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+    part = path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield part
         with part.open("rb+") as f:
@@ -38,15 +41,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def sweep_parts(folder: Path, own: tuple[str, ...] = ()) -> None:
-    """Delete the temporary files below `folder` that a killed process left; at once in the folders `own` in it.
-
-    There nobody but the caller writes.
-    """
-    dead = {folder / name for name in own}
+def sweep_parts(folder: Path) -> None:
+    """Delete the temporary files below `folder` that a killed process left: of this machine at once, others in time."""
     for path in folder.rglob(".*.part"):
-        if path.is_file() and (path.parent in dead or time.time() - path.stat().st_mtime > DEAD_SECONDS):
+        if path.is_file() and (_left(path) or time.time() - path.stat().st_mtime > DEAD_SECONDS):
             path.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    return sha256_text(platform.node())[:8]
+
+
+def _left(part: Path) -> bool:
+    """Whether the process of this machine that wrote the temporary file is no more."""
+    named = PART.search(part.name)
+    if not named or named[1] != _machine():
+        return False
+    try:
+        os.kill(int(named[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's
+        return False
+    return False
 
 
 def write_bytes(path: Path, data: bytes) -> None:

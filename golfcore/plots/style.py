@@ -164,7 +164,8 @@ def effect(row: Mapping[str, Any], column: str = "difference") -> str:
     if not has(row, "low"):
         return f"{text} (too few chunks for an interval)"
     doubt = ", which includes no change" if row["low"] <= 0 <= row["high"] else ""
-    return f"{text} (95 % over text {row['low']:+.5f} to {row['high']:+.5f}{doubt})"
+    over = row["over"] if has(row, "over") else "text"
+    return f"{text} (95 % over {over} {row['low']:+.5f} to {row['high']:+.5f}{doubt})"
 
 
 def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:

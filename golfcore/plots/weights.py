@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -180,12 +181,12 @@ def say_layers(table: pd.DataFrame) -> str:
     )
 
 
-@parts.filled(2.2, "Are better conditioned matrices better, or easier to adapt?", 1, 3, sharey=True, legend=False)
+@parts.filled(2.2, "Are better conditioned matrices better, or easier to adapt?", 1, 4, sharey=True, legend=False)
 def conditioning(axes: Any, table: pd.DataFrame) -> None:
     """What arms that differ in conditioning are, score and gain beside the first. Frame: `models.conditioning`."""
+    titles = ("condition, log ratio", "bytes, log ratio", "(b), bpb", "(c) less (b), bpb")
     looks = style.arms(table["arm"])
-    titles = {"condition": "log of the condition's ratio", "sliding": "(b), bits per byte", "ttt_gain": "(c) less (b)"}
-    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
+    for ax, measure, title in zip(axes, table["measure"].unique(), titles, strict=True):
         rows = table[table["measure"] == measure].iloc[1:].reset_index(drop=True)
         parts.forest(ax, rows, [parts.Mark(BLUE)] * len(rows))
         parts.rows_axis(ax, [looks[arm][0] for arm in rows["arm"]])
@@ -194,14 +195,14 @@ def conditioning(axes: Any, table: pd.DataFrame) -> None:
 
 
 def say_conditioning(table: pd.DataFrame) -> str:
-    names = ("condition", "sliding", "ttt_gain")
-    condition, score, gain = (table[table["measure"] == name].set_index("arm") for name in names)
-    means, looks = condition["mean"], style.arms(table["arm"])
-    said = []
-    for arm in means.index[1:]:
-        effects = (style.effect(part.loc[arm]) for part in (score, gain))
-        said.append("{}: {:.1f}, (b) {}, (c) less (b) {}".format(looks[arm][0], means[arm], *effects))
-    return f"Condition of the block matrices ({means.iloc[0]:.1f} without) and differences to that. {'; '.join(said)}."
+    condition, size, score, gain = (rows.set_index("arm") for _, rows in table.groupby("measure", sort=False))
+    said = [
+        f"{label}: {condition['mean'][arm]:.1f}, {np.expm1(size['difference'][arm]):+.1%} bytes, (b) "
+        f"{style.effect(score.loc[arm])}, (c) less (b) {style.effect(gain.loc[arm])}"
+        for arm, (label, _) in list(style.arms(table["arm"]).items())[1:]
+    ]
+    without = condition["mean"].iloc[0]
+    return f"Condition of the block matrices ({without:.1f} without) and differences: {'; '.join(said)}."
 
 
 FIGURES = {

@@ -14,7 +14,6 @@ from golfcore.config import Config, differences, from_dict, to_dict
 
 RUNS = "papermill_runs"
 LOCK = ".lock"
-OWN = ("", "eval", "stages", "steps")  # folders of a run in which only who holds its lock writes
 BEGUN = {ENVIRONMENT, METRICS, COVERAGE}  # what a start that was cut short may have left
 
 
@@ -71,7 +70,7 @@ def open_run(path: Path, config: Config, data_hash: str, environment: Mapping[st
             )
         if on != data_hash:
             raise UserError(f"{path}: expected data {data_hash[:12]}, found a run on {on[:12]}; choose another --out")
-        files.sweep_parts(path, OWN)
+        files.sweep_parts(path)
         if theirs != config:
             files.write_record(where, found | {"config": to_dict(config)})
     else:
