@@ -148,7 +148,7 @@ def readings(place: Path, out: Path, command: list[str]) -> Iterator[tuple[str, 
     code, said = told(["compare", str(out), str(out)])
     yield "compare", code, said, None
     code, said = told(["data", "check", command[3]])
-    yield "data check", code, said, said if code == 0 else None
+    yield "data check", code, said, [] if "no manifest of golfcore's" in said else said if code == 0 else None
     code, said = told(command)
     yield "run", code, said, numbers(out) if code == 0 else None
 

@@ -321,8 +321,10 @@ def refused(folder: Path, message: str, again: bool = False) -> None:
 
 def test_our_manifest_is_the_identity_and_the_list_of_files(tmp_path, model):
     folder = make_dataset(tmp_path, model)
+    assert "no manifest of golfcore's" in description(open_dataset(folder))
     declare(folder)
     dataset = open_dataset(folder)
+    assert "no manifest" not in description(dataset)
     assert dataset.data_hash == dataset.manifest["data_hash"] and dataset.manifest["vocab_size"] == VOCAB
     for name, found in (("11", "expected only files"), ("09", "expected the content")):
         write_shard(folder / f"fineweb_train_0000{name}.bin", np.arange(4))

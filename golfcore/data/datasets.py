@@ -125,7 +125,8 @@ def train_stream(dataset: Dataset, vocab_size: int, reserve: int = 0) -> TokenSt
 
 def description(dataset: Dataset) -> str:
     """Lines for people: hash, tokenizer, and the tokens, documents and bytes of each split."""
-    facts, lines = dataset.facts, [f"{dataset.path}: data {dataset.data_hash[:12]}"]
+    facts, whose = dataset.facts, "" if dataset.manifest else " (a hash of its contents: no manifest of golfcore's)"
+    lines = [f"{dataset.path}: data {dataset.data_hash[:12]}{whose}"]
     lines.append(f"  tokenizer: {dataset.tokenizer.name}, sha256 {dataset.tokenizer_hash[:12]}")
     for split, shards in (("train", dataset.train), ("val", dataset.val)):
         made = dataset.manifest.get("splits", {}).get(split, {})
