@@ -137,7 +137,7 @@ CHANGED = {  # in a file of a finished run: what reads it, and what it says
     "coverage.json": (runs.coverage, "values that were changed since"),
     "eval/static.json": (lambda run: results.load(run.file("eval/static.json")), "values that were changed since"),
     "eval/static.npy": (lambda run: results.load(run.file("eval/static.json")), "content that was changed since"),
-    "metrics.jsonl": (lambda run: run.metrics(), "found others; without stages/train.json it trains again"),
+    "metrics.jsonl": (lambda run: run.metrics(), "found others; bring it back, or choose another --out"),
 }
 
 

@@ -59,10 +59,8 @@ def _left(part: Path) -> bool:
         return False
     try:
         os.kill(int(named[2]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # somebody else's
-        return False
+    except OSError as e:
+        return isinstance(e, ProcessLookupError)  # else it lives and is somebody else's
     return False
 
 

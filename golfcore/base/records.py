@@ -104,7 +104,7 @@ class RunFolder:
         trained = self.stage(TRAINING) or {}
         if "rows" in trained and files.sha256_json(rows[: trained["metrics"]]) != trained["rows"]:
             said = f"the {trained['metrics']} rows that training logged"
-            raise UserError(f"{path}: expected {said}, found others; without stages/{TRAINING}.json it trains again")
+            raise UserError(f"{path}: expected {said}, found others; bring it back, or choose another --out")
         return [r for r in rows if kind is None or r["kind"] == kind]
 
     def rewind(self, step: int) -> None:
