@@ -26,6 +26,7 @@ FIGURES = {
     "06_quantization": 8,
     "10_ablation_suite": 1,
     "11_claims_and_figures": 10,
+    "12_conditioning": 1,
 }  # at least; of the others 6
 READING = {"11_claims_and_figures"}  # trains nothing: reads the project's figures
 MOST = 30_000  # characters that one output holds: more is read by nobody
