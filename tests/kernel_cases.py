@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE).requires_grad_()
 
 
-def both(fn: Callable[..., object], reference: Callable[..., object], *given: object) -> None:
+def assert_alike(fn: Callable[..., object], reference: Callable[..., object], *given: object) -> None:
     """Equal outputs, and equal gradients of a sum in which every output has its own random weights."""
     found = []
     for call in (fn, reference):
@@ -39,14 +39,14 @@ def both(fn: Callable[..., object], reference: Callable[..., object], *given: ob
 
 
 def test_add_norm() -> None:
-    both(KERNELS.add_norm, pointwise.add_norm, random(B, T, D), random(B, T, D, seed=1), 0.7)
+    assert_alike(KERNELS.add_norm, pointwise.add_norm, random(B, T, D), random(B, T, D, seed=1), 0.7)
 
 
 @pytest.mark.parametrize("programs", [kernels.PROGRAMS, 3], ids=["a tile each", "several tiles each"])
 def test_mix_norm(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "PROGRAMS", programs)
     given = random(B, T, D), random(B, T, D, seed=1), random(2, D, seed=2)
-    both(KERNELS.mix_norm, pointwise.mix_norm, *given, 0.7)
+    assert_alike(KERNELS.mix_norm, pointwise.mix_norm, *given, 0.7)
 
 
 @pytest.mark.parametrize("turned", [8, K])
@@ -55,11 +55,11 @@ def test_heads(turned: int) -> None:
     constants = angles.cos().to(DEVICE), angles.sin().to(DEVICE)
     fused, written = KERNELS.heads, pointwise.heads
     given = random(B, T, (H + 2 * G) * K), random(H, seed=1)
-    both(lambda x, g: fused(x, g, *constants, G), lambda x, g: written(x, g, *constants, G), *given)
+    assert_alike(lambda x, g: fused(x, g, *constants, G), lambda x, g: written(x, g, *constants, G), *given)
 
 
 def test_exclude_self() -> None:
-    both(KERNELS.exclude_self, pointwise.exclude_self, random(B, T, H, K), random(B, T, G, K, seed=1))
+    assert_alike(KERNELS.exclude_self, pointwise.exclude_self, random(B, T, H, K), random(B, T, G, K, seed=1))
     nothing = torch.zeros(B, T, G, K, device=DEVICE)
     y = random(B, T, H, K)
     assert torch.equal(KERNELS.exclude_self(y, nothing), y)

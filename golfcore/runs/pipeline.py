@@ -16,7 +16,7 @@ from torch import Tensor
 from golfcore.base import files, runtime, tensors
 from golfcore.base.errors import UserError
 from golfcore.base.progress import bar
-from golfcore.base.records import RESULTS, RunFolder
+from golfcore.base.records import RESULTS, TRAINING, RunFolder
 from golfcore.base.runtime import Runtime
 from golfcore.config import Config
 from golfcore.data.datasets import Dataset, prepare_data, train_stream, val_tokens
@@ -92,11 +92,11 @@ class _Stages:
         base = {"config": self.cfg.hash, "data": self.dataset.data_hash}
         training = {"training": self.cfg.training_hash, "data": self.dataset.data_hash}
         others = () if self.cfg.run.keep_every else donors  # weights on the way are kept by the run that trains
-        if self.rt.is_main and (donor := self.run.adopt("train", training, others)):
+        if self.rt.is_main and (donor := self.run.adopt(TRAINING, training, others)):
             self.say(f"train: from {donor}")
         runtime.barrier()
         sensed = [sensitivity.FILE] if sensitivity.wanted(self.cfg.quant) else []
-        self.stage("train", training, [results.FLOAT, *sensed], partial(self.train, training))
+        self.stage(TRAINING, training, [results.FLOAT, *sensed], partial(self.train, training))
         trained = base | {"weights": self.sha(results.FLOAT)} | {name: self.sha(name) for name in sensed}
         self.stage("quantize", trained, [results.QUANTIZED], self.quantize, alone=True)
         quantized = base | {"quantized": self.sha(results.QUANTIZED), "tokenizer": self.dataset.tokenizer_hash}

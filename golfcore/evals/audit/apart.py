@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from golfcore.base.errors import UserError
-from golfcore.evals import ledger
 from golfcore.evals.audit.bench import CODE, SYSTEM
 from golfcore.evals.audit.scorer import Scorer, Scores
-from golfcore.evals.ledger import Event
+from golfcore.evals.ledger import KINDS, Event
 
 PATIENCE = 600.0  # seconds for one answer
-KINDS = {"int64", "float64"}
+DTYPES = {"int64", "float64"}
 
 
 @contextmanager
@@ -90,7 +89,7 @@ class Remote:
     def run(self, tokens: np.ndarray) -> Scores:
         found = self._ask("run", {"tokens": tokens})
         try:
-            log = [Event(ledger.KINDS[kind], *map(int, row)) for kind, *row in found.get("log", [])]
+            log = [Event(KINDS[kind], *map(int, row)) for kind, *row in found.get("log", [])]
         except (IndexError, TypeError) as e:
             raise UserError(f"the scorer: expected a log of events, found another array ({e})") from None
         start = int(found["start"][0]) if "start" in found else None
@@ -122,7 +121,7 @@ def _numbers(pipe: Connection, what: str) -> dict[str, Any]:
         head = json.loads(receive(pipe, what))
         found = {}
         for name, (kind, shape) in head["arrays"].items():
-            if kind not in KINDS:
+            if kind not in DTYPES:
                 raise ValueError(f"an array of {kind}")
             found[name] = np.frombuffer(receive(pipe, what), kind).reshape(shape)
     except (ValueError, TypeError, KeyError) as e:
@@ -166,7 +165,7 @@ def _serve(pipe: Connection, make: Callable[..., Scorer], arguments: Sequence[ob
 def _plain(scores: Scores) -> dict[str, np.ndarray]:
     found = {"positions": np.asarray(scores.positions, np.int64), "nats": np.asarray(scores.nats, np.float64)}
     if scores.log:
-        found["log"] = np.array([[ledger.KINDS.index(e.kind), *e[1:]] for e in scores.log], np.int64)
+        found["log"] = np.array([[KINDS.index(e.kind), *e[1:]] for e in scores.log], np.int64)
     if scores.states is not None:
         found["states"] = np.asarray(scores.states).astype(np.int64)
     return found if scores.start is None else found | {"start": np.array([scores.start], np.int64)}
